@@ -1,0 +1,151 @@
+//! What the engine is configured with. Plain data; the gateway builds it from its files.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::crypto::{EspSuite, IkeSuite, KeMethod, SignatureScheme};
+use crate::io::CredentialId;
+use crate::wire::{Identification, TrafficSelector};
+
+/// The engine's configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// Shard number, encoded into our SPIs so that a datagram finds its shard without a lock.
+    pub shard: u8,
+    /// Our identity (IDr as responder, IDi as initiator).
+    pub identity: Identification,
+    /// Local keys with certificates, preferred first.
+    pub credentials: Vec<Credential>,
+    /// SHA-1 of each trust anchor's SubjectPublicKeyInfo, for CERTREQ (RFC 7296 3.7).
+    pub trust_anchor_hashes: Vec<[u8; 20]>,
+    /// Accepted IKE suites, preferred first.
+    pub ike_suites: Vec<IkeSuite>,
+    /// Accepted ESP suites, preferred first.
+    pub esp_suites: Vec<EspSuite>,
+    /// The data plane can only do ESP in UDP: NAT detection is faked (RFC 3948, RFC 7296 2.23).
+    pub force_encap: bool,
+    /// Largest IKE datagram we send, UDP payload bytes; larger ones are fragmented (RFC 7383).
+    pub fragment_size: usize,
+    /// Timers.
+    pub timers: Timers,
+    /// Bounds on unauthenticated peers.
+    pub limits: Limits,
+}
+
+/// A local credential: everything but the private key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Its name in [`crate::io::Action::Sign`].
+    pub id: CredentialId,
+    /// DER certificates, end entity first, then intermediates; no root.
+    pub chain: Vec<Vec<u8>>,
+    /// What its key can sign, preferred first.
+    pub schemes: Vec<SignatureScheme>,
+}
+
+/// Timers, all durations of monotonic time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// First retransmission; doubles (factor 1.8) each time (RFC 7296 2.1).
+    pub retransmit: Duration,
+    /// Retransmissions before the peer counts as dead.
+    pub retransmit_tries: u32,
+    /// A responder's handshake must be finished in this time.
+    pub half_open: Duration,
+    /// An action must be answered in this time.
+    pub action: Duration,
+    /// Silence before a liveness check; zero turns it off.
+    pub dpd: Duration,
+    /// Rekey an IKE SA after this long.
+    pub rekey_ike: Duration,
+    /// Rekey a child SA after this long.
+    pub rekey_child: Duration,
+    /// How long DELETE of a closed SA is retransmitted.
+    pub tombstone: Duration,
+    /// NAT keepalive interval when we are behind a NAT.
+    pub keepalive: Duration,
+    /// Life of a cookie secret.
+    pub cookie_secret: Duration,
+    /// Fragments of one message must arrive in this time.
+    pub reassembly: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Self {
+            retransmit: s(1),
+            retransmit_tries: 5,
+            half_open: s(30),
+            action: s(15),
+            dpd: s(10),
+            rekey_ike: s(3600),
+            rekey_child: s(25 * 60),
+            tombstone: s(30),
+            keepalive: s(20),
+            cookie_secret: s(120),
+            reassembly: s(15),
+        }
+    }
+}
+
+/// Bounds on what strangers can make us hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Half-open IKE SAs at which every new peer must return a cookie first.
+    pub cookie_threshold: usize,
+    /// Half-open IKE SAs at most, cookie or not.
+    pub max_half_open: usize,
+    /// Established IKE SAs at most.
+    pub max_ike_sas: usize,
+    /// Largest IKE message accepted, reassembled, bytes.
+    pub max_message: usize,
+    /// Fragments of one message at most.
+    pub max_fragments: u16,
+    /// Certificates of a peer at most.
+    pub max_certificates: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            cookie_threshold: 64,
+            max_half_open: 2048,
+            max_ike_sas: 100_000,
+            max_message: 64 * 1024,
+            max_fragments: 128,
+            max_certificates: 8,
+        }
+    }
+}
+
+/// What an initiator needs to know of a peer (sites, tests, the simulation's clients).
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerConfig {
+    /// A name for logs.
+    pub name: String,
+    /// Our address and port.
+    pub local: SocketAddr,
+    /// The peer's address and port, normally 500.
+    pub remote: SocketAddr,
+    /// The identity we present.
+    pub identity: Identification,
+    /// The identity the peer must prove.
+    pub expected: Option<Identification>,
+    /// The key we authenticate with.
+    pub credential: CredentialId,
+    /// Offered IKE suites; each is one proposal.
+    pub ike_suites: Vec<IkeSuite>,
+    /// Offered ESP suites.
+    pub esp_suites: Vec<EspSuite>,
+    /// The first key exchange payload's method; must be one of the offered.
+    pub first_ke: KeMethod,
+    /// Ask for an IPv4 virtual address.
+    pub request_ipv4: bool,
+    /// Ask for an IPv6 virtual address.
+    pub request_ipv6: bool,
+    /// Our side's selectors; replaced by the virtual addresses when they were asked for.
+    pub ts_local: Vec<TrafficSelector>,
+    /// The peer's side's selectors.
+    pub ts_remote: Vec<TrafficSelector>,
+}

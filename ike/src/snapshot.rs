@@ -1,0 +1,1 @@
+//! An IKE SA at an exchange boundary as plain, versioned data.

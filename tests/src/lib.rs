@@ -1,1 +1,8 @@
-//! tests
+//! What Runnel claims, checked from outside: interop labs against unmodified strongSwan in
+//! network namespaces, hostile input, crash tests and paired benchmarks.
+//!
+//! This crate is only ever run by developers and CI. It prints to the terminal and needs root for
+//! everything that builds a network.
+
+pub mod lab;
+pub mod labs;

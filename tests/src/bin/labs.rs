@@ -1,0 +1,40 @@
+//! Runs interop labs; `cargo xtask lab` is its usual caller.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command-line program
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tests::labs;
+
+const USAGE: &str = "usage: labs [--list] [--verbose] [NAME...]";
+
+fn main() -> ExitCode {
+    let mut names = Vec::new();
+    let mut verbose = false;
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--list" => {
+                for entry in labs::ALL {
+                    println!("{:<18} {}", entry.name, entry.about);
+                }
+                return ExitCode::SUCCESS;
+            }
+            "--verbose" | "-v" => verbose = true,
+            flag if flag.starts_with('-') => {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            }
+            name => names.push(name.to_owned()),
+        }
+    }
+    match labs::run(&names, verbose, Path::new("target/labs")) {
+        Ok((passed, failed)) => {
+            println!("{passed} passed, {failed} failed");
+            if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! An unmodified strongSwan daemon (`charon-systemd` from Debian) on one host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::host::Host;
+use super::process::Process;
+use super::swanctl::{Conf, Connection};
+use super::{Lab, cmd, wait};
+
+/// The only plugins loaded; the order decides that kernel-libipsec owns the SAs.
+const PLUGINS: &str = "random nonce x509 revocation constraints pubkey pkcs1 pkcs8 pem openssl gcm \
+                       curve25519 chapoly hmac kdf drbg kernel-libipsec kernel-netlink \
+                       socket-default vici updown";
+
+/// The folders `swanctl` looks into; it complains about each that is missing.
+const FOLDERS: [&str; 13] = [
+    "x509", "x509ca", "x509ocsp", "x509aa", "x509ac", "x509crl", "pubkey", "private", "rsa",
+    "ecdsa", "bliss", "pkcs8", "pkcs12",
+];
+
+/// How long the daemon may take to open its control socket.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Settings of the daemon itself.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// IKE fragment size in bytes.
+    pub fragment_size: u32,
+    /// First retransmission after this many seconds.
+    pub retransmit_timeout: f32,
+    /// Number of retransmissions before giving up.
+    pub retransmit_tries: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { fragment_size: 1280, retransmit_timeout: 0.5, retransmit_tries: 4 }
+    }
+}
+
+/// A running strongSwan daemon with its own configuration folder.
+pub struct Charon {
+    host: Host,
+    dir: PathBuf,
+    process: Process,
+}
+
+impl Charon {
+    /// Starts the daemon with a private `/run` and waits for its control socket.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(host: &Host, options: &Options) -> Result<Self> {
+        let dir = host.dir()?.join("strongswan");
+        for folder in FOLDERS {
+            fs::create_dir_all(dir.join("swanctl").join(folder))?;
+        }
+        let conf = dir.join("strongswan.conf");
+        fs::write(&conf, daemon_conf(&dir, options).text())?;
+        // The daemon leaves pid files and sockets in /run: each gets its own.
+        let script = format!(
+            "mount --make-rprivate / && mount -t tmpfs lab /run && \
+             exec env STRONGSWAN_CONF={} /usr/sbin/charon-systemd",
+            conf.display()
+        );
+        let mut command = host.command("unshare");
+        command.args(["-m", "sh", "-c", &script]);
+        let label = format!("charon on {}", host.name());
+        let mut process = Process::start(host.lab(), &label, command, &dir.join("stdout.log"))?;
+        host.lab().watch_log(&format!("{label} (log)"), &dir.join("charon.log"));
+        let socket = dir.join("vici.sock");
+        wait::holds(host.lab(), &format!("{label} to start"), START_LIMIT, || {
+            if let Some(code) = process.ended()? {
+                bail!("{label} ended with {code} at start\n{}", host.lab().tails());
+            }
+            Ok(socket.exists())
+        })?;
+        Ok(Self { host: host.clone(), dir, process })
+    }
+
+    /// The host it runs on.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The process, for signals.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// A file below the swanctl folder, for example `x509/host.pem`.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join("swanctl").join(name)
+    }
+
+    /// Copies a file below the swanctl folder.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn install(&self, from: &Path, name: &str) -> Result<()> {
+        fs::copy(from, self.file(name))
+            .with_context(|| format!("cannot install {} as {name}", from.display()))?;
+        Ok(())
+    }
+
+    /// Writes the configuration (connections and anything in `more`) and loads it with all keys.
+    ///
+    /// # Errors
+    /// When strongSwan does not accept it.
+    pub fn load(&self, connections: &[Connection], more: &str) -> Result<()> {
+        let conf = Conf::new().section("connections", |mut c| {
+            for connection in connections {
+                c = connection.write(c);
+            }
+            c
+        });
+        fs::write(self.file("swanctl.conf"), format!("{}{more}", conf.text()))?;
+        let said = self.swanctl(&["--load-all", "--noprompt"])?;
+        if !said.ok() || said.all().contains("failed") || said.all().contains("discarded") {
+            bail!("strongSwan refused its configuration: {}", said.all());
+        }
+        Ok(())
+    }
+
+    /// Runs `swanctl` against this daemon.
+    ///
+    /// # Errors
+    /// Only when it cannot be started.
+    pub fn swanctl(&self, args: &[&str]) -> Result<cmd::Said> {
+        let (verb, rest) = args.split_first().context("swanctl needs a command")?;
+        let socket = format!("unix://{}/vici.sock", self.dir.display());
+        let mut command = Command::new("swanctl");
+        command
+            .env("SWANCTL_DIR", self.dir.join("swanctl"))
+            .env("STRONGSWAN_CONF", self.dir.join("strongswan.conf"))
+            .args([verb, "--uri", &socket])
+            .args(rest);
+        cmd::output(&mut command)
+    }
+
+    /// Tries to bring a child up once and reports what strongSwan said.
+    ///
+    /// # Errors
+    /// Only when swanctl cannot be started.
+    pub fn try_initiate(&self, child: &str) -> Result<cmd::Said> {
+        self.swanctl(&["--initiate", "--timeout", "20", "--child", child])
+    }
+
+    /// Brings a child up.
+    ///
+    /// # Errors
+    /// When strongSwan reports a failure; the message holds both ends' last lines.
+    pub fn initiate(&self, child: &str) -> Result<()> {
+        let said = self.try_initiate(child)?;
+        if !said.ok() {
+            bail!("{} cannot connect: {}\n{}", self.host.name(), said.all(), self.lab().tails());
+        }
+        Ok(())
+    }
+
+    /// Ends an IKE SA by the connection's name.
+    ///
+    /// # Errors
+    /// When strongSwan reports a failure.
+    pub fn terminate(&self, name: &str) -> Result<()> {
+        let said = self.swanctl(&["--terminate", "--timeout", "5", "--ike", name])?;
+        if !said.ok() {
+            bail!("cannot terminate {name}: {}", said.all());
+        }
+        Ok(())
+    }
+
+    /// What `swanctl --list-sas` prints.
+    ///
+    /// # Errors
+    /// Only when swanctl cannot be started.
+    pub fn sas(&self) -> Result<String> {
+        Ok(self.swanctl(&["--list-sas"])?.out)
+    }
+
+    /// The virtual addresses this client got, as listed with its SA (`[10.77.0.2]`).
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn virtual_addresses(&self) -> Result<Vec<String>> {
+        let sas = self.sas()?;
+        let line = sas
+            .lines()
+            .find(|line| line.trim_start().starts_with("local "))
+            .with_context(|| format!("no SA on {}: {sas}", self.host.name()))?;
+        let list = line.rsplit_once('[').and_then(|(_, rest)| rest.split_once(']'));
+        let (list, _) = list.with_context(|| format!("no virtual address in `{line}`"))?;
+        Ok(list.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The daemon's own log (millisecond timestamps).
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("charon.log")).unwrap_or_default()
+    }
+
+    /// Waits for a text in the log, counted from byte `from`.
+    ///
+    /// # Errors
+    /// When it does not appear in time.
+    pub fn expect_log(&self, from: usize, text: &str, limit: Duration) -> Result<()> {
+        let what = format!("`{text}` in the strongSwan log of {}", self.host.name());
+        wait::holds(self.lab(), &what, limit, || {
+            Ok(self.log().get(from..).is_some_and(|log| log.contains(text)))
+        })
+    }
+
+    /// Ends the daemon.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.stop(&self.host.lab().clone(), Duration::from_secs(10)).map(drop)
+    }
+
+    fn lab(&self) -> &Lab {
+        self.host.lab()
+    }
+}
+
+fn daemon_conf(dir: &Path, options: &Options) -> Conf {
+    let vici = format!("unix://{}/vici.sock", dir.display());
+    let log = dir.join("charon.log").display().to_string();
+    Conf::new().section("charon", |c| {
+        c.set("load", PLUGINS)
+            .set("install_virtual_ip", "yes")
+            .set("fragment_size", &options.fragment_size.to_string())
+            .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
+            .set("retransmit_tries", &options.retransmit_tries.to_string())
+            .set("retransmit_base", "1.4")
+            .section("plugins", |p| p.section("vici", |v| v.set("socket", &vici)))
+            .section("filelog", |f| {
+                f.section("lab", |l| {
+                    l.set("path", &log)
+                        .set("time_format", "%T")
+                        .set("time_add_ms", "yes")
+                        .set("flush_line", "yes")
+                        .set("default", "1")
+                        .set("ike", "2")
+                        .set("cfg", "2")
+                })
+            })
+    })
+}

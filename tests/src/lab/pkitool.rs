@@ -1,0 +1,280 @@
+//! strongSwan's `pki` command: the stock enrolment client, and a certificate authority for tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::cmd::{self, Said};
+use super::host::Host;
+
+/// Kind and size of a key, in `pki --gen` terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyType {
+    /// `ecdsa`, `rsa` or `ed25519`.
+    pub kind: &'static str,
+    /// Bits; 0 where the kind has one size.
+    pub bits: u32,
+}
+
+/// ECDSA on P-256.
+pub const P256: KeyType = KeyType { kind: "ecdsa", bits: 256 };
+/// ECDSA on P-384.
+pub const P384: KeyType = KeyType { kind: "ecdsa", bits: 384 };
+/// RSA with 2048 bits.
+pub const RSA2048: KeyType = KeyType { kind: "rsa", bits: 2048 };
+/// RSA with 4096 bits.
+pub const RSA4096: KeyType = KeyType { kind: "rsa", bits: 4096 };
+/// Ed25519.
+pub const ED25519: KeyType = KeyType { kind: "ed25519", bits: 0 };
+
+/// Makes a private key (PEM, PKCS#8) at `to`.
+///
+/// # Errors
+/// When `pki` fails.
+pub fn generate(key: KeyType, to: &Path) -> Result<()> {
+    let bits = key.bits.to_string();
+    let mut args = vec!["--gen", "--type", key.kind, "--outform", "pem"];
+    if key.bits > 0 {
+        args.extend(["--size", &bits]);
+    }
+    fs::write(to, pki(&args)?).with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// Makes a certificate request for `key` at `to`.
+///
+/// # Errors
+/// When `pki` fails.
+pub fn request(key: &Path, dn: &str, to: &Path) -> Result<()> {
+    let key = key.display().to_string();
+    fs::write(
+        to,
+        pki(&["--req", "--in", &key, "--type", "priv", "--dn", dn, "--outform", "pem"])?,
+    )?;
+    Ok(())
+}
+
+/// The subject of a certificate in strongSwan's spelling.
+///
+/// # Errors
+/// When `pki` fails.
+pub fn subject(cert: &Path) -> Result<String> {
+    Ok(pki(&["--dn", "--in", &cert.display().to_string()])?.trim().to_owned())
+}
+
+/// What `pki --print` says about a certificate.
+///
+/// # Errors
+/// When `pki` fails.
+pub fn print(cert: &Path) -> Result<String> {
+    pki(&["--print", "--in", &cert.display().to_string()])
+}
+
+/// The serial number of a certificate as lower-case hexadecimal without separators.
+///
+/// # Errors
+/// When `openssl` cannot read it.
+pub fn serial(cert: &Path) -> Result<String> {
+    let said =
+        cmd::run("openssl", &["x509", "-noout", "-serial", "-in", &cert.display().to_string()])?;
+    let hex = said.trim().strip_prefix("serial=").context("openssl printed no serial")?;
+    Ok(hex.to_ascii_lowercase())
+}
+
+/// An enrolment server as the stock client sees it.
+#[derive(Debug, Clone)]
+pub struct Est {
+    /// Base URL, for example `https://gw.example.com:8443`.
+    pub url: String,
+    /// The pinned root (PEM file).
+    pub root: PathBuf,
+    /// `/etc/hosts` for the client, so that the URL's name resolves.
+    pub hosts: PathBuf,
+}
+
+impl Est {
+    /// Fetches the CA chain with `pki --estca`. strongSwan writes the first CA to `to` and any
+    /// other beside it as `NAME-1.pem` and so on; the result lists what was written.
+    ///
+    /// # Errors
+    /// When the client fails.
+    pub fn ca_certs(&self, from: &Host, to: &Path) -> Result<Vec<PathBuf>> {
+        let to_text = to.display().to_string();
+        let root = self.root.display().to_string();
+        let said = self.pki(
+            from,
+            &[
+                "--estca",
+                "--url",
+                &self.url,
+                "--cacert",
+                &root,
+                "--caout",
+                &to_text,
+                "--outform",
+                "pem",
+                "--force",
+            ],
+        )?;
+        if !said.ok() {
+            bail!("pki --estca failed: {}\n{}", said.all(), from.lab().tails());
+        }
+        let mut found = vec![to.to_owned()];
+        let stem = to.with_extension("").display().to_string();
+        for number in 1..8 {
+            let next = PathBuf::from(format!("{stem}-{number}.pem"));
+            if next.exists() {
+                found.push(next);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Enrols a request with `pki --est --userpass` and reports what the client said; on success
+    /// its standard output is the certificate.
+    ///
+    /// # Errors
+    /// Only when the client cannot be started.
+    pub fn enrol(&self, from: &Host, request: &Path, userpass: &str) -> Result<Said> {
+        let request = request.display().to_string();
+        let root = self.root.display().to_string();
+        self.pki(
+            from,
+            &[
+                "--est",
+                "--url",
+                &self.url,
+                "--cacert",
+                &root,
+                "--in",
+                &request,
+                "--userpass",
+                userpass,
+                "--outform",
+                "pem",
+            ],
+        )
+    }
+
+    /// Runs `pki` on a host with this server's name in its `/etc/hosts`.
+    fn pki(&self, from: &Host, args: &[&str]) -> Result<Said> {
+        let mut command = with_hosts(from, &self.hosts);
+        command.arg("pki").args(args);
+        cmd::output(&mut command)
+    }
+}
+
+/// A command prefix that runs the following words on `host` with its own `/etc/hosts`.
+#[must_use]
+pub fn with_hosts(host: &Host, hosts: &Path) -> std::process::Command {
+    let mut command = host.command("unshare");
+    let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+    command.args(["-m", "sh", "-c", &script, "sh"]);
+    command
+}
+
+/// A certificate authority made with `pki`, for baselines and negative tests.
+pub struct Authority {
+    dir: PathBuf,
+    /// The authority's own certificate (PEM file).
+    pub cert: PathBuf,
+}
+
+impl Authority {
+    /// Makes a self-signed authority in `dir`.
+    ///
+    /// # Errors
+    /// When `pki` fails.
+    pub fn new(dir: &Path, name: &str, key: KeyType) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let authority = Self { dir: dir.to_owned(), cert: dir.join("ca.pem") };
+        let private = authority.key();
+        generate(key, &private)?;
+        let private = private.display().to_string();
+        let dn = format!("CN={name}");
+        let pem = pki(&[
+            "--self",
+            "--ca",
+            "--in",
+            &private,
+            "--type",
+            "priv",
+            "--dn",
+            &dn,
+            "--lifetime",
+            "2",
+            "--outform",
+            "pem",
+        ])?;
+        fs::write(&authority.cert, pem)?;
+        Ok(authority)
+    }
+
+    /// An intermediate authority signed by this one.
+    ///
+    /// # Errors
+    /// When `pki` fails.
+    pub fn intermediate(&self, dir: &Path, name: &str, key: KeyType) -> Result<Self> {
+        fs::create_dir_all(dir)?;
+        let sub = Self { dir: dir.to_owned(), cert: dir.join("ca.pem") };
+        generate(key, &sub.key())?;
+        self.sign(&sub.key(), &format!("CN={name}"), &["--ca", "--lifetime", "2"], &sub.cert)?;
+        Ok(sub)
+    }
+
+    /// Makes a key and a certificate for it: `BASE-key.pem` and `BASE.pem` in the authority's
+    /// folder. `extra` are further `pki --issue` words, for example `--not-after`.
+    ///
+    /// # Errors
+    /// When `pki` fails.
+    pub fn issue(
+        &self,
+        base: &str,
+        dn: &str,
+        san: &str,
+        key: KeyType,
+        extra: &[&str],
+    ) -> Result<(PathBuf, PathBuf)> {
+        let private = self.dir.join(format!("{base}-key.pem"));
+        let cert = self.dir.join(format!("{base}.pem"));
+        generate(key, &private)?;
+        let mut words = vec!["--san", san];
+        if !extra.contains(&"--not-after") {
+            words.extend(["--lifetime", "1"]);
+        }
+        words.extend(extra);
+        self.sign(&private, dn, &words, &cert)?;
+        Ok((private, cert))
+    }
+
+    fn sign(&self, private: &Path, dn: &str, words: &[&str], to: &Path) -> Result<()> {
+        let private = private.display().to_string();
+        let (ca_cert, ca_key) = (self.cert.display().to_string(), self.key().display().to_string());
+        let mut args = vec![
+            "--issue",
+            "--cacert",
+            &ca_cert,
+            "--cakey",
+            &ca_key,
+            "--in",
+            &private,
+            "--type",
+            "priv",
+            "--dn",
+            dn,
+            "--outform",
+            "pem",
+        ];
+        args.extend(words);
+        fs::write(to, pki(&args)?)?;
+        Ok(())
+    }
+
+    fn key(&self) -> PathBuf {
+        self.dir.join("ca-key.pem")
+    }
+}
+
+fn pki(args: &[&str]) -> Result<String> {
+    cmd::run("pki", args)
+}

@@ -28,5 +28,5 @@ mod dataplane;
 mod error;
 
 pub use dataplane::{Dataplane, EventSink, PlaneEvent};
-pub use enforcer::Enforcer;
+pub use enforcer::{Enforcer, TunnelSetup};
 pub use error::PlaneError;

@@ -1,0 +1,158 @@
+//! The configuration as plain data, after every check.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Everything `runnel up` needs to know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[gateway]`
+    pub gateway: Gateway,
+    /// `[ike]`
+    pub ike: Ike,
+    /// `[pki]`
+    pub pki: Pki,
+    /// `[enrol]`
+    pub enrol: Enrol,
+    /// `[[pool]]`
+    pub pools: Vec<Pool>,
+    /// `[[role]]`
+    pub roles: Vec<Role>,
+    /// Where it came from; `None` for the built-in configuration.
+    pub source: Option<PathBuf>,
+    /// What is odd but not wrong, as `FILE:LINE: sentence`.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The pool of that name.
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.name == name)
+    }
+
+    /// The role of that name.
+    pub fn role(&self, name: &str) -> Option<&Role> {
+        self.roles.iter().find(|role| role.name == name)
+    }
+}
+
+/// Identity, sockets and data plane.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gateway {
+    /// IKE identity and certificate SAN; `None`: the host's name.
+    pub id: Option<String>,
+    /// Addresses to listen on with UDP 500 and 4500.
+    pub listen: Vec<IpAddr>,
+    /// Which data plane.
+    pub dataplane: DataplaneChoice,
+    /// Name of the tunnel interface.
+    pub interface: String,
+}
+
+/// `dataplane = ...`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataplaneChoice {
+    /// Kernel where it has ESP, else userspace.
+    Auto,
+    /// Kernel or refuse.
+    Kernel,
+    /// Userspace or refuse.
+    Userspace,
+}
+
+/// Timers and proposals of IKE and its child SAs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ike {
+    /// Life of an IKE SA before it is rekeyed.
+    pub rekey: Duration,
+    /// Life of a child SA before it is rekeyed.
+    pub child: Duration,
+    /// Silence before a liveness check; zero turns it off.
+    pub dpd: Duration,
+    /// IKE suites like `aes256gcm16-prfsha384-ecp384`, preferred first; empty: the default list.
+    pub proposals: Vec<String>,
+    /// ESP suites like `aes256gcm16`, preferred first; empty: the default list.
+    pub esp_proposals: Vec<String>,
+    /// Largest IKE datagram sent, in bytes of UDP payload.
+    pub fragment_size: usize,
+    /// Half-open IKE SAs at which strangers must return a cookie.
+    pub cookie_threshold: usize,
+    /// Half-open IKE SAs at most.
+    pub max_half_open: usize,
+}
+
+/// The certificate authority.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pki {
+    /// Domain of SPIFFE identities and certificate names; `None`: the gateway's id.
+    pub trust_domain: Option<String>,
+    /// CRL and root certificate over plain HTTP.
+    pub status_listen: SocketAddr,
+}
+
+/// The enrolment service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Enrol {
+    /// EST over TLS.
+    pub listen: SocketAddr,
+    /// The URL clients use; `None`: made from the gateway's id and the port.
+    pub url: Option<String>,
+}
+
+/// A range of virtual addresses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// At most one IPv4 and one IPv6 network.
+    pub addresses: Vec<IpNet>,
+    /// DNS servers handed to clients; reachable by every role of the pool.
+    pub dns: Vec<IpAddr>,
+    /// Source-NAT towards networks that have no route back.
+    pub masquerade: bool,
+    /// How long a released address rests before it is handed out again.
+    pub quarantine: Duration,
+}
+
+impl Pool {
+    /// The gateway's own address in a network of a pool: the first usable one.
+    pub fn gateway_address(net: IpNet) -> IpAddr {
+        match net {
+            IpNet::V4(v4) => {
+                IpAddr::V4(Ipv4Addr::from(u32::from(v4.network()).saturating_add(1)))
+            }
+            IpNet::V6(v6) => {
+                IpAddr::V6(Ipv6Addr::from(u128::from(v6.network()).saturating_add(1)))
+            }
+        }
+    }
+}
+
+/// Who may reach what, and for how long.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// The pool its addresses come from.
+    pub pool: String,
+    /// Life of its certificates.
+    pub ttl: Duration,
+    /// A lease is never renewed past this age.
+    pub max_lease: Duration,
+    /// Allowed destinations; everything else is dropped.
+    pub allow: Vec<AllowEntry>,
+}
+
+/// One allowed destination, like `10.20.0.10:443/tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AllowEntry {
+    /// Destination network; a host is a /32 or /128.
+    pub net: IpNet,
+    /// IP protocol; `None` is any.
+    pub protocol: Option<u8>,
+    /// Inclusive port range; `None` is any.
+    pub ports: Option<(u16, u16)>,
+}

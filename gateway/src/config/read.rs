@@ -1,0 +1,408 @@
+//! Walks the document section by section and checks what the sections say of each other.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::de::DeTable;
+
+use super::error::{ConfigError, ConfigErrors};
+use super::model::{
+    AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role,
+};
+use super::section::{Findings, Section};
+use super::value;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// The status page of the built-in role.
+const STATUS_PAGE_PORT: u16 = 80;
+
+/// Sections that the design has and this version has not.
+const LATER: &[(&str, &str)] = &[
+    ("issuer", "enrolment with OIDC tokens"),
+    ("site", "gateway-to-gateway tunnels"),
+    ("ha", "gateway pairs"),
+    ("audit", "audit sinks"),
+];
+
+pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
+    let mut found = Findings::new(text);
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    for error in &syntax {
+        let at = error.span().map_or(0, |span| span.start);
+        found.error(at, format!("not valid TOML: {}", error.message().replace('\n', "; ")));
+    }
+    let mut config = Config { pools: Vec::new(), roles: Vec::new(), ..built_in() };
+    // After a syntax error the rest of the document may be read wrongly: more messages would
+    // mislead.
+    if syntax.is_empty() {
+        let mut top = Section::new("the file", document.get_ref(), 0);
+        if let Some(section) = top.table("gateway", "[gateway]", &mut found) {
+            gateway(section, &mut config.gateway, &mut found);
+        }
+        if let Some(section) = top.table("ike", "[ike]", &mut found) {
+            ike(section, &mut config.ike, &mut found);
+        }
+        if let Some(section) = top.table("pki", "[pki]", &mut found) {
+            pki(section, &mut config.pki, &mut found);
+        }
+        if let Some(section) = top.table("enrol", "[enrol]", &mut found) {
+            enrol(section, &mut config.enrol, &mut found);
+        }
+        let pools = top.tables("pool", "[[pool]]", &mut found);
+        let roles = top.tables("role", "[[role]]", &mut found);
+        let built_in = built_in();
+        config.pools = match pools {
+            Some(sections) => pool_list(sections, &mut found),
+            None => built_in.pools,
+        };
+        config.roles = match roles {
+            Some(sections) => role_list(sections, &config.pools, &mut found),
+            None => default_roles(&config.pools),
+        };
+        top.finish(LATER, &mut found);
+    }
+    if !found.errors.is_empty() {
+        let mut errors = found.errors;
+        errors.sort_by_key(|error| error.line);
+        return Err(ConfigErrors { file: file.to_owned(), errors });
+    }
+    config.warnings = found
+        .warnings
+        .iter()
+        .map(|ConfigError { line, message }| format!("{file}:{line}: {message}"))
+        .collect();
+    Ok(config)
+}
+
+pub(super) fn built_in() -> Config {
+    let pool = Pool {
+        name: "runners".to_owned(),
+        addresses: vec![
+            net(IpAddr::V4(Ipv4Addr::new(10, 77, 0, 0)), 16),
+            net(IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0)), 64),
+        ],
+        dns: Vec::new(),
+        masquerade: false,
+        quarantine: 10 * MINUTE,
+    };
+    let pools = vec![pool];
+    let any = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    Config {
+        gateway: Gateway {
+            id: None,
+            listen: vec![
+                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            ],
+            dataplane: DataplaneChoice::Auto,
+            interface: "runnel0".to_owned(),
+        },
+        ike: Ike {
+            rekey: HOUR,
+            child: 25 * MINUTE,
+            dpd: Duration::from_secs(10),
+            proposals: Vec::new(),
+            esp_proposals: Vec::new(),
+            fragment_size: 1232,
+            cookie_threshold: 64,
+            max_half_open: 2048,
+        },
+        pki: Pki { trust_domain: None, status_listen: any(8080) },
+        enrol: Enrol { listen: any(8443), url: None },
+        roles: default_roles(&pools),
+        pools,
+        source: None,
+        warnings: Vec::new(),
+    }
+}
+
+/// Never fails for the literal prefixes it is called with.
+fn net(address: IpAddr, prefix: u8) -> IpNet {
+    IpNet::new(address, prefix).unwrap_or_else(|_| IpNet::from(address))
+}
+
+/// One role `builder` in the first pool that may reach only the gateway's status page.
+fn default_roles(pools: &[Pool]) -> Vec<Role> {
+    pools
+        .first()
+        .map(|pool| Role {
+            name: "builder".to_owned(),
+            pool: pool.name.clone(),
+            ttl: HOUR,
+            max_lease: DAY,
+            allow: pool
+                .addresses
+                .iter()
+                .map(|network| AllowEntry {
+                    net: IpNet::from(Pool::gateway_address(*network)),
+                    protocol: Some(6),
+                    ports: Some((STATUS_PAGE_PORT, STATUS_PAGE_PORT)),
+                })
+                .collect(),
+        })
+        .into_iter()
+        .collect()
+}
+
+fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings<'_>) {
+    if let Some((id, at)) = section.string("id", found) {
+        if value::dns_name(&id) || id.parse::<IpAddr>().is_ok() {
+            out.id = Some(id);
+        } else {
+            found.error(at, format!("`id = \"{id}\"` must be a DNS name like \"gw.example.com\" or an IP address: clients compare it with the certificate"));
+        }
+    }
+    let at = section.place("listen");
+    if let Some(listen) = section.addresses("listen", found) {
+        if listen.is_empty() {
+            found.error(at, "`listen` is empty; name at least one address, like [\"0.0.0.0\", \"::\"]");
+        }
+        out.listen = listen;
+    }
+    if let Some((word, at)) = section.string("dataplane", found) {
+        match word.as_str() {
+            "auto" => out.dataplane = DataplaneChoice::Auto,
+            "kernel" => out.dataplane = DataplaneChoice::Kernel,
+            "userspace" => out.dataplane = DataplaneChoice::Userspace,
+            _ => found.error(at, format!("`dataplane = \"{word}\"` must be \"auto\", \"kernel\" or \"userspace\"")),
+        }
+    }
+    if let Some((name, at)) = section.string("interface", found) {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if (1..=15).contains(&name.len()) && name.chars().all(fits) {
+            out.interface = name;
+        } else {
+            found.error(at, format!("`interface = \"{name}\"` must be 1 to 15 letters, digits, - or _"));
+        }
+    }
+    section.finish(&[], found);
+}
+
+fn ike(mut section: Section<'_, '_>, out: &mut Ike, found: &mut Findings<'_>) {
+    if let Some(rekey) = section.duration("rekey", MINUTE..=7 * DAY, found) {
+        out.rekey = rekey;
+    }
+    if let Some(child) = section.duration("child", MINUTE..=DAY, found) {
+        out.child = child;
+    }
+    if let Some(dpd) = section.duration("dpd", Duration::ZERO..=HOUR, found) {
+        out.dpd = dpd;
+    }
+    if let Some(list) = section.strings("proposals", found) {
+        out.proposals = list.into_iter().map(|(text, _)| text).collect();
+    }
+    if let Some(list) = section.strings("esp_proposals", found) {
+        out.esp_proposals = list.into_iter().map(|(text, _)| text).collect();
+    }
+    if let Some(size) = section.number("fragment_size", 576..=65_000, found) {
+        out.fragment_size = usize::try_from(size).unwrap_or(out.fragment_size);
+    }
+    if let Some(count) = section.number("cookie_threshold", 0..=1_000_000, found) {
+        out.cookie_threshold = usize::try_from(count).unwrap_or(out.cookie_threshold);
+    }
+    if let Some(count) = section.number("max_half_open", 1..=1_000_000, found) {
+        out.max_half_open = usize::try_from(count).unwrap_or(out.max_half_open);
+    }
+    section.finish(&[], found);
+}
+
+fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {
+    if let Some((domain, at)) = section.string("trust_domain", found) {
+        if value::dns_name(&domain) {
+            out.trust_domain = Some(domain.to_ascii_lowercase());
+        } else {
+            found.error(at, format!("`trust_domain = \"{domain}\"` must be a DNS name like \"ci.example.com\""));
+        }
+    }
+    if let Some(listen) = section.socket("status_listen", found) {
+        out.status_listen = listen;
+    }
+    section.finish(&[], found);
+}
+
+fn enrol(mut section: Section<'_, '_>, out: &mut Enrol, found: &mut Findings<'_>) {
+    if let Some(listen) = section.socket("listen", found) {
+        out.listen = listen;
+    }
+    if let Some((url, at)) = section.string("url", found) {
+        let rest = url.strip_prefix("https://").unwrap_or("");
+        if rest.is_empty() || rest.contains(['/', '?', '#', '@', ' ']) {
+            found.error(at, format!("`url = \"{url}\"` must be https://HOST[:PORT] without a path: clients append /.well-known/est"));
+        } else {
+            out.url = Some(url);
+        }
+    }
+    let later = [
+        ("certificate", "a public certificate for the enrolment listener"),
+        ("key", "a public certificate for the enrolment listener"),
+    ];
+    section.finish(&later, found);
+}
+
+fn pool_list(sections: Vec<Section<'_, '_>>, found: &mut Findings<'_>) -> Vec<Pool> {
+    let mut pools: Vec<Pool> = Vec::new();
+    let mut taken: Vec<(IpNet, String)> = Vec::new();
+    for mut section in sections {
+        let Some(name) = named(&mut section, found) else {
+            section.finish_quietly();
+            continue;
+        };
+        if pools.iter().any(|pool| pool.name == name) {
+            found.error(section.offset, format!("pool \"{name}\" is there twice; rename one"));
+        }
+        let at = section.place("addresses");
+        let mut addresses: Vec<IpNet> = Vec::new();
+        for (text, at) in section.strings("addresses", found).unwrap_or_default() {
+            match pool_network(&text) {
+                Ok(network) => {
+                    if addresses.iter().any(|other| other.addr().is_ipv4() == network.addr().is_ipv4()) {
+                        found.error(at, format!("pool \"{name}\" has two networks of one family; make another pool for {network}"));
+                    }
+                    if let Some((other, whose)) = taken.iter().find(|(other, _)| {
+                        other.contains(&network) || network.contains(other)
+                    }) {
+                        found.error(at, format!("{network} overlaps {other} of pool \"{whose}\"; pools must not share addresses"));
+                    }
+                    taken.push((network, name.clone()));
+                    addresses.push(network);
+                }
+                Err(why) => found.error(at, why),
+            }
+        }
+        if addresses.is_empty() {
+            found.error(at, format!("pool \"{name}\" has no addresses; add addresses = [\"10.77.0.0/16\", \"fd77::/64\"]"));
+        }
+        pools.push(Pool {
+            dns: section.addresses("dns", found).unwrap_or_default(),
+            masquerade: section.boolean("masquerade", found).unwrap_or(false),
+            quarantine: section
+                .duration("quarantine", Duration::ZERO..=DAY, found)
+                .unwrap_or(10 * MINUTE),
+            name,
+            addresses,
+        });
+        section.finish(&[], found);
+    }
+    pools
+}
+
+fn pool_network(text: &str) -> Result<IpNet, String> {
+    let network: IpNet = text.parse().map_err(|_| {
+        format!("\"{text}\" is not a network; write it like \"10.77.0.0/16\" or \"fd77::/64\"")
+    })?;
+    if network.trunc() != network {
+        return Err(format!("{network} has host bits set; write \"{}\"", network.trunc()));
+    }
+    let (longest, shortest) = match network {
+        IpNet::V4(_) => (29, 8),
+        IpNet::V6(_) => (120, 32),
+    };
+    if network.prefix_len() > longest || network.prefix_len() < shortest {
+        return Err(format!("{network} must be between /{shortest} and /{longest} to serve as a pool"));
+    }
+    Ok(network)
+}
+
+fn role_list(
+    sections: Vec<Section<'_, '_>>,
+    pools: &[Pool],
+    found: &mut Findings<'_>,
+) -> Vec<Role> {
+    let mut roles: BTreeMap<String, Role> = BTreeMap::new();
+    let mut order = Vec::new();
+    for mut section in sections {
+        let Some(name) = named(&mut section, found) else {
+            section.finish_quietly();
+            continue;
+        };
+        if roles.contains_key(&name) {
+            found.error(section.offset, format!("role \"{name}\" is there twice; rename one"));
+        }
+        let pool = role_pool(&mut section, &name, pools, found);
+        let ttl = section.duration("ttl", MINUTE..=DAY, found).unwrap_or(HOUR);
+        let max_at = section.place("max_lease");
+        let max_lease = section.duration("max_lease", MINUTE..=30 * DAY, found).unwrap_or(DAY);
+        if max_lease < ttl {
+            found.error(max_at, format!("role \"{name}\": `max_lease` ({}) is shorter than `ttl` ({}); raise it", value::duration_text(max_lease), value::duration_text(ttl)));
+        }
+        let at = section.place("allow");
+        let mut allow = Vec::new();
+        for (text, at) in section.strings("allow", found).unwrap_or_default() {
+            match value::allow_entry(&text) {
+                Ok(entry) => {
+                    check_reach(&entry, pools, at, found);
+                    allow.push(entry);
+                }
+                Err(why) => found.error(at, why),
+            }
+        }
+        if allow.is_empty() {
+            found.warn(at, format!("role \"{name}\" allows nothing: its tunnels carry no traffic"));
+        }
+        allow.sort();
+        allow.dedup();
+        order.push(name.clone());
+        roles.insert(name.clone(), Role { name, pool, ttl, max_lease, allow });
+        section.finish(&[("match", "enrolment with OIDC tokens")], found);
+    }
+    order.into_iter().filter_map(|name| roles.remove(&name)).collect()
+}
+
+fn role_pool(
+    section: &mut Section<'_, '_>,
+    role: &str,
+    pools: &[Pool],
+    found: &mut Findings<'_>,
+) -> String {
+    let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+    match section.string("pool", found) {
+        Some((pool, at)) => {
+            if !names.contains(&pool.as_str()) {
+                let hint = match value::nearest(&pool, &names) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => format!("the pools are {}", names.join(", ")),
+                };
+                found.error(at, format!("role \"{role}\" names the unknown pool \"{pool}\"; {hint}"));
+            }
+            pool
+        }
+        None => match names.as_slice() {
+            [only] => (*only).to_owned(),
+            _ => {
+                found.error(section.offset, format!("role \"{role}\" names no pool and there are {}; add pool = \"NAME\"", names.len()));
+                String::new()
+            }
+        },
+    }
+}
+
+/// Clients never reach each other: an allow entry inside a pool is a mistake, unless it is the
+/// gateway's own tunnel address.
+fn check_reach(entry: &AllowEntry, pools: &[Pool], at: usize, found: &mut Findings<'_>) {
+    for pool in pools {
+        for network in &pool.addresses {
+            let gateway = IpNet::from(Pool::gateway_address(*network));
+            if network.contains(&entry.net) && entry.net != gateway {
+                found.error(at, format!("{} lies in pool \"{}\": clients cannot reach each other; only the gateway's own address {} can be allowed", entry.net, pool.name, gateway.addr()));
+            }
+        }
+    }
+}
+
+fn named(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<String> {
+    let Some((name, at)) = section.string("name", found) else {
+        found.error(section.offset, "this section has no name; add name = \"...\"");
+        return None;
+    };
+    match value::name(&name) {
+        Ok(()) => Some(name),
+        Err(why) => {
+            found.error(at, why);
+            None
+        }
+    }
+}

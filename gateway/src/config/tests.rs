@@ -1,0 +1,151 @@
+//! What an operator types, and what the file tells back.
+
+use std::time::Duration;
+
+use super::*;
+
+fn errors(text: &str) -> Vec<String> {
+    match Config::parse(text, "runnel.toml") {
+        Ok(config) => panic!("accepted: {config:?}"),
+        Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+#[test]
+fn the_documented_example_is_accepted() {
+    let config = Config::parse(
+        r#"
+[gateway]
+id = "gw.example.com"
+listen = ["0.0.0.0", "::"]
+dataplane = "auto"
+
+[ike]
+rekey = "1h"
+child = "25m"
+dpd = "10s"
+
+[pki]
+trust_domain = "ci.example.com"
+status_listen = "0.0.0.0:8080"
+
+[enrol]
+listen = "0.0.0.0:8443"
+url = "https://gw.example.com:8443"
+
+[[pool]]
+name = "runners"
+addresses = ["10.77.0.0/16", "fd77::/64"]
+dns = ["10.20.0.53"]
+masquerade = false
+
+[[role]]
+name = "builder"
+pool = "runners"
+ttl = "1h"
+allow = ["10.20.0.10:443/tcp", "10.20.1.0/24"]
+"#,
+        "runnel.toml",
+    )
+    .unwrap();
+    assert_eq!(config.gateway.id.as_deref(), Some("gw.example.com"));
+    assert_eq!(config.pools[0].dns.len(), 1);
+    assert_eq!(config.roles[0].allow.len(), 2);
+    assert_eq!(config.roles[0].ttl, Duration::from_secs(3600));
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn an_empty_file_means_the_built_in_configuration() {
+    let config = Config::parse("", "runnel.toml").unwrap();
+    assert_eq!(config, Config::built_in());
+    let role = &config.roles[0];
+    assert_eq!(role.name, "builder");
+    let reach: Vec<String> = role.allow.iter().map(|entry| entry.net.to_string()).collect();
+    assert_eq!(reach, ["10.77.0.1/32", "fd77::1/128"]);
+    assert!(role.allow.iter().all(|entry| entry.ports == Some((80, 80))));
+}
+
+#[test]
+fn a_pool_alone_moves_the_built_in_role_into_it() {
+    let config = Config::parse("[[pool]]\nname = \"ci\"\naddresses = [\"10.9.0.0/24\"]\n", "f").unwrap();
+    assert_eq!(config.roles[0].pool, "ci");
+    assert_eq!(config.roles[0].allow[0].net.to_string(), "10.9.0.1/32");
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_with_lines() {
+    let found = errors(
+        r#"[gateway]
+lisen = ["0.0.0.0"]
+dataplane = "fast"
+[ike]
+rekey = "1 hour"
+[[pool]]
+name = "runners"
+addresses = ["10.77.0.1/16"]
+[[role]]
+name = "Builder"
+[[role]]
+name = "deploy"
+pool = "runner"
+allow = ["db.internal:5432/tcp"]
+"#,
+    );
+    let expect = [
+        ("runnel.toml:2:", "did you mean `listen`?"),
+        ("runnel.toml:3:", "\"auto\", \"kernel\" or \"userspace\""),
+        ("runnel.toml:5:", "write a duration like"),
+        ("runnel.toml:8:", "write \"10.77.0.0/16\""),
+        ("runnel.toml:8:", "has no addresses"),
+        ("runnel.toml:10:", "cannot be a name"),
+        ("runnel.toml:13:", "did you mean \"runners\"?"),
+        ("runnel.toml:14:", "names are not resolved"),
+    ];
+    assert_eq!(found.len(), expect.len(), "{found:#?}");
+    for ((at, part), line) in expect.iter().zip(&found) {
+        assert!(line.starts_with(at) && line.contains(part), "{line} lacks {at} {part}");
+    }
+}
+
+#[test]
+fn broken_toml_gives_the_line_and_nothing_misleading() {
+    let found = errors("[gateway]\nid = \"gw\nlisten = 5\n");
+    assert!(found[0].starts_with("runnel.toml:2:"), "{found:?}");
+    assert!(found.iter().all(|line| line.contains("not valid TOML")), "{found:?}");
+}
+
+#[test]
+fn planned_sections_are_named_as_such() {
+    let found = errors("[[issuer]]\nname = \"github\"\n");
+    assert!(found[0].contains("enrolment with OIDC tokens is not in this version"), "{found:?}");
+}
+
+#[test]
+fn pools_cannot_overlap_and_clients_cannot_reach_each_other() {
+    let found = errors(
+        "[[pool]]\nname = \"a\"\naddresses = [\"10.0.0.0/16\"]\n[[pool]]\nname = \"b\"\naddresses = [\"10.0.1.0/24\"]\n[[role]]\nname = \"r\"\npool = \"a\"\nallow = [\"10.0.0.7\"]\n",
+    );
+    assert!(found[0].contains("overlaps 10.0.0.0/16 of pool \"a\""), "{found:?}");
+    assert!(found[1].contains("cannot reach each other"), "{found:?}");
+}
+
+#[test]
+fn wrong_types_say_what_is_wanted() {
+    let found = errors("[gateway]\nlisten = \"0.0.0.0\"\n[ike]\nfragment_size = 10\n[[pool]]\nname = 5\n");
+    assert!(found[0].contains("list of strings"), "{found:?}");
+    assert!(found[1].contains("from 576 to 65000"), "{found:?}");
+}
+
+#[test]
+fn a_missing_file_says_so() {
+    let missing = std::path::Path::new("/nonexistent/runnel.toml");
+    let message = Config::load(Some(missing)).unwrap_err().to_string();
+    assert!(message.contains("no such configuration file"), "{message}");
+}
+
+#[test]
+fn a_role_that_allows_nothing_draws_a_warning() {
+    let config = Config::parse("[[role]]\nname = \"idle\"\nallow = []\n", "f").unwrap();
+    assert!(config.warnings[0].contains("allows nothing"), "{:?}", config.warnings);
+}

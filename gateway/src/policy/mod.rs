@@ -1,0 +1,67 @@
+//! From roles to enforcement: what a role's allow list means for IKE selectors and for the packet
+//! filter.
+//!
+//! Both come from the same entries. The filter is always exact; the selectors may be wider when
+//! the list is long, because a peer must be told at most [`MAX_SELECTORS`] of them.
+
+mod selectors;
+
+use ipnet::IpNet;
+use xfrm::model::{AllowRule, RoleFilter, TunnelNetwork};
+
+pub use selectors::{MAX_SELECTORS, allowed_selectors};
+
+use crate::config::{AllowEntry, Config, Pool, Role};
+
+/// What a role may reach: its allow list and its pool's DNS servers.
+pub fn reach(role: &Role, pool: &Pool) -> Vec<AllowEntry> {
+    const DNS: u16 = 53;
+    let mut entries = role.allow.clone();
+    for server in &pool.dns {
+        for protocol in [6, 17] {
+            entries.push(AllowEntry {
+                net: IpNet::from(*server),
+                protocol: Some(protocol),
+                ports: Some((DNS, DNS)),
+            });
+        }
+    }
+    entries.sort();
+    entries.dedup();
+    entries
+}
+
+/// The packet filter of every role.
+pub fn role_filters(config: &Config) -> Vec<RoleFilter> {
+    config
+        .roles
+        .iter()
+        .filter_map(|role| {
+            let pool = config.pool(&role.pool)?;
+            let allow = reach(role, pool)
+                .into_iter()
+                .map(|entry| AllowRule {
+                    destination: entry.net,
+                    protocol: entry.protocol,
+                    ports: entry.ports,
+                })
+                .collect();
+            Some(RoleFilter { role: role.name.clone(), allow })
+        })
+        .collect()
+}
+
+/// The networks of every pool with the gateway's own address in each.
+pub fn tunnel_networks(config: &Config) -> Vec<TunnelNetwork> {
+    config
+        .pools
+        .iter()
+        .flat_map(|pool| {
+            pool.addresses.iter().map(|network| TunnelNetwork {
+                network: *network,
+                gateway: Pool::gateway_address(*network),
+                masquerade: pool.masquerade,
+            })
+        })
+        .collect()
+}

@@ -12,9 +12,7 @@ mod value;
 use std::path::Path;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use model::{
-    AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role,
-};
+pub use model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
 pub use value::duration_text;
 
 /// Where the configuration is looked for when `--config` is not given.

@@ -121,12 +121,8 @@ impl Pool {
     /// The gateway's own address in a network of a pool: the first usable one.
     pub fn gateway_address(net: IpNet) -> IpAddr {
         match net {
-            IpNet::V4(v4) => {
-                IpAddr::V4(Ipv4Addr::from(u32::from(v4.network()).saturating_add(1)))
-            }
-            IpNet::V6(v6) => {
-                IpAddr::V6(Ipv6Addr::from(u128::from(v6.network()).saturating_add(1)))
-            }
+            IpNet::V4(v4) => IpAddr::V4(Ipv4Addr::from(u32::from(v4.network()).saturating_add(1))),
+            IpNet::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6.network()).saturating_add(1))),
         }
     }
 }

@@ -8,9 +8,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::error::{ConfigError, ConfigErrors};
-use super::model::{
-    AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role,
-};
+use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
 use super::section::{Findings, Section};
 use super::value;
 
@@ -94,10 +92,7 @@ pub(super) fn built_in() -> Config {
     Config {
         gateway: Gateway {
             id: None,
-            listen: vec![
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            ],
+            listen: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
             dataplane: DataplaneChoice::Auto,
             interface: "runnel0".to_owned(),
         },
@@ -159,7 +154,10 @@ fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings
     let at = section.place("listen");
     if let Some(listen) = section.addresses("listen", found) {
         if listen.is_empty() {
-            found.error(at, "`listen` is empty; name at least one address, like [\"0.0.0.0\", \"::\"]");
+            found.error(
+                at,
+                "`listen` is empty; name at least one address, like [\"0.0.0.0\", \"::\"]",
+            );
         }
         out.listen = listen;
     }
@@ -168,7 +166,10 @@ fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings
             "auto" => out.dataplane = DataplaneChoice::Auto,
             "kernel" => out.dataplane = DataplaneChoice::Kernel,
             "userspace" => out.dataplane = DataplaneChoice::Userspace,
-            _ => found.error(at, format!("`dataplane = \"{word}\"` must be \"auto\", \"kernel\" or \"userspace\"")),
+            _ => found.error(
+                at,
+                format!("`dataplane = \"{word}\"` must be \"auto\", \"kernel\" or \"userspace\""),
+            ),
         }
     }
     if let Some((name, at)) = section.string("interface", found) {
@@ -176,7 +177,10 @@ fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings
         if (1..=15).contains(&name.len()) && name.chars().all(fits) {
             out.interface = name;
         } else {
-            found.error(at, format!("`interface = \"{name}\"` must be 1 to 15 letters, digits, - or _"));
+            found.error(
+                at,
+                format!("`interface = \"{name}\"` must be 1 to 15 letters, digits, - or _"),
+            );
         }
     }
     section.finish(&[], found);
@@ -215,7 +219,10 @@ fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {
         if value::dns_name(&domain) {
             out.trust_domain = Some(domain.to_ascii_lowercase());
         } else {
-            found.error(at, format!("`trust_domain = \"{domain}\"` must be a DNS name like \"ci.example.com\""));
+            found.error(
+                at,
+                format!("`trust_domain = \"{domain}\"` must be a DNS name like \"ci.example.com\""),
+            );
         }
     }
     if let Some(listen) = section.socket("status_listen", found) {
@@ -255,16 +262,21 @@ fn pool_list(sections: Vec<Section<'_, '_>>, found: &mut Findings<'_>) -> Vec<Po
             found.error(section.offset, format!("pool \"{name}\" is there twice; rename one"));
         }
         let at = section.place("addresses");
+        let mistakes = found.errors.len();
         let mut addresses: Vec<IpNet> = Vec::new();
         for (text, at) in section.strings("addresses", found).unwrap_or_default() {
             match pool_network(&text) {
                 Ok(network) => {
-                    if addresses.iter().any(|other| other.addr().is_ipv4() == network.addr().is_ipv4()) {
+                    if addresses
+                        .iter()
+                        .any(|other| other.addr().is_ipv4() == network.addr().is_ipv4())
+                    {
                         found.error(at, format!("pool \"{name}\" has two networks of one family; make another pool for {network}"));
                     }
-                    if let Some((other, whose)) = taken.iter().find(|(other, _)| {
-                        other.contains(&network) || network.contains(other)
-                    }) {
+                    if let Some((other, whose)) = taken
+                        .iter()
+                        .find(|(other, _)| other.contains(&network) || network.contains(other))
+                    {
                         found.error(at, format!("{network} overlaps {other} of pool \"{whose}\"; pools must not share addresses"));
                     }
                     taken.push((network, name.clone()));
@@ -273,7 +285,7 @@ fn pool_list(sections: Vec<Section<'_, '_>>, found: &mut Findings<'_>) -> Vec<Po
                 Err(why) => found.error(at, why),
             }
         }
-        if addresses.is_empty() {
+        if addresses.is_empty() && found.errors.len() == mistakes {
             found.error(at, format!("pool \"{name}\" has no addresses; add addresses = [\"10.77.0.0/16\", \"fd77::/64\"]"));
         }
         pools.push(Pool {
@@ -302,7 +314,9 @@ fn pool_network(text: &str) -> Result<IpNet, String> {
         IpNet::V6(_) => (120, 32),
     };
     if network.prefix_len() > longest || network.prefix_len() < shortest {
-        return Err(format!("{network} must be between /{shortest} and /{longest} to serve as a pool"));
+        return Err(format!(
+            "{network} must be between /{shortest} and /{longest} to serve as a pool"
+        ));
     }
     Ok(network)
 }
@@ -327,7 +341,14 @@ fn role_list(
         let max_at = section.place("max_lease");
         let max_lease = section.duration("max_lease", MINUTE..=30 * DAY, found).unwrap_or(DAY);
         if max_lease < ttl {
-            found.error(max_at, format!("role \"{name}\": `max_lease` ({}) is shorter than `ttl` ({}); raise it", value::duration_text(max_lease), value::duration_text(ttl)));
+            found.error(
+                max_at,
+                format!(
+                    "role \"{name}\": `max_lease` ({}) is shorter than `ttl` ({}); raise it",
+                    value::duration_text(max_lease),
+                    value::duration_text(ttl)
+                ),
+            );
         }
         let at = section.place("allow");
         let mut allow = Vec::new();
@@ -366,14 +387,23 @@ fn role_pool(
                     Some(near) => format!("did you mean \"{near}\"?"),
                     None => format!("the pools are {}", names.join(", ")),
                 };
-                found.error(at, format!("role \"{role}\" names the unknown pool \"{pool}\"; {hint}"));
+                found.error(
+                    at,
+                    format!("role \"{role}\" names the unknown pool \"{pool}\"; {hint}"),
+                );
             }
             pool
         }
         None => match names.as_slice() {
             [only] => (*only).to_owned(),
             _ => {
-                found.error(section.offset, format!("role \"{role}\" names no pool and there are {}; add pool = \"NAME\"", names.len()));
+                found.error(
+                    section.offset,
+                    format!(
+                        "role \"{role}\" names no pool and there are {}; add pool = \"NAME\"",
+                        names.len()
+                    ),
+                );
                 String::new()
             }
         },
@@ -395,7 +425,9 @@ fn check_reach(entry: &AllowEntry, pools: &[Pool], at: usize, found: &mut Findin
 
 fn named(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<String> {
     let Some((name, at)) = section.string("name", found) else {
-        found.error(section.offset, "this section has no name; add name = \"...\"");
+        if !section.has("name") {
+            found.error(section.offset, "this section has no name; add name = \"...\"");
+        }
         return None;
     };
     match value::name(&name) {

@@ -97,7 +97,10 @@ impl<'d, 'i> Section<'d, 'i> {
     ) -> Option<Vec<Section<'d, 'i>>> {
         let value = self.find(key)?;
         let Some(array) = value.get_ref().as_array() else {
-            found.error(value.span().start, format!("write `[[{key}]]` (two brackets): there can be several"));
+            found.error(
+                value.span().start,
+                format!("write `[[{key}]]` (two brackets): there can be several"),
+            );
             return Some(Vec::new());
         };
         let mut sections = Vec::new();
@@ -133,7 +136,7 @@ impl<'d, 'i> Section<'d, 'i> {
         let value = self.find(key)?;
         let Some(array) = value.get_ref().as_array() else {
             self.wrong(found, key, value, "a list of strings like [\"...\"]");
-            return Some(Vec::new());
+            return None;
         };
         let mut texts = Vec::new();
         for item in array.iter() {
@@ -242,6 +245,11 @@ impl<'d, 'i> Section<'d, 'i> {
         Some(addresses)
     }
 
+    /// Whether the key is written at all, rightly or wrongly.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.iter().any(|(k, _)| k.get_ref().as_ref() == key)
+    }
+
     /// Ends a section that is too broken for its keys to be judged.
     pub(super) fn finish_quietly(self) {}
 
@@ -254,11 +262,16 @@ impl<'d, 'i> Section<'d, 'i> {
             }
             let at = key.span().start;
             if let Some((_, what)) = later.iter().find(|(name, _)| *name == text) {
-                found.error(at, format!("`{text}` in {}: {what} is not in this version; remove it", self.name));
+                found.error(
+                    at,
+                    format!("`{text}` in {}: {what} is not in this version; remove it", self.name),
+                );
                 continue;
             }
             let message = match value::nearest(text, &self.known) {
-                Some(near) => format!("unknown key `{text}` in {}; did you mean `{near}`?", self.name),
+                Some(near) => {
+                    format!("unknown key `{text}` in {}; did you mean `{near}`?", self.name)
+                }
                 None => format!(
                     "unknown key `{text}` in {}; it may hold {}",
                     self.name,

@@ -65,12 +65,16 @@ pub(super) fn allow_entry(text: &str) -> Result<AllowEntry, String> {
     };
     let (network, ports) = if let Some(inner) = rest.strip_prefix('[') {
         let Some((network, after)) = inner.split_once(']') else {
-            return Err(format!("\"{text}\" has no closing bracket; write it like \"[fd00::1]:443/tcp\""));
+            return Err(format!(
+                "\"{text}\" has no closing bracket; write it like \"[fd00::1]:443/tcp\""
+            ));
         };
         match after.strip_prefix(':') {
             Some(ports) => (network, Some(ports)),
             None if after.is_empty() => (network, None),
-            None => return Err(format!("\"{text}\": write a colon and the port after the bracket")),
+            None => {
+                return Err(format!("\"{text}\": write a colon and the port after the bracket"));
+            }
         }
     } else if rest.matches(':').count() == 1 {
         match rest.split_once(':') {
@@ -91,7 +95,9 @@ pub(super) fn allow_entry(text: &str) -> Result<AllowEntry, String> {
     };
     let ports = ports.map(port_range).transpose()?;
     match (ports, protocol) {
-        (Some(_), None) => Err(format!("\"{text}\" names a port but no protocol; add \"/tcp\" or \"/udp\"")),
+        (Some(_), None) => {
+            Err(format!("\"{text}\" names a port but no protocol; add \"/tcp\" or \"/udp\""))
+        }
         (Some(_), Some(number)) if !matches!(number, 6 | 17 | 132) => {
             Err(format!("\"{text}\": only tcp, udp and sctp have ports"))
         }

@@ -136,9 +136,8 @@ mod tests {
 
     #[test]
     fn a_long_list_becomes_covering_networks_within_the_bound() {
-        let mut list: Vec<AllowEntry> = (0..200u32)
-            .map(|i| entry(&format!("10.{}.{}.7/32", i % 7, i), Some(443)))
-            .collect();
+        let mut list: Vec<AllowEntry> =
+            (0..200u32).map(|i| entry(&format!("10.{}.{}.7/32", i % 7, i), Some(443))).collect();
         list.extend((0..60u32).map(|i| entry(&format!("fd00:{i:x}::1/128"), Some(53))));
         let narrowed = narrow(&list, 32);
         assert!(narrowed.len() <= 32 && narrowed.len() > 8, "{}", narrowed.len());

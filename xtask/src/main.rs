@@ -1,2 +1,175 @@
-//! xtask
-fn main() {}
+//! Developer commands: `cargo xtask demo | test | lab | sim | fuzz | bench`.
+//!
+//! This program only installs, builds and starts things; what is tested lives in the `tests`
+//! crate. It stays small, so that it builds in seconds on a machine that has nothing yet.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // a command-line program
+
+mod docs;
+mod fuzz;
+mod packages;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+
+use run::Program;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Developer commands of Runnel")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the whole story on this machine: enrol, connect, download, release (root).
+    Demo,
+    /// Install what tests need and run everything.
+    Test {
+        /// Leave out the labs, which need root and network namespaces.
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Run one interop lab with its steps; logs and captures stay in target/labs/NAME when it
+    /// fails (root).
+    Lab {
+        /// Name of the lab.
+        #[arg(required_unless_present = "list")]
+        name: Option<String>,
+        /// List the labs.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Run simulation walks; a failing seed prints itself.
+    Sim {
+        /// Number of walks.
+        #[arg(long)]
+        walks: u64,
+        /// Seed of the first walk; random when left out.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Fuzz one target for a while (needs a nightly toolchain).
+    Fuzz {
+        /// Name of the target.
+        target: String,
+        /// How long, in seconds.
+        #[arg(long)]
+        seconds: u64,
+    },
+    /// Run a paired benchmark; the last line printed is one JSON object (root).
+    Bench {
+        /// Name of the benchmark.
+        #[arg(required_unless_present = "list")]
+        name: Option<String>,
+        /// List the benchmarks.
+        #[arg(long)]
+        list: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Demo => demo(),
+        Command::Test { fast } => test::all(fast),
+        Command::Lab { list: true, .. } => labs(&["--list"]),
+        Command::Lab { name, .. } => {
+            prepare_labs()?;
+            run::build_lab_programs(true)?;
+            let name = name.unwrap_or_default();
+            labs(&["--verbose", &name])
+        }
+        Command::Sim { walks, seed } => sim(walks, seed),
+        Command::Fuzz { target, seconds } => fuzz::run(&target, seconds),
+        Command::Bench { list: true, .. } => labs(&["--list-benchmarks"]),
+        Command::Bench { name, .. } => bench(&name.unwrap_or_default()),
+    }
+}
+
+fn demo() -> Result<()> {
+    prepare_labs()?;
+    println!("Building runnel and the demo (the first build takes a few minutes) ...");
+    run::build_lab_programs(false)?;
+    Program::built("labs").args(["--demo"]).run()
+}
+
+fn bench(name: &str) -> Result<()> {
+    prepare_labs()?;
+    run::build_release_gateway()?;
+    Program::cargo(["build", "--quiet", "-p", "tests", "--bin", "labs"]).run()?;
+    Program::built("labs").args(["--bench", name]).run()
+}
+
+fn sim(walks: u64, seed: Option<u64>) -> Result<()> {
+    let walks = walks.to_string();
+    let mut args: Vec<String> =
+        ["run", "--quiet", "-p", "tests", "--bin", "sim", "--", "--walks", &walks]
+            .map(str::to_owned)
+            .to_vec();
+    if let Some(seed) = seed {
+        args.extend(["--seed".to_owned(), seed.to_string()]);
+    }
+    Program::cargo(args).run()
+}
+
+/// Everything a lab needs of the machine: root, a TUN device, Debian packages.
+fn prepare_labs() -> Result<()> {
+    if !run::is_root()? {
+        bail!("this builds network namespaces and needs root: run it with sudo or in a root shell");
+    }
+    packages::install(packages::LABS)?;
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        bail!("/dev/net/tun is missing: load the `tun` module or give this container the device");
+    }
+    Ok(())
+}
+
+fn labs(args: &[&str]) -> Result<()> {
+    Program::cargo(["build", "--quiet", "-p", "tests", "--bin", "labs"]).run()?;
+    Program::built("labs").args(args.iter().copied()).run()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_commands_parse() {
+        for line in [
+            "demo",
+            "test",
+            "test --fast",
+            "lab --list",
+            "lab baseline",
+            "sim --walks 10 --seed 3",
+            "fuzz message --seconds 5",
+            "bench tunnel",
+            "bench --list",
+        ] {
+            let words = std::iter::once("xtask").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+        assert!(Cli::try_parse_from(["xtask", "lab"]).is_err());
+    }
+}

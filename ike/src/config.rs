@@ -41,6 +41,9 @@ pub struct Credential {
     pub chain: Vec<Vec<u8>>,
     /// What its key can sign, preferred first.
     pub schemes: Vec<SignatureScheme>,
+    /// SHA-1 of the SubjectPublicKeyInfo of each authority above the end entity, the root
+    /// included: a CERTREQ that names one of them asks for this credential (RFC 7296 3.7).
+    pub authorities: Vec<[u8; 20]>,
 }
 
 /// Timers, all durations of monotonic time.

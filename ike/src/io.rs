@@ -169,7 +169,8 @@ pub enum Action {
     VerifyPeer(Box<VerifyPeer>),
     /// Decide what an authenticated peer may have: lease, addresses, selectors.
     Authorise(Box<Authorise>),
-    /// Reserve an inbound ESP SPI.
+    /// Reserve an inbound ESP SPI. A reservation that no [`Action::InstallChild`] follows within
+    /// [`crate::config::Timers::half_open`] lapses by itself.
     AllocSpi,
     /// Install a child SA. The IKE_AUTH response waits for the answer.
     InstallChild(Box<InstallChild>),
@@ -231,6 +232,10 @@ pub struct VerifyPeer {
     pub certificates: Vec<Vec<u8>>,
     /// Signature scheme of AUTH; ECDSA signatures are DER here.
     pub scheme: SignatureScheme,
+    /// The peer used authentication method 1, which names no hash: `scheme` is then only its
+    /// family, and any SHA-2 hash is to be accepted
+    /// ([`crate::crypto::CryptoProvider::verify_rsa_classic`], RFC 7296 3.8).
+    pub rsa_classic: bool,
     /// The octets it signed (RFC 7296 2.15).
     pub message: Vec<u8>,
     /// The signature.
@@ -263,7 +268,7 @@ pub struct Authorise {
     pub peer: VerifiedPeer,
     /// The identity payload it was found under.
     pub identity: Identification,
-    /// The engine already holds other IKE SAs of the same identity.
+    /// It asked for an IPv4 virtual address.
     pub wants_ipv4: bool,
     /// It asked for an IPv6 virtual address.
     pub wants_ipv6: bool,

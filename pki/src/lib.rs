@@ -1,1 +1,58 @@
-//! pki
+//! Who a peer is: the certificate authority, enrolment, leases, revocation and the store.
+//!
+//! Everything is synchronous request → decision: time is an argument ([`UnixTime`]), randomness
+//! enters through [`Entropy`], nothing here opens a socket. [`Authority`] is the way in.
+//!
+//! ```text
+//! let authority = Authority::open(state_dir, Options::new(settings), now)?;
+//! let reply     = authority.est(&request, now);                 // HTTP answer as a value
+//! let peer      = authority.verify_peer(&chain, Some(ike_id), now)?;
+//! let access    = authority.authorise(&peer, now)?;             // lease, addresses, deadline
+//! let change    = authority.connected(&access.lease.id, now)?;
+//! let change    = authority.release(&lease_id, "admin", &Actor::Uid(0), now)?;
+//! ```
+//!
+//! A method that returns `Ok` has made its effect durable.
+#![forbid(unsafe_code)]
+
+mod audit;
+mod authority;
+mod ca;
+mod crl;
+mod csr;
+pub mod enrol;
+mod entropy;
+mod error;
+pub mod failpoint;
+mod issue;
+mod lease;
+mod profile;
+mod record;
+mod revoke;
+mod seal;
+mod serial;
+pub mod signer;
+pub mod store;
+mod time;
+pub mod validate;
+
+pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord};
+pub use authority::{Access, AccessError, Authority, Startup};
+pub use ca::{CaStatus, ServerIdentity, ServerNames, issuer_id};
+pub use crl::Crl;
+pub use csr::{Csr, CsrError};
+pub use enrol::est::{EstOutcome, EstReply, EstRequest};
+pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};
+pub use enrol::{Enrolled, Refusal, RefusalCode};
+pub use entropy::{Entropy, SystemEntropy, random_text};
+pub use error::Error;
+pub use issue::CertRecord;
+pub use lease::{
+    CiRef, Lease, LeaseCert, LeaseChange, LeaseEnd, LeaseEvent, LeaseState, LeaseTimers,
+    Transition, transition,
+};
+pub use profile::{Options, PoolConfig, RoleProfile, Settings};
+pub use revoke::{Revocation, RevocationReason, RevokeOutcome, RevokeSelector};
+pub use serial::Serial;
+pub use time::UnixTime;
+pub use validate::{IkeId, PeerError, San, VerifiedPeer};

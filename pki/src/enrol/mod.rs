@@ -1,0 +1,150 @@
+//! Enrolment: from a proof of entitlement and a key to a lease and a certificate.
+//!
+//! Protocols are pure request → decision functions: no sockets, no clock.
+
+pub mod est;
+pub mod token;
+
+use crate::time::UnixTime;
+
+/// Why an enrolment was refused; decides the HTTP status and names the audit reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RefusalCode {
+    /// No such resource.
+    NotFound,
+    /// The resource exists, the method does not.
+    MethodNotAllowed,
+    /// No credentials were sent.
+    CredentialsMissing,
+    /// The body is not a certification request.
+    MalformedRequest,
+    /// The request is larger than any certification request.
+    TooLarge,
+    /// The key or signature algorithm of the request is not accepted.
+    UnacceptableKey,
+    /// The request is not signed by the key it carries.
+    BadSelfSignature,
+    /// No token has this value.
+    TokenUnknown,
+    /// The token's time is over.
+    TokenExpired,
+    /// An operator revoked the token.
+    TokenRevoked,
+    /// The token opened its lease already, for another key or too long ago.
+    TokenSpent,
+    /// The token belongs to another role.
+    TokenWrongRole,
+    /// The token is bound to another key or network.
+    TokenBoundElsewhere,
+    /// The role does not exist (any more).
+    UnknownRole,
+    /// The lease this proof stands for has ended.
+    LeaseEnded,
+    /// The presented client certificate proves nothing here.
+    CertificateUnusable,
+    /// No address is free.
+    PoolExhausted,
+    /// The operation is not offered.
+    NotImplemented,
+    /// The store or the signer failed; trying again may work.
+    Unavailable,
+}
+
+impl RefusalCode {
+    /// A stable word for logs, metrics and audit.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::CredentialsMissing => "credentials_missing",
+            Self::MalformedRequest => "malformed_request",
+            Self::TooLarge => "too_large",
+            Self::UnacceptableKey => "unacceptable_key",
+            Self::BadSelfSignature => "bad_self_signature",
+            Self::TokenUnknown => "token_unknown",
+            Self::TokenExpired => "token_expired",
+            Self::TokenRevoked => "token_revoked",
+            Self::TokenSpent => "token_spent",
+            Self::TokenWrongRole => "token_wrong_role",
+            Self::TokenBoundElsewhere => "token_bound_elsewhere",
+            Self::UnknownRole => "unknown_role",
+            Self::LeaseEnded => "lease_ended",
+            Self::CertificateUnusable => "certificate_unusable",
+            Self::PoolExhausted => "pool_exhausted",
+            Self::NotImplemented => "not_implemented",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// The HTTP status.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::TooLarge => 413,
+            Self::CredentialsMissing | Self::TokenUnknown => 401,
+            Self::MalformedRequest | Self::UnacceptableKey | Self::BadSelfSignature => 400,
+            Self::TokenExpired
+            | Self::TokenRevoked
+            | Self::TokenSpent
+            | Self::TokenWrongRole
+            | Self::TokenBoundElsewhere
+            | Self::UnknownRole
+            | Self::LeaseEnded
+            | Self::CertificateUnusable => 403,
+            Self::NotImplemented => 501,
+            Self::PoolExhausted | Self::Unavailable => 503,
+        }
+    }
+}
+
+/// A refused enrolment.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// The kind.
+    pub code: RefusalCode,
+    /// One sentence for the operator's log: what differed and what to do. The client is told
+    /// it too, except where it would help a guesser.
+    pub detail: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
+        Self { code, detail: detail.into() }
+    }
+
+    /// What the client is told: for token failures only that the token is not accepted.
+    pub fn public_detail(&self) -> &str {
+        match self.code {
+            // Whether a token exists is told to nobody who cannot present it.
+            RefusalCode::TokenUnknown => "the token is not accepted",
+            RefusalCode::Unavailable => "the service cannot answer now; try again",
+            _ => &self.detail,
+        }
+    }
+}
+
+impl From<crate::error::Error> for Refusal {
+    fn from(error: crate::error::Error) -> Self {
+        use crate::error::Error;
+        let code = match error {
+            Error::PoolExhausted { .. } => RefusalCode::PoolExhausted,
+            _ => RefusalCode::Unavailable,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// A lease with the certificate that was issued for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolled {
+    /// The lease.
+    pub lease: crate::lease::Lease,
+    /// The certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The certificate's last instant.
+    pub not_after: UnixTime,
+    /// Whether this repeats an earlier answer (a retry after a lost reply).
+    pub replayed: bool,
+}

@@ -1,0 +1,1 @@
+//! Lease operations on the store.

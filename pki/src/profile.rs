@@ -1,0 +1,175 @@
+//! Settings: trust domain, roles, pools, key algorithms. Plain data given by the caller.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::entropy::{Entropy, SystemEntropy};
+use crate::error::Error;
+use crate::lease::LeaseTimers;
+use crate::signer::KeyAlgorithm;
+
+/// What a role's leases and certificates look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleProfile {
+    /// The pool its addresses come from.
+    pub pool: String,
+    /// A certificate's life.
+    pub ttl: Duration,
+    /// A lease's life, renewals included.
+    pub max_lease: Duration,
+}
+
+impl RoleProfile {
+    /// A role on a pool, with certificates of one hour and leases of at most a day.
+    pub fn new(pool: impl Into<String>) -> Self {
+        Self {
+            pool: pool.into(),
+            ttl: Duration::from_secs(3_600),
+            max_lease: Duration::from_secs(86_400),
+        }
+    }
+}
+
+/// An address pool: the first usable address of each network is the gateway's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// IPv4 and IPv6 networks, in order of use.
+    pub networks: Vec<IpNet>,
+    /// How long a released address rests, so that nobody inherits another's state.
+    pub quarantine: Duration,
+}
+
+impl PoolConfig {
+    /// A pool with the default quarantine of ten minutes.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self { networks, quarantine: Duration::from_secs(600) }
+    }
+}
+
+/// Settings that may change while running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The organisation in subjects, the suffix of DNS names, the host of SPIFFE identities.
+    pub trust_domain: String,
+    /// Roles by name.
+    pub roles: BTreeMap<String, RoleProfile>,
+    /// Pools by name.
+    pub pools: BTreeMap<String, PoolConfig>,
+    /// The periods of a lease's life.
+    pub timers: LeaseTimers,
+    /// Base URL of the CRL and OCSP service over plain HTTP, such as `http://gw.example:8080`;
+    /// certificates name it when it is set.
+    pub status_url: Option<String>,
+    /// Recorded in leases, so that audit shows which policy they were opened under.
+    pub policy_version: u64,
+}
+
+impl Settings {
+    /// Settings without roles or pools.
+    pub fn new(trust_domain: impl Into<String>) -> Self {
+        Self {
+            trust_domain: trust_domain.into(),
+            roles: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            timers: LeaseTimers::default(),
+            status_url: None,
+            policy_version: 0,
+        }
+    }
+
+    /// Checks what can be checked without the store.
+    ///
+    /// # Errors
+    /// One sentence naming the first setting that cannot work.
+    pub fn validate(&self) -> Result<(), Error> {
+        let domain = &self.trust_domain;
+        if !is_dns_name(domain) {
+            return Err(Error::Invalid(format!(
+                "trust_domain {domain:?} is not a DNS name: use something like ci.example.com"
+            )));
+        }
+        if domain.len() > 64 {
+            // RFC 5280 appendix A: ub-organization-name is 64.
+            return Err(Error::Invalid(format!(
+                "trust_domain {domain:?} has {} characters: at most 64 fit a certificate subject",
+                domain.len()
+            )));
+        }
+        for (name, role) in &self.roles {
+            if !is_dns_label(name) {
+                return Err(Error::Invalid(format!(
+                    "role {name:?} cannot be part of a DNS name: use a-z, 0-9 and hyphens, at \
+                     most 63"
+                )));
+            }
+            if !self.pools.contains_key(&role.pool) {
+                return Err(Error::Invalid(format!(
+                    "role {name} uses pool {:?}, which is not defined: add a [[pool]] of that name",
+                    role.pool
+                )));
+            }
+            if role.ttl < Duration::from_secs(60) || role.ttl > Duration::from_secs(86_400) {
+                return Err(Error::Invalid(format!(
+                    "role {name} has ttl {} s: choose between 60 s and 24 h",
+                    role.ttl.as_secs()
+                )));
+            }
+        }
+        for (name, pool) in &self.pools {
+            if name.is_empty() || name.contains('/') {
+                return Err(Error::Invalid(format!("pool name {name:?} must not contain '/'")));
+            }
+            crate::lease::pool::check(name, pool)?;
+        }
+        Ok(())
+    }
+}
+
+/// How an authority is opened.
+pub struct Options {
+    /// Settings that may change while running.
+    pub settings: Settings,
+    /// A file with the sealing key; without it `seal.key` in the state directory is used.
+    pub seal_key: Option<PathBuf>,
+    /// The algorithm of keys created at the first start.
+    pub key_algorithm: KeyAlgorithm,
+    /// Where serials, names and token secrets get their randomness.
+    pub entropy: Box<dyn Entropy>,
+}
+
+impl Options {
+    /// Default options: ECDSA P-256 keys, the system's generator, `seal.key`.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            seal_key: None,
+            key_algorithm: KeyAlgorithm::EcdsaP256,
+            entropy: Box::new(SystemEntropy::new()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("settings", &self.settings)
+            .field("seal_key", &self.seal_key)
+            .field("key_algorithm", &self.key_algorithm)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Letters, digits and inner hyphens, in lower case, 1 to 63 of them (RFC 1123 2.1).
+pub(crate) fn is_dns_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+}
+
+pub(crate) fn is_dns_name(name: &str) -> bool {
+    name.len() <= 253 && name.split('.').all(is_dns_label)
+}

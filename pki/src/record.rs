@@ -1,0 +1,94 @@
+//! Records of the store: JSON values (readable with `sqlite3`), and where each kind lives.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Error;
+use crate::store::{Entry, Revision, Store};
+
+/// A parsed record and the revision to condition its change on.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored<T> {
+    pub(crate) value: T,
+    pub(crate) revision: Revision,
+}
+
+/// Serialises a record. The record types hold only what JSON can say, so this cannot fail.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(key: &str, entry: &Entry) -> Result<Stored<T>, Error> {
+    let value = serde_json::from_slice(&entry.value)
+        .map_err(|cause| Error::Damaged { key: key.to_owned(), cause: cause.to_string() })?;
+    Ok(Stored { value, revision: entry.revision })
+}
+
+pub(crate) fn read<T: DeserializeOwned>(
+    store: &dyn Store,
+    key: &str,
+) -> Result<Option<Stored<T>>, Error> {
+    store.get(key)?.map(|entry| decode(key, &entry)).transpose()
+}
+
+/// Key layout. Times are zero-padded so that keys sort by them.
+pub(crate) mod key {
+    use std::net::IpAddr;
+
+    use crate::serial::Serial;
+    use crate::time::UnixTime;
+
+    pub(crate) const SEAL_CHECK: &str = "seal/check";
+    pub(crate) const CA: &str = "ca/current";
+    pub(crate) const TOKEN: &str = "token/";
+    pub(crate) const LEASE: &str = "lease/";
+    pub(crate) const DUE: &str = "due/";
+    pub(crate) const ENDED: &str = "ended/";
+    pub(crate) const CERT: &str = "cert/";
+    pub(crate) const SPKI: &str = "spki/";
+    pub(crate) const ADDRESS: &str = "addr/";
+    pub(crate) const REVOKED: &str = "revoked/";
+
+    pub(crate) fn token(id: &str) -> String {
+        format!("{TOKEN}{id}")
+    }
+    pub(crate) fn lease(id: &str) -> String {
+        format!("{LEASE}{id}")
+    }
+    /// Live leases by their next deadline.
+    pub(crate) fn due(at: UnixTime, id: &str) -> String {
+        format!("{DUE}{:020}/{id}", at.micros().max(0))
+    }
+    /// Ended leases by their end, so that old ones are found without a scan.
+    pub(crate) fn ended(at: UnixTime, id: &str) -> String {
+        format!("{ENDED}{:020}/{id}", at.micros().max(0))
+    }
+    pub(crate) fn cert(issuer: &str, serial: &Serial) -> String {
+        format!("{CERT}{issuer}/{serial}")
+    }
+    pub(crate) fn spki(spki_sha256: &str, lease: &str) -> String {
+        format!("{SPKI}{spki_sha256}/{lease}")
+    }
+    pub(crate) fn pool(pool: &str) -> String {
+        format!("{ADDRESS}{pool}/")
+    }
+    pub(crate) fn address(pool: &str, address: IpAddr) -> String {
+        match address {
+            IpAddr::V4(v4) => format!("{ADDRESS}{pool}/4/{:08x}", u32::from(v4)),
+            IpAddr::V6(v6) => format!("{ADDRESS}{pool}/6/{:032x}", u128::from(v6)),
+        }
+    }
+    pub(crate) fn revoked(issuer: &str, serial: &Serial) -> String {
+        format!("{REVOKED}{issuer}/{serial}")
+    }
+    /// Rewritten by every revocation: its revision says whether a CRL is current.
+    pub(crate) fn crl_trigger(issuer: &str) -> String {
+        format!("crl-trigger/{issuer}")
+    }
+    pub(crate) fn crl(issuer: &str) -> String {
+        format!("crl/{issuer}")
+    }
+    pub(crate) fn server(name: &str) -> String {
+        format!("server/{name}")
+    }
+}

@@ -1,0 +1,4 @@
+//! Sealing of secrets at rest.
+
+#[derive(Debug)]
+pub(crate) struct Sealer;

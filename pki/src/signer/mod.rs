@@ -1,0 +1,122 @@
+//! Signing keys behind one seam: file keys now, tokens and key services later.
+
+mod file;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use file::FileSigner;
+
+use crate::error::Error;
+
+/// The kind of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyAlgorithm {
+    /// ECDSA on P-256.
+    EcdsaP256,
+    /// ECDSA on P-384.
+    EcdsaP384,
+    /// Ed25519.
+    Ed25519,
+    /// RSA; imported, not generated.
+    Rsa,
+}
+
+/// A way to sign with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignatureScheme {
+    /// ECDSA with the curve's usual hash, DER-encoded: certificates, RFC 7427.
+    EcdsaAsn1,
+    /// ECDSA with the curve's usual hash, `r ‖ s`: RFC 4754 authentication methods 9 and 10.
+    EcdsaFixed,
+    /// Ed25519 (RFC 8420).
+    Ed25519,
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    RsaPkcs1Sha256,
+    /// RSASSA-PKCS1-v1_5 with SHA-384.
+    RsaPkcs1Sha384,
+    /// RSASSA-PKCS1-v1_5 with SHA-512.
+    RsaPkcs1Sha512,
+    /// RSASSA-PSS with SHA-256, salt of 32 octets.
+    RsaPssSha256,
+    /// RSASSA-PSS with SHA-384, salt of 48 octets.
+    RsaPssSha384,
+    /// RSASSA-PSS with SHA-512, salt of 64 octets.
+    RsaPssSha512,
+}
+
+/// A private key that signs; where it lives is its own matter.
+pub trait Signer: Send + Sync + fmt::Debug {
+    /// The SubjectPublicKeyInfo, DER.
+    fn public_key_der(&self) -> &[u8];
+
+    /// The kind of key.
+    fn algorithm(&self) -> KeyAlgorithm;
+
+    /// Signs a message with one of the key's schemes. May block.
+    ///
+    /// # Errors
+    /// When the scheme does not fit the key or the key store fails.
+    fn sign_with(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, Error>;
+
+    /// Signs a certificate's or CRL's to-be-signed part with the key's default scheme.
+    ///
+    /// # Errors
+    /// When the key store fails.
+    fn sign(&self, tbs: &[u8]) -> Result<Vec<u8>, Error> {
+        self.sign_with(self.algorithm().default_scheme(), tbs)
+    }
+}
+
+/// A shared signer.
+pub type SharedSigner = Arc<dyn Signer>;
+
+impl KeyAlgorithm {
+    /// The scheme used for certificates.
+    pub const fn default_scheme(self) -> SignatureScheme {
+        match self {
+            Self::EcdsaP256 | Self::EcdsaP384 => SignatureScheme::EcdsaAsn1,
+            Self::Ed25519 => SignatureScheme::Ed25519,
+            Self::Rsa => SignatureScheme::RsaPkcs1Sha256,
+        }
+    }
+
+    pub(crate) fn rcgen(self) -> &'static rcgen::SignatureAlgorithm {
+        match self {
+            Self::EcdsaP256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Self::EcdsaP384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+            Self::Ed25519 => &rcgen::PKCS_ED25519,
+            Self::Rsa => &rcgen::PKCS_RSA_SHA256,
+        }
+    }
+}
+
+/// Lets rcgen sign with any [`Signer`].
+pub(crate) struct RcgenKey<'a> {
+    signer: &'a dyn Signer,
+    public_key: Vec<u8>,
+}
+
+impl<'a> RcgenKey<'a> {
+    pub(crate) fn new(signer: &'a dyn Signer) -> Result<Self, Error> {
+        let spki = rcgen::SubjectPublicKeyInfo::from_der(signer.public_key_der())?;
+        Ok(Self { signer, public_key: rcgen::PublicKeyData::der_bytes(&spki).to_vec() })
+    }
+}
+
+impl rcgen::PublicKeyData for RcgenKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        &self.public_key
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        self.signer.algorithm().rcgen()
+    }
+}
+
+impl rcgen::SigningKey for RcgenKey<'_> {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.signer.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)
+    }
+}

@@ -1,0 +1,273 @@
+//! The store's contract: ordered keys, compare-and-swap transactions, hash-chained logs, watches.
+//!
+//! Values go in and come out synchronously. **Nothing is acknowledged before it is durable**:
+//! when [`Store::transact`] returns `Committed`, the writes survive the loss of the process and
+//! of power. Secondary indexes are keys written in the same transaction; expiry is an audited
+//! transaction of the caller, never a backend's time-to-live.
+
+mod memory;
+mod sqlite;
+#[cfg(test)]
+mod suite;
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+pub use memory::MemoryStore;
+pub use sqlite::{SCHEMA_VERSION, SqliteStore};
+
+/// A position in the store's history; every committed transaction has its own, rising by time.
+pub type Revision = u64;
+
+/// A stored value and the revision that wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The bytes.
+    pub value: Vec<u8>,
+    /// The transaction that wrote them.
+    pub revision: Revision,
+}
+
+/// What must hold for a transaction to be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// The key does not exist.
+    Absent(String),
+    /// The key exists and was last written by this revision.
+    At(String, Revision),
+}
+
+impl Condition {
+    /// The key the condition is about.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Absent(key) | Self::At(key, _) => key,
+        }
+    }
+}
+
+/// One change of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a value.
+    Put(String, Vec<u8>),
+    /// Removes a key; removing a missing key is not an error.
+    Delete(String),
+    /// Appends to a hash-chained log; the store assigns the sequence number.
+    Append(&'static str, Vec<u8>),
+}
+
+/// Conditions and changes that happen together or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Txn {
+    /// All must hold.
+    pub conditions: Vec<Condition>,
+    /// Applied in order.
+    pub ops: Vec<Op>,
+}
+
+impl Txn {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Requires that the key does not exist.
+    pub fn absent(&mut self, key: impl Into<String>) -> &mut Self {
+        self.conditions.push(Condition::Absent(key.into()));
+        self
+    }
+
+    /// Requires that the key was last written by this revision.
+    pub fn at(&mut self, key: impl Into<String>, revision: Revision) -> &mut Self {
+        self.conditions.push(Condition::At(key.into(), revision));
+        self
+    }
+
+    /// Writes a value.
+    pub fn put(&mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> &mut Self {
+        self.ops.push(Op::Put(key.into(), value.into()));
+        self
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, key: impl Into<String>) -> &mut Self {
+        self.ops.push(Op::Delete(key.into()));
+        self
+    }
+
+    /// Appends to a log.
+    pub fn append(&mut self, log: &'static str, value: impl Into<Vec<u8>>) -> &mut Self {
+        self.ops.push(Op::Append(log, value.into()));
+        self
+    }
+}
+
+/// How a transaction ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Applied and durable.
+    Committed(Revision),
+    /// Nothing was changed: the condition on this key did not hold.
+    Conflict(String),
+}
+
+/// One entry of a hash-chained log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// Position, from 1, without gaps.
+    pub seq: u64,
+    /// The value as appended.
+    pub value: Vec<u8>,
+    /// The hash of the entry before (32 zero bytes for the first).
+    pub prev: [u8; 32],
+    /// SHA-256 over `prev`, `seq` (8 bytes, big-endian) and the value.
+    pub hash: [u8; 32],
+}
+
+impl LogEntry {
+    /// The hash this entry must carry.
+    pub fn expected_hash(prev: &[u8; 32], seq: u64, value: &[u8]) -> [u8; 32] {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        context.update(prev);
+        context.update(&seq.to_be_bytes());
+        context.update(value);
+        let mut hash = [0u8; 32];
+        hash.copy_from_slice(context.finish().as_ref());
+        hash
+    }
+}
+
+/// One change seen by a watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The transaction that made it.
+    pub revision: Revision,
+    /// The key.
+    pub key: String,
+    /// The new value, or `None` when the key was removed.
+    pub value: Option<Vec<u8>>,
+}
+
+/// Changes under a prefix, in order, each after the moment the watch began.
+///
+/// A watcher that falls [`WATCH_BACKLOG`] changes behind is disconnected rather than let grow:
+/// it reads the range again and watches anew.
+#[derive(Debug)]
+pub struct Watch {
+    /// Changes have revisions above this one; read the range to learn what was there.
+    pub since: Revision,
+    /// The changes.
+    pub changes: mpsc::Receiver<Change>,
+}
+
+/// How many changes a slow watcher may be behind before it is disconnected.
+pub const WATCH_BACKLOG: usize = 4096;
+
+/// Why the store failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Reading or writing failed.
+    #[error("the store failed to {action}: {cause}; check the disk and the state directory")]
+    Backend {
+        /// What was attempted.
+        action: &'static str,
+        /// The backend's words.
+        cause: String,
+    },
+    /// The file was written by a later version of this program.
+    #[error(
+        "the state in {path} has schema version {found}, newer than the {known} this runnel \
+         knows: install the version that wrote it or restore an older backup"
+    )]
+    NewerSchema {
+        /// The store's file.
+        path: PathBuf,
+        /// The version found.
+        found: i64,
+        /// The latest version known.
+        known: i64,
+    },
+    /// The store has been shut down.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// An ordered key-value store with compare-and-swap transactions.
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// The value of one key.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// Up to `limit` entries whose keys start with `prefix` and sort after `after`.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Entry)>, StoreError>;
+
+    /// Applies all changes if all conditions hold; durable when it returns `Committed`.
+    ///
+    /// # Errors
+    /// When the backend fails; the transaction is then not applied, unless the failure came
+    /// while the outcome was being confirmed, which a repeat with the same conditions reveals.
+    fn transact(&self, txn: Txn) -> Result<Outcome, StoreError>;
+
+    /// Up to `limit` entries of a log with sequence numbers above `after`.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
+
+    /// Follows the changes under a prefix from now on.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn watch(&self, prefix: &str) -> Result<Watch, StoreError>;
+}
+
+/// Reads a whole prefix in pages.
+///
+/// # Errors
+/// When the backend fails.
+pub fn scan(store: &dyn Store, prefix: &str) -> Result<Vec<(String, Entry)>, StoreError> {
+    const PAGE: usize = 500;
+    let mut all: Vec<(String, Entry)> = Vec::new();
+    loop {
+        let after = all.last().map(|(key, _)| key.clone());
+        let page = store.range(prefix, after.as_deref(), PAGE)?;
+        let full = page.len() == PAGE;
+        all.extend(page);
+        if !full {
+            return Ok(all);
+        }
+    }
+}
+
+/// The registered watchers of an in-process backend.
+#[derive(Debug, Default)]
+pub(crate) struct Watchers(Vec<(String, mpsc::SyncSender<Change>)>);
+
+impl Watchers {
+    pub(crate) fn add(&mut self, prefix: &str) -> mpsc::Receiver<Change> {
+        let (sender, receiver) = mpsc::sync_channel(WATCH_BACKLOG);
+        self.0.push((prefix.to_owned(), sender));
+        receiver
+    }
+
+    /// Tells every watcher about the changes; those that are gone or full are dropped.
+    pub(crate) fn publish(&mut self, changes: &[Change]) {
+        self.0.retain(|(prefix, sender)| {
+            changes
+                .iter()
+                .filter(|change| change.key.starts_with(prefix.as_str()))
+                .all(|change| sender.try_send(change.clone()).is_ok())
+        });
+    }
+}

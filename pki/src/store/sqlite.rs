@@ -1,0 +1,408 @@
+//! The embedded store: one SQLite file in WAL mode, one writer thread with group commit.
+//!
+//! The writer collects the transactions that wait while the disk works and commits them
+//! together, each with its own conditions and revision; `synchronous=FULL` makes every commit
+//! reach the disk before anyone is answered. Readers have connections of their own and see only
+//! committed state.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use super::{
+    Change, Condition, Entry, LogEntry, Op, Outcome, Revision, Store, StoreError, Txn, Watch,
+    Watchers,
+};
+use crate::failpoint;
+
+/// How many waiting transactions share one commit at most.
+const GROUP: usize = 256;
+/// Idle reader connections kept open.
+const IDLE_READERS: usize = 4;
+/// Prepared statements kept by each connection.
+const STATEMENTS: usize = 32;
+
+/// The steps that bring a file from schema version `n` to `n + 1`, `n` being the index.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE entries (
+        key      TEXT PRIMARY KEY NOT NULL,
+        value    BLOB NOT NULL,
+        revision INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE logs (
+        log   TEXT NOT NULL,
+        seq   INTEGER NOT NULL,
+        prev  BLOB NOT NULL,
+        hash  BLOB NOT NULL,
+        value BLOB NOT NULL,
+        PRIMARY KEY (log, seq)
+    ) WITHOUT ROWID;
+    CREATE TABLE position (
+        only     INTEGER PRIMARY KEY CHECK (only = 1),
+        revision INTEGER NOT NULL
+    );
+    INSERT INTO position (only, revision) VALUES (1, 0);
+"];
+
+/// The schema version this build reads and writes.
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// A [`Store`] in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    path: PathBuf,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    shared: Arc<Mutex<Shared>>,
+    readers: Mutex<Vec<Connection>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What the writer publishes after each commit.
+#[derive(Debug, Default)]
+struct Shared {
+    revision: Revision,
+    watchers: Watchers,
+}
+
+#[derive(Debug)]
+struct Job {
+    txn: Txn,
+    reply: mpsc::SyncSender<Result<Outcome, StoreError>>,
+}
+
+impl SqliteStore {
+    /// Opens the file, creating it (mode 0600) or migrating it when needed.
+    ///
+    /// # Errors
+    /// [`StoreError::NewerSchema`] when a later version wrote the file, which is then left
+    /// untouched; [`StoreError::Backend`] when it cannot be used.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        create_private(path).map_err(|cause| StoreError::Backend {
+            action: "create its file",
+            cause: format!("{}: {cause}", path.display()),
+        })?;
+        let mut connection = Connection::open(path).map_err(failed("open its file"))?;
+        let found: i64 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(failed("read its file"))?;
+        if found > SCHEMA_VERSION {
+            return Err(StoreError::NewerSchema {
+                path: path.to_owned(),
+                found,
+                known: SCHEMA_VERSION,
+            });
+        }
+        configure(&connection).map_err(failed("configure its file"))?;
+        migrate(&mut connection, found).map_err(failed("migrate its file"))?;
+        let revision = connection
+            .query_row("SELECT revision FROM position", [], |row| row.get::<_, i64>(0))
+            .map_err(failed("read its position"))?;
+        let shared = Arc::new(Mutex::new(Shared {
+            revision: revision.unsigned_abs(),
+            watchers: Watchers::default(),
+        }));
+        let (jobs, queue) = mpsc::channel();
+        let publish = Arc::clone(&shared);
+        let writer = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || write_loop(connection, &queue, &publish))
+            .map_err(|cause| StoreError::Backend {
+                action: "start its writer",
+                cause: cause.to_string(),
+            })?;
+        Ok(Self {
+            path: path.to_owned(),
+            jobs: Mutex::new(Some(jobs)),
+            shared,
+            readers: Mutex::new(Vec::new()),
+            writer: Some(writer),
+        })
+    }
+
+    fn read<T>(
+        &self,
+        action: &'static str,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let idle = lock(&self.readers).pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => open_reader(&self.path).map_err(failed("open a reader"))?,
+        };
+        let result = query(&connection).map_err(failed(action));
+        let mut readers = lock(&self.readers);
+        if readers.len() < IDLE_READERS {
+            readers.push(connection);
+        }
+        result
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        lock(&self.jobs).take();
+        if let Some(writer) = self.writer.take() {
+            // A panic of the writer has already been reported to those who waited for it.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Store for SqliteStore {
+    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.read("read a key", |connection| {
+            connection
+                .prepare_cached("SELECT value, revision FROM entries WHERE key = ?1")?
+                .query_row([key], |row| {
+                    Ok(Entry { value: row.get(0)?, revision: row.get::<_, i64>(1)?.unsigned_abs() })
+                })
+                .optional()
+        })
+    }
+
+    fn range(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Entry)>, StoreError> {
+        // `after` sorts at or above the prefix or not at all within it; comparing against both
+        // keeps the query one index walk.
+        let after = after.filter(|after| *after >= prefix);
+        self.read("read a range", |connection| {
+            let sql = if after.is_some() {
+                "SELECT key, value, revision FROM entries WHERE key > ?1 ORDER BY key LIMIT ?2"
+            } else {
+                "SELECT key, value, revision FROM entries WHERE key >= ?1 ORDER BY key LIMIT ?2"
+            };
+            let mut statement = connection.prepare_cached(sql)?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let mut rows = statement.query(params![after.unwrap_or(prefix), limit])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let key: String = row.get(0)?;
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                let revision = row.get::<_, i64>(2)?.unsigned_abs();
+                found.push((key, Entry { value: row.get(1)?, revision }));
+            }
+            Ok(found)
+        })
+    }
+
+    fn transact(&self, txn: Txn) -> Result<Outcome, StoreError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        match lock(&self.jobs).as_ref() {
+            Some(jobs) => jobs.send(Job { txn, reply }).map_err(|_| StoreError::Closed)?,
+            None => return Err(StoreError::Closed),
+        }
+        answer.recv().map_err(|_| StoreError::Closed)?
+    }
+
+    fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
+        self.read("read a log", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT seq, value, prev, hash FROM logs WHERE log = ?1 AND seq > ?2
+                 ORDER BY seq LIMIT ?3",
+            )?;
+            let after = i64::try_from(after).unwrap_or(i64::MAX);
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = statement.query_map(params![log, after, limit], |row| {
+                Ok(LogEntry {
+                    seq: row.get::<_, i64>(0)?.unsigned_abs(),
+                    value: row.get(1)?,
+                    prev: row.get(2)?,
+                    hash: row.get(3)?,
+                })
+            })?;
+            rows.collect()
+        })
+    }
+
+    fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
+        let mut shared = lock(&self.shared);
+        let changes = shared.watchers.add(prefix);
+        Ok(Watch { since: shared.revision, changes })
+    }
+}
+
+/// Creates the file empty and readable by its owner alone; an existing one is left as it is.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map(drop)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL syncs the log at every commit: an acknowledged change survives a power cut.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(())
+}
+
+fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
+}
+
+/// Applies the missing migrations, each in its own transaction together with its version.
+fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+    let done = usize::try_from(found).unwrap_or(0);
+    for (index, sql) in MIGRATIONS.iter().enumerate().skip(done) {
+        let step = connection.transaction_with_behavior(TransactionBehavior::Exclusive)?;
+        step.execute_batch(sql)?;
+        step.pragma_update(None, "user_version", i64::try_from(index + 1).unwrap_or(i64::MAX))?;
+        step.commit()?;
+    }
+    Ok(())
+}
+
+fn write_loop(mut connection: Connection, queue: &mpsc::Receiver<Job>, shared: &Mutex<Shared>) {
+    let mut revision = lock(shared).revision;
+    while let Ok(first) = queue.recv() {
+        let mut group = vec![first];
+        while group.len() < GROUP
+            && let Ok(job) = queue.try_recv()
+        {
+            group.push(job);
+        }
+        match write_group(&mut connection, &group, revision) {
+            Ok(written) => {
+                {
+                    let mut shared = lock(shared);
+                    revision = written.revision;
+                    shared.revision = revision;
+                    shared.watchers.publish(&written.changes);
+                }
+                for (job, outcome) in group.into_iter().zip(written.outcomes) {
+                    // Whoever stopped waiting finds the result in the store.
+                    let _ = job.reply.send(Ok(outcome));
+                }
+            }
+            Err(error) => {
+                for job in group {
+                    let _ = job.reply.send(Err(failed("commit a transaction")(&error)));
+                }
+            }
+        }
+    }
+}
+
+struct Written {
+    revision: Revision,
+    outcomes: Vec<Outcome>,
+    changes: Vec<Change>,
+}
+
+fn write_group(
+    connection: &mut Connection,
+    group: &[Job],
+    mut revision: Revision,
+) -> rusqlite::Result<Written> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut outcomes = Vec::with_capacity(group.len());
+    let mut changes = Vec::new();
+    for job in group {
+        if let Some(key) = first_conflict(&transaction, &job.txn.conditions)? {
+            outcomes.push(Outcome::Conflict(key));
+            continue;
+        }
+        revision += 1;
+        for op in &job.txn.ops {
+            apply(&transaction, op, revision, &mut changes)?;
+        }
+        outcomes.push(Outcome::Committed(revision));
+    }
+    transaction.execute("UPDATE position SET revision = ?1", [signed(revision)])?;
+    failpoint::hit("store.before_commit");
+    transaction.commit()?;
+    failpoint::hit("store.after_commit");
+    Ok(Written { revision, outcomes, changes })
+}
+
+fn first_conflict(
+    transaction: &Transaction<'_>,
+    conditions: &[Condition],
+) -> rusqlite::Result<Option<String>> {
+    let mut statement =
+        transaction.prepare_cached("SELECT revision FROM entries WHERE key = ?1")?;
+    for condition in conditions {
+        let found: Option<i64> =
+            statement.query_row([condition.key()], |row| row.get(0)).optional()?;
+        let holds = match condition {
+            Condition::Absent(_) => found.is_none(),
+            Condition::At(_, revision) => found == Some(signed(*revision)),
+        };
+        if !holds {
+            return Ok(Some(condition.key().to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn apply(
+    transaction: &Transaction<'_>,
+    op: &Op,
+    revision: Revision,
+    changes: &mut Vec<Change>,
+) -> rusqlite::Result<()> {
+    match op {
+        Op::Put(key, value) => {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO entries (key, value, revision) VALUES (?1, ?2, ?3)
+                     ON CONFLICT (key) DO UPDATE
+                     SET value = excluded.value, revision = excluded.revision",
+                )?
+                .execute(params![key, value, signed(revision)])?;
+            changes.push(Change { revision, key: key.clone(), value: Some(value.clone()) });
+        }
+        Op::Delete(key) => {
+            let removed =
+                transaction.prepare_cached("DELETE FROM entries WHERE key = ?1")?.execute([key])?;
+            if removed > 0 {
+                changes.push(Change { revision, key: key.clone(), value: None });
+            }
+        }
+        Op::Append(log, value) => {
+            let last: Option<(i64, [u8; 32])> = transaction
+                .prepare_cached(
+                    "SELECT seq, hash FROM logs WHERE log = ?1 ORDER BY seq DESC LIMIT 1",
+                )?
+                .query_row([log], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let (seq, prev) = last.map_or((1, [0; 32]), |(seq, hash)| (seq + 1, hash));
+            let hash = LogEntry::expected_hash(&prev, seq.unsigned_abs(), value);
+            transaction
+                .prepare_cached(
+                    "INSERT INTO logs (log, seq, prev, hash, value) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![log, seq, prev, hash, value])?;
+        }
+    }
+    Ok(())
+}
+
+/// SQLite's integers are signed; revisions stay far below the sign bit.
+fn signed(revision: Revision) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+fn failed<E: ToString>(action: &'static str) -> impl Fn(E) -> StoreError {
+    move |cause| StoreError::Backend { action, cause: cause.to_string() }
+}
+
+/// A poisoned lock still guards consistent data here: no section panics half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,1 @@
+//! The contract of [`Store`](super::Store) as tests, run on every backend.

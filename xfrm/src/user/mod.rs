@@ -1,1 +1,25 @@
-//! user
+//! The userspace data plane: ESP in UDP (RFC 3948, RFC 4303) over a TUN device.
+//!
+//! Duty: carry the packets of the installed child SAs between the encapsulation sockets and the
+//! tunnel interface, and let nothing else pass. It knows no IKE: IKE datagrams leave as
+//! [`PlaneEvent::Ike`]. It sets no address and no route.
+//!
+//! # Threads
+//! One [`inbound`] thread per encapsulation socket and one [`outbound`] thread per TUN queue, all
+//! moving batches; one [`keeper`] thread follows path MTUs. Each batch runs under one read lock of
+//! the SA table, so a control operation that has taken the write lock is in force for every later
+//! packet: after [`Dataplane::remove`] returns, no packet of that child is on its way to either
+//! side. Events are delivered outside that lock.
+//!
+//! # Order of checks on a received packet
+//! Length and marker → SA by SPI → anti-replay window → integrity and decryption → window update
+//! → padding and next header → inner header → selectors of both directions → ECN → MSS. What a
+//! stranger can send costs a hash lookup; what fails is counted by [`DropReason`] and never stops
+//! anything.
+
+mod counters;
+pub mod mtu;
+mod replay;
+pub(crate) mod sys;
+
+pub use counters::DropReason;

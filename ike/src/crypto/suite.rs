@@ -1,0 +1,642 @@
+//! Cipher suites: what one SA runs with, and the text form of it.
+//!
+//! The text is strongSwan's proposal syntax (`aes256gcm16-prfsha384-ecp384`), because that is what
+//! stands in the clients' configuration and what operators compare with. A proposal may name
+//! several algorithms of a type, the preferred one first; it stands for every combination.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::weak::{self, WeakAlgorithm};
+use super::{CryptoError, CryptoProvider, Encryption, IkeKeyLengths, Prf};
+use crate::wire::{EncrId, IntegId, KeMethod, PrfId};
+
+/// Additional key exchanges of one SA at most (RFC 9370: ADDKE1 to ADDKE7).
+pub const MAX_ADDITIONAL: u8 = 7;
+
+/// Combinations that one proposal text may stand for.
+const MAX_COMBINATIONS: usize = 512;
+
+/// The algorithms of an IKE SA.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IkeSuite {
+    /// Transform type 1.
+    pub encryption: Encryption,
+    /// Transform type 3; `None` exactly when the encryption is an AEAD.
+    pub integ: Option<IntegId>,
+    /// Transform type 2.
+    pub prf: PrfId,
+    /// Transform type 4.
+    pub kex: KeMethod,
+    /// Additional key exchanges in the order of their transform types.
+    pub additional: Vec<AdditionalKex>,
+}
+
+/// The algorithms of an ESP SA.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EspSuite {
+    /// Transform type 1.
+    pub encryption: Encryption,
+    /// Transform type 3; `None` exactly when the encryption is an AEAD.
+    pub integ: Option<IntegId>,
+    /// Transform type 5: 64-bit sequence numbers.
+    pub esn: bool,
+    /// Transform type 4: a key exchange of its own (PFS). Never used in IKE_AUTH, where the
+    /// child SA shares the IKE SA's (RFC 7296 1.2).
+    pub kex: Option<KeMethod>,
+    /// Additional key exchanges.
+    pub additional: Vec<AdditionalKex>,
+}
+
+/// One additional key exchange (RFC 9370).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdditionalKex {
+    /// 1 to 7 for ADDKE1 to ADDKE7.
+    pub slot: u8,
+    /// The method; [`KeMethod::None`] when it may be left out.
+    pub method: KeMethod,
+}
+
+/// Why a proposal text was not understood.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SuiteError {
+    /// No algorithm has this name.
+    #[error("`{0}` names no algorithm known here")]
+    Unknown(String),
+    /// The algorithm is known and refused.
+    #[error("`{token}`: {weak}")]
+    Weak {
+        /// As written.
+        token: String,
+        /// Why, and what to do.
+        weak: &'static WeakAlgorithm,
+    },
+    /// The proposal lacks a type of algorithm.
+    #[error("`{proposal}` names no {missing}")]
+    Missing {
+        /// As written.
+        proposal: String,
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// An integrity algorithm beside an AEAD, or both kinds of encryption in one proposal.
+    #[error("`{0}` combines AEAD and integrity algorithms: write one proposal for each")]
+    MixedAead(String),
+    /// A type of algorithm that has no place here.
+    #[error("`{proposal}`: {what} has no place in this kind of proposal")]
+    Misplaced {
+        /// As written.
+        proposal: String,
+        /// What does not belong.
+        what: &'static str,
+    },
+    /// One suite was asked for, several combinations were written.
+    #[error("`{0}` stands for several suites where one is wanted")]
+    Several(String),
+    /// The proposal stands for too many combinations.
+    #[error("`{0}` stands for more than 512 combinations: write fewer algorithms")]
+    TooMany(String),
+}
+
+impl Encryption {
+    /// An algorithm with a KEY_LENGTH attribute.
+    #[must_use]
+    pub const fn with_bits(id: EncrId, bits: u16) -> Self {
+        Self { id, key_bits: Some(bits) }
+    }
+
+    /// ChaCha20-Poly1305, which has no KEY_LENGTH attribute (RFC 7634).
+    #[must_use]
+    pub const fn chacha20_poly1305() -> Self {
+        Self { id: EncrId::ChaCha20Poly1305, key_bits: None }
+    }
+
+    /// Octets of keying material in ESP and IKE: the key, then the salt of an AEAD (RFC 4106 8.1,
+    /// RFC 5282 7.1, RFC 7634 2). `None` for algorithms not implemented here.
+    #[must_use]
+    pub fn keymat_len(self) -> Option<usize> {
+        Some(self.key_len()? + self.salt_len())
+    }
+
+    /// Octets of the key alone.
+    #[must_use]
+    pub fn key_len(self) -> Option<usize> {
+        match (self.id, self.key_bits) {
+            (
+                EncrId::AesCbc | EncrId::AesGcm8 | EncrId::AesGcm12 | EncrId::AesGcm16,
+                Some(bits @ (128 | 192 | 256)),
+            ) => Some(usize::from(bits / 8)),
+            (EncrId::ChaCha20Poly1305, None) => Some(32),
+            _ => None,
+        }
+    }
+
+    /// Octets of salt behind the key.
+    #[must_use]
+    pub fn salt_len(self) -> usize {
+        if self.is_aead() { 4 } else { 0 }
+    }
+
+    /// Octets of explicit IV in each packet.
+    #[must_use]
+    pub fn iv_len(self) -> usize {
+        if self.is_aead() { 8 } else { 16 }
+    }
+
+    /// Octets of checksum of an AEAD; 0 otherwise.
+    #[must_use]
+    pub fn icv_len(self) -> usize {
+        match self.id {
+            EncrId::AesGcm8 => 8,
+            EncrId::AesGcm12 => 12,
+            EncrId::AesGcm16 | EncrId::ChaCha20Poly1305 => 16,
+            _ => 0,
+        }
+    }
+
+    /// True when it protects integrity itself.
+    #[must_use]
+    pub fn is_aead(self) -> bool {
+        self.id.is_aead()
+    }
+}
+
+impl fmt::Display for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = match self.id {
+            EncrId::AesCbc => "",
+            EncrId::AesGcm8 => "gcm8",
+            EncrId::AesGcm12 => "gcm12",
+            EncrId::AesGcm16 => "gcm16",
+            EncrId::ChaCha20Poly1305 => return f.write_str("chacha20poly1305"),
+            other => {
+                write!(f, "{other}")?;
+                return self.key_bits.map_or(Ok(()), |bits| write!(f, "_{bits}"));
+            }
+        };
+        match self.key_bits {
+            Some(bits) => write!(f, "aes{bits}{suffix}"),
+            None => write!(f, "aes{suffix}"),
+        }
+    }
+}
+
+/// Octets of an integrity algorithm's key; `None` for algorithms not implemented here.
+#[must_use]
+pub fn integ_key_len(id: IntegId) -> Option<usize> {
+    match id {
+        IntegId::HmacSha2_256_128 => Some(32),
+        IntegId::HmacSha2_384_192 => Some(48),
+        IntegId::HmacSha2_512_256 => Some(64),
+        _ => None,
+    }
+}
+
+/// Octets of an integrity algorithm's checksum; `None` for algorithms not implemented here.
+#[must_use]
+pub fn integ_icv_len(id: IntegId) -> Option<usize> {
+    integ_key_len(id).map(|len| len / 2)
+}
+
+/// strongSwan's name of a key exchange method, for messages and configuration.
+#[must_use]
+pub fn kex_name(method: KeMethod) -> String {
+    token_name(KEX, method).map_or_else(|| method.to_string(), str::to_owned)
+}
+
+impl IkeSuite {
+    /// Every combination a proposal text stands for, preferred first.
+    ///
+    /// # Errors
+    /// [`SuiteError`] naming the token.
+    pub fn parse_proposal(text: &str) -> Result<Vec<Self>, SuiteError> {
+        let tokens = Tokens::parse(text)?;
+        if !tokens.esn.is_empty() {
+            return Err(tokens.misplaced("esn"));
+        }
+        let prfs = tokens.prfs();
+        let kex = tokens.required(&tokens.kex, "key exchange method")?;
+        let mut suites = Vec::new();
+        for (encryption, integ) in tokens.protection()? {
+            for &prf in &prfs {
+                for &kex in kex {
+                    for additional in tokens.additional() {
+                        suites.push(Self { encryption, integ, prf, kex, additional });
+                    }
+                    tokens.bound(suites.len())?;
+                }
+            }
+        }
+        Ok(suites)
+    }
+
+    /// Proposals offered when the configuration names none, strongest first: AEADs, then what
+    /// RFC 8247 requires and native clients offer (AES-CBC with SHA-2).
+    pub const DEFAULT_PROPOSALS: &'static [&'static str] = &[
+        "aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha512-prfsha256\
+         -x25519-ecp384-ecp256-modp4096-modp3072-modp2048",
+        "aes256-aes128-sha256-sha384-sha512-prfsha256-prfsha384-prfsha512\
+         -x25519-ecp384-ecp256-modp4096-modp3072-modp2048",
+    ];
+
+    /// The combinations of [`Self::DEFAULT_PROPOSALS`].
+    #[must_use]
+    pub fn defaults() -> Vec<Self> {
+        Self::DEFAULT_PROPOSALS
+            .iter()
+            .filter_map(|text| Self::parse_proposal(text).ok())
+            .flatten()
+            .collect()
+    }
+
+    /// True when `provider` implements every algorithm.
+    #[must_use]
+    pub fn supported_by(&self, provider: &CryptoProvider) -> bool {
+        provider.cipher(self.encryption).is_some()
+            && self.integ.is_none_or(|id| provider.integ(id).is_some())
+            && provider.prf(self.prf).is_some()
+            && provider.group(self.kex).is_some()
+            && additional_supported(&self.additional, provider)
+    }
+
+    /// Lengths of the SK_ keys.
+    ///
+    /// # Errors
+    /// [`CryptoError::Unsupported`] when the provider lacks an algorithm.
+    pub fn key_lengths(&self, provider: &CryptoProvider) -> Result<IkeKeyLengths, CryptoError> {
+        let encr = provider
+            .cipher(self.encryption)
+            .ok_or(CryptoError::Unsupported("the encryption algorithm"))?
+            .key_len();
+        let integ = match self.integ {
+            None => 0,
+            Some(id) => provider
+                .integ(id)
+                .ok_or(CryptoError::Unsupported("the integrity algorithm"))?
+                .key_len(),
+        };
+        let prf = provider
+            .prf(self.prf)
+            .map(Prf::key_len)
+            .ok_or(CryptoError::Unsupported("the pseudorandom function"))?;
+        Ok(IkeKeyLengths { prf, integ, encr })
+    }
+}
+
+impl EspSuite {
+    /// Every combination a proposal text stands for, preferred first. Without `esn` or `noesn`
+    /// both are meant, 64-bit sequence numbers first.
+    ///
+    /// # Errors
+    /// [`SuiteError`] naming the token.
+    pub fn parse_proposal(text: &str) -> Result<Vec<Self>, SuiteError> {
+        let tokens = Tokens::parse(text)?;
+        if !tokens.prf.is_empty() {
+            return Err(tokens.misplaced("a pseudorandom function"));
+        }
+        let esn = if tokens.esn.is_empty() { &[true, false][..] } else { &tokens.esn };
+        let kex: Vec<Option<KeMethod>> = if tokens.kex.is_empty() {
+            vec![None]
+        } else {
+            // RFC 7296 3.3.6: NONE lets the peer leave PFS out.
+            tokens.kex.iter().map(|&kex| (kex != KeMethod::None).then_some(kex)).collect()
+        };
+        let mut suites = Vec::new();
+        for (encryption, integ) in tokens.protection()? {
+            for &esn in esn {
+                for &kex in &kex {
+                    for additional in tokens.additional() {
+                        suites.push(Self { encryption, integ, esn, kex, additional });
+                    }
+                    tokens.bound(suites.len())?;
+                }
+            }
+        }
+        Ok(suites)
+    }
+
+    /// Proposals offered when the configuration names none, strongest first. PFS methods are
+    /// accepted in rekeys as the IKE proposals allow them.
+    pub const DEFAULT_PROPOSALS: &'static [&'static str] = &[
+        "aes256gcm16-aes128gcm16-chacha20poly1305-esn-noesn",
+        "aes256-aes128-sha256-sha384-sha512-esn-noesn",
+    ];
+
+    /// The combinations of [`Self::DEFAULT_PROPOSALS`].
+    #[must_use]
+    pub fn defaults() -> Vec<Self> {
+        Self::DEFAULT_PROPOSALS
+            .iter()
+            .filter_map(|text| Self::parse_proposal(text).ok())
+            .flatten()
+            .collect()
+    }
+
+    /// Octets of encryption keying material (with salt) and of integrity key, for one direction.
+    ///
+    /// # Errors
+    /// [`CryptoError::Unsupported`] for an algorithm not implemented here.
+    pub fn key_lengths(&self) -> Result<(usize, usize), CryptoError> {
+        let encr = self
+            .encryption
+            .keymat_len()
+            .ok_or(CryptoError::Unsupported("the encryption algorithm"))?;
+        let integ = match self.integ {
+            None => 0,
+            Some(id) => {
+                integ_key_len(id).ok_or(CryptoError::Unsupported("the integrity algorithm"))?
+            }
+        };
+        Ok((encr, integ))
+    }
+
+    /// Octets of IV, ICV and cipher block: what a packet's overhead is computed from.
+    #[must_use]
+    pub fn packet_lengths(&self) -> (usize, usize, usize) {
+        let icv = match self.integ {
+            Some(id) => integ_icv_len(id).unwrap_or_default(),
+            None => self.encryption.icv_len(),
+        };
+        // ESP pads to four octets even for stream ciphers (RFC 4303 2.4).
+        (self.encryption.iv_len(), icv, if self.encryption.is_aead() { 4 } else { 16 })
+    }
+}
+
+impl FromStr for IkeSuite {
+    type Err = SuiteError;
+
+    fn from_str(text: &str) -> Result<Self, SuiteError> {
+        single(Self::parse_proposal(text)?, text)
+    }
+}
+
+impl FromStr for EspSuite {
+    type Err = SuiteError;
+
+    /// Unlike in a proposal, leaving `esn` out means 32-bit sequence numbers, as in `Display`.
+    fn from_str(text: &str) -> Result<Self, SuiteError> {
+        let mut suites = Self::parse_proposal(text)?;
+        if !text.split('-').any(|token| matches!(token, "esn" | "noesn")) {
+            suites.retain(|suite| !suite.esn);
+        }
+        single(suites, text)
+    }
+}
+
+impl fmt::Display for IkeSuite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.encryption)?;
+        if let Some(integ) = self.integ {
+            write_token(f, INTEG, integ)?;
+        }
+        write_token(f, PRF, self.prf)?;
+        write_token(f, KEX, self.kex)?;
+        write_additional(f, &self.additional)
+    }
+}
+
+impl fmt::Display for EspSuite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.encryption)?;
+        if let Some(integ) = self.integ {
+            write_token(f, INTEG, integ)?;
+        }
+        if let Some(kex) = self.kex {
+            write_token(f, KEX, kex)?;
+        }
+        write_additional(f, &self.additional)?;
+        f.write_str(if self.esn { "-esn" } else { "" })
+    }
+}
+
+fn single<S>(mut suites: Vec<S>, text: &str) -> Result<S, SuiteError> {
+    match (suites.pop(), suites.is_empty()) {
+        (Some(suite), true) => Ok(suite),
+        _ => Err(SuiteError::Several(text.to_owned())),
+    }
+}
+
+fn additional_supported(additional: &[AdditionalKex], provider: &CryptoProvider) -> bool {
+    additional
+        .iter()
+        .all(|kex| kex.method == KeMethod::None || provider.group(kex.method).is_some())
+}
+
+fn write_additional(f: &mut fmt::Formatter<'_>, additional: &[AdditionalKex]) -> fmt::Result {
+    additional.iter().try_for_each(|kex| write!(f, "-ke{}_{}", kex.slot, kex_name(kex.method)))
+}
+
+fn write_token<T: Copy + PartialEq + fmt::Display>(
+    f: &mut fmt::Formatter<'_>,
+    table: &[(&str, T)],
+    value: T,
+) -> fmt::Result {
+    match token_name(table, value) {
+        Some(name) => write!(f, "-{name}"),
+        None => write!(f, "-{value}"),
+    }
+}
+
+fn token_name<'t, T: PartialEq>(table: &[(&'t str, T)], value: T) -> Option<&'t str> {
+    table.iter().find(|(_, known)| *known == value).map(|(name, _)| *name)
+}
+
+fn token_value<T: Copy>(table: &[(&str, T)], token: &str) -> Option<T> {
+    table.iter().find(|(name, _)| *name == token).map(|(_, value)| *value)
+}
+
+// Names and values; the first name of a value is the one written.
+const INTEG: &[(&str, IntegId)] = &[
+    ("sha256", IntegId::HmacSha2_256_128),
+    ("sha384", IntegId::HmacSha2_384_192),
+    ("sha512", IntegId::HmacSha2_512_256),
+    ("sha2_256", IntegId::HmacSha2_256_128),
+    ("sha2_384", IntegId::HmacSha2_384_192),
+    ("sha2_512", IntegId::HmacSha2_512_256),
+];
+const PRF: &[(&str, PrfId)] = &[
+    ("prfsha256", PrfId::HmacSha2_256),
+    ("prfsha384", PrfId::HmacSha2_384),
+    ("prfsha512", PrfId::HmacSha2_512),
+];
+const KEX: &[(&str, KeMethod)] = &[
+    ("x25519", KeMethod::Curve25519),
+    ("curve25519", KeMethod::Curve25519),
+    ("ecp256", KeMethod::Ecp256),
+    ("ecp384", KeMethod::Ecp384),
+    ("ecp521", KeMethod::Ecp521),
+    ("modp2048", KeMethod::Modp2048),
+    ("modp3072", KeMethod::Modp3072),
+    ("modp4096", KeMethod::Modp4096),
+    ("mlkem512", KeMethod::MlKem512),
+    ("mlkem768", KeMethod::MlKem768),
+    ("mlkem1024", KeMethod::MlKem1024),
+    ("none", KeMethod::None),
+];
+const GCM: &[(&str, EncrId)] = &[
+    ("gcm16", EncrId::AesGcm16),
+    ("gcm128", EncrId::AesGcm16),
+    ("gcm", EncrId::AesGcm16),
+    ("gcm12", EncrId::AesGcm12),
+    ("gcm96", EncrId::AesGcm12),
+    ("gcm8", EncrId::AesGcm8),
+    ("gcm64", EncrId::AesGcm8),
+    ("", EncrId::AesCbc),
+];
+
+fn encryption(token: &str) -> Option<Encryption> {
+    if token == "chacha20poly1305" {
+        return Some(Encryption::chacha20_poly1305());
+    }
+    let rest = token.strip_prefix("aes")?;
+    [("128", 128), ("192", 192), ("256", 256)].into_iter().find_map(|(digits, bits)| {
+        let mode = rest.strip_prefix(digits)?;
+        Some(Encryption::with_bits(token_value(GCM, mode)?, bits))
+    })
+}
+
+/// A proposal text, sorted by transform type.
+#[derive(Debug, Default)]
+struct Tokens<'t> {
+    text: &'t str,
+    encryption: Vec<Encryption>,
+    integ: Vec<IntegId>,
+    prf: Vec<PrfId>,
+    kex: Vec<KeMethod>,
+    additional: Vec<(u8, Vec<KeMethod>)>,
+    esn: Vec<bool>,
+}
+
+impl<'t> Tokens<'t> {
+    fn parse(text: &'t str) -> Result<Self, SuiteError> {
+        let mut tokens = Self { text, ..Self::default() };
+        for token in text.trim().split('-') {
+            if let Some(found) = encryption(token) {
+                push_new(&mut tokens.encryption, found);
+            } else if let Some(found) = token_value(INTEG, token) {
+                push_new(&mut tokens.integ, found);
+            } else if let Some(found) = token_value(PRF, token) {
+                push_new(&mut tokens.prf, found);
+            } else if let Some(found) = token_value(KEX, token) {
+                push_new(&mut tokens.kex, found);
+            } else if let Some((slot, method)) = additional(token) {
+                tokens.push_additional(slot, method);
+            } else if token == "esn" {
+                push_new(&mut tokens.esn, true);
+            } else if token == "noesn" {
+                push_new(&mut tokens.esn, false);
+            } else if let Some(weak) = weak::by_token(token) {
+                return Err(SuiteError::Weak { token: token.to_owned(), weak });
+            } else {
+                return Err(SuiteError::Unknown(token.to_owned()));
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn push_additional(&mut self, slot: u8, method: KeMethod) {
+        match self.additional.iter_mut().find(|(known, _)| *known == slot) {
+            Some((_, methods)) => push_new(methods, method),
+            None => {
+                self.additional.push((slot, vec![method]));
+                self.additional.sort_by_key(|(slot, _)| *slot);
+            }
+        }
+    }
+
+    /// Encryption with integrity, checked to belong together.
+    fn protection(&self) -> Result<Vec<(Encryption, Option<IntegId>)>, SuiteError> {
+        let encryption = self.required(&self.encryption, "encryption algorithm")?;
+        let aead = encryption.iter().filter(|encryption| encryption.is_aead()).count();
+        if aead == encryption.len() && self.integ.is_empty() {
+            return Ok(encryption.iter().map(|&encryption| (encryption, None)).collect());
+        }
+        if aead > 0 {
+            return Err(SuiteError::MixedAead(self.text.to_owned()));
+        }
+        let integ = self.required(&self.integ, "integrity algorithm")?;
+        Ok(encryption
+            .iter()
+            .flat_map(|&encryption| integ.iter().map(move |&integ| (encryption, Some(integ))))
+            .collect())
+    }
+
+    /// Pseudorandom functions: as written, else those of the integrity algorithms' hashes, else
+    /// all of them.
+    fn prfs(&self) -> Vec<PrfId> {
+        if !self.prf.is_empty() {
+            return self.prf.clone();
+        }
+        let derived: Vec<PrfId> = self
+            .integ
+            .iter()
+            .filter_map(|integ| match integ {
+                IntegId::HmacSha2_256_128 => Some(PrfId::HmacSha2_256),
+                IntegId::HmacSha2_384_192 => Some(PrfId::HmacSha2_384),
+                IntegId::HmacSha2_512_256 => Some(PrfId::HmacSha2_512),
+                _ => None,
+            })
+            .collect();
+        if derived.is_empty() { PRF.iter().map(|(_, prf)| *prf).collect() } else { derived }
+    }
+
+    /// Every combination of additional key exchanges.
+    fn additional(&self) -> Vec<Vec<AdditionalKex>> {
+        let mut combinations = vec![Vec::new()];
+        for (slot, methods) in &self.additional {
+            combinations = combinations
+                .into_iter()
+                .flat_map(|head: Vec<AdditionalKex>| {
+                    methods.iter().map(move |&method| {
+                        let mut combination = head.clone();
+                        combination.push(AdditionalKex { slot: *slot, method });
+                        combination
+                    })
+                })
+                .take(MAX_COMBINATIONS + 1)
+                .collect();
+        }
+        combinations
+    }
+
+    fn required<'v, T>(
+        &self,
+        values: &'v [T],
+        missing: &'static str,
+    ) -> Result<&'v [T], SuiteError> {
+        if values.is_empty() {
+            Err(SuiteError::Missing { proposal: self.text.to_owned(), missing })
+        } else {
+            Ok(values)
+        }
+    }
+
+    fn bound(&self, combinations: usize) -> Result<(), SuiteError> {
+        if combinations > MAX_COMBINATIONS {
+            return Err(SuiteError::TooMany(self.text.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn misplaced(&self, what: &'static str) -> SuiteError {
+        SuiteError::Misplaced { proposal: self.text.to_owned(), what }
+    }
+}
+
+/// `ke1_mlkem768`
+fn additional(token: &str) -> Option<(u8, KeMethod)> {
+    let (slot, method) = token.strip_prefix("ke")?.split_once('_')?;
+    let slot = slot.parse().ok().filter(|slot| (1..=MAX_ADDITIONAL).contains(slot))?;
+    Some((slot, token_value(KEX, method)?))
+}
+
+fn push_new<T: PartialEq>(values: &mut Vec<T>, value: T) {
+    if !values.contains(&value) {
+        values.push(value);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -58,6 +58,7 @@ pub static PROVIDER: CryptoProvider = CryptoProvider {
 
 /// Calls that `ring` and `aws-lc-rs` spell differently.
 mod shim {
+    use ::aws_lc_rs::aead::{Aad, LessSafeKey, Nonce};
     use ::aws_lc_rs::agreement::{EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
     use ::aws_lc_rs::signature::{
         self, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING,
@@ -78,6 +79,19 @@ mod shim {
         peer: &UnparsedPublicKey<Vec<u8>>,
     ) -> Option<Vec<u8>> {
         agree_ephemeral(private, peer, (), |secret| Ok(secret.to_vec())).ok()
+    }
+
+    pub(super) fn open(
+        key: &LessSafeKey,
+        nonce: Nonce,
+        aad: Aad<&[u8]>,
+        ciphertext: &mut [u8],
+        tag: &[u8],
+    ) -> Option<()> {
+        // The library opens in place only with the tag behind the text; IKE's messages are short
+        // enough to copy.
+        let input = ciphertext.to_vec();
+        key.open_separate_gather(nonce, aad, &input, tag, ciphertext).ok()
     }
 
     pub(super) fn ecdsa_from_pkcs8(

@@ -117,13 +117,16 @@ where
         Ok(self.integ.compute(self.integ_key.expose(), &[aad, iv, plaintext]))
     }
 
-    fn open(&self, iv: &[u8], aad: &[u8], sealed: &mut [u8]) -> Result<usize, CryptoError> {
+    fn open(
+        &self,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &mut [u8],
+        icv: &[u8],
+    ) -> Result<(), CryptoError> {
         check_iv(iv)?;
-        let len = sealed.len().checked_sub(self.icv_len()).ok_or(CryptoError::Authentication)?;
-        let (ciphertext, icv) = sealed.split_at_mut(len);
         self.integ.verify(self.integ_key.expose(), &[aad, iv, ciphertext], icv)?;
-        decrypt(&self.aes, iv, ciphertext).map_err(|_| CryptoError::Authentication)?;
-        Ok(len)
+        decrypt(&self.aes, iv, ciphertext).map_err(|_| CryptoError::Authentication)
     }
 }
 

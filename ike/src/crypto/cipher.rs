@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{CryptoError, Integrity, SecretBytes};
-use crate::wire::EncrId;
+use crate::wire::{CipherError, EncrId, SkCipher};
 
 /// Transform type 1 with its KEY_LENGTH attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,13 +66,57 @@ pub trait KeyedCipher: fmt::Debug + Send + Sync {
     /// [`CryptoError::KeyLength`] for an IV or plaintext of the wrong length.
     fn seal(&self, iv: &[u8], aad: &[u8], plaintext: &mut [u8]) -> Result<Vec<u8>, CryptoError>;
 
-    /// Checks the checksum at the end of `sealed`, decrypts what is before it in place and returns
-    /// its length. The padding stays.
+    /// Checks the checksum, then decrypts `ciphertext` in place. The padding stays.
     ///
     /// # Errors
-    /// [`CryptoError::Authentication`], also when `sealed` has an impossible length; its contents
-    /// are then unusable.
-    fn open(&self, iv: &[u8], aad: &[u8], sealed: &mut [u8]) -> Result<usize, CryptoError>;
+    /// [`CryptoError::Authentication`]; `ciphertext` is then unusable.
+    fn open(
+        &self,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &mut [u8],
+        icv: &[u8],
+    ) -> Result<(), CryptoError>;
+}
+
+/// What the Encrypted payload's codec works with: `&cipher` is a `&dyn SkCipher`.
+impl SkCipher for Box<dyn KeyedCipher> {
+    fn iv_len(&self) -> usize {
+        KeyedCipher::iv_len(&**self)
+    }
+
+    fn icv_len(&self) -> usize {
+        KeyedCipher::icv_len(&**self)
+    }
+
+    fn block_len(&self) -> usize {
+        KeyedCipher::block_len(&**self)
+    }
+
+    fn seal(
+        &self,
+        aad: &[u8],
+        iv: &[u8],
+        buffer: &mut [u8],
+        icv: &mut [u8],
+    ) -> Result<(), CipherError> {
+        let computed = KeyedCipher::seal(&**self, iv, aad, buffer).map_err(|_| CipherError)?;
+        if computed.len() != icv.len() {
+            return Err(CipherError);
+        }
+        icv.copy_from_slice(&computed);
+        Ok(())
+    }
+
+    fn open(
+        &self,
+        aad: &[u8],
+        iv: &[u8],
+        buffer: &mut [u8],
+        icv: &[u8],
+    ) -> Result<(), CipherError> {
+        KeyedCipher::open(&**self, iv, aad, buffer, icv).map_err(|_| CipherError)
+    }
 }
 
 /// Checks the length of a key, IV or similar.

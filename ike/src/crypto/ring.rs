@@ -46,6 +46,7 @@ pub static PROVIDER: CryptoProvider = CryptoProvider {
 
 /// Calls that `ring` and `aws-lc-rs` spell differently.
 mod shim {
+    use ::ring::aead::{Aad, LessSafeKey, Nonce};
     use ::ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, agree_ephemeral};
     use ::ring::rand::SystemRandom;
     use ::ring::signature::{
@@ -65,6 +66,17 @@ mod shim {
         peer: &UnparsedPublicKey<Vec<u8>>,
     ) -> Option<Vec<u8>> {
         agree_ephemeral(private, peer, <[u8]>::to_vec).ok()
+    }
+
+    pub(super) fn open(
+        key: &LessSafeKey,
+        nonce: Nonce,
+        aad: Aad<&[u8]>,
+        ciphertext: &mut [u8],
+        tag: &[u8],
+    ) -> Option<()> {
+        let tag = tag.try_into().ok()?;
+        key.open_in_place_separate_tag(nonce, aad, tag, ciphertext, 0..).ok().map(drop)
     }
 
     pub(super) fn ecdsa_from_pkcs8(

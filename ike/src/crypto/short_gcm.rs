@@ -147,14 +147,16 @@ where
             .map_err(|_| CryptoError::Library("AEAD seal"))
     }
 
-    fn open(&self, iv: &[u8], aad: &[u8], sealed: &mut [u8]) -> Result<usize, CryptoError> {
-        let nonce = self.nonce(iv)?;
-        let len = sealed.len().checked_sub(T::USIZE).ok_or(CryptoError::Authentication)?;
-        let (ciphertext, tag) = sealed.split_at_mut(len);
-        let tag = Tag::<T>::try_from(&*tag).map_err(|_| CryptoError::Authentication)?;
+    fn open(
+        &self,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &mut [u8],
+        icv: &[u8],
+    ) -> Result<(), CryptoError> {
+        let tag = Tag::<T>::try_from(icv).map_err(|_| CryptoError::Authentication)?;
         self.key
-            .decrypt_inout_detached(&nonce, aad, ciphertext.into(), &tag)
-            .map_err(|_| CryptoError::Authentication)?;
-        Ok(len)
+            .decrypt_inout_detached(&self.nonce(iv)?, aad, ciphertext.into(), &tag)
+            .map_err(|_| CryptoError::Authentication)
     }
 }

@@ -1,6 +1,6 @@
 //! AEAD algorithms with 16-octet tags (RFC 5282, RFC 7634).
 
-use super::super::lib::aead;
+use super::super::{lib::aead, shim};
 use crate::crypto::cipher::check_len;
 use crate::crypto::{
     CipherAlgorithm, CryptoError, Encryption, Integrity, KeyedCipher, SecretBytes,
@@ -130,10 +130,14 @@ impl KeyedCipher for KeyedAead {
             .map_err(|_| CryptoError::Library("AEAD seal"))
     }
 
-    fn open(&self, iv: &[u8], aad: &[u8], sealed: &mut [u8]) -> Result<usize, CryptoError> {
-        self.key
-            .open_in_place(self.nonce(iv)?, aead::Aad::from(aad), sealed)
-            .map(|plaintext| plaintext.len())
-            .map_err(|_| CryptoError::Authentication)
+    fn open(
+        &self,
+        iv: &[u8],
+        aad: &[u8],
+        ciphertext: &mut [u8],
+        icv: &[u8],
+    ) -> Result<(), CryptoError> {
+        shim::open(&self.key, self.nonce(iv)?, aead::Aad::from(aad), ciphertext, icv)
+            .ok_or(CryptoError::Authentication)
     }
 }

@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod mock;
 pub mod model;
 pub mod netlink;
+pub mod netns;
 pub mod nft;
 pub mod probe;
 pub mod route;

@@ -1,16 +1,43 @@
 //! Links, addresses, routes and forwarding of the tunnel's side, over netlink.
+//!
+//! Duty: give the tunnel interface its addresses and routes, take them away again, and say what
+//! on this machine keeps packets from flowing. It changes nothing on interfaces that are not
+//! Runnel's. Every pool also gets an `unreachable` route with the worst metric: when the tunnel
+//! interface vanishes (`kill -9` of a userspace plane takes the TUN device along), packets for
+//! clients are refused instead of leaving in clear by the default route.
+
+mod forwarding;
+mod ops;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use self::ops::Target;
+pub use self::ops::{Link, RouteSocket};
 use crate::enforcer::TunnelAddressing;
 use crate::error::PlaneError;
 use crate::model::{EspSuite, TunnelNetwork};
 
+/// Worse than any metric in practical use, so that every other route to a pool wins.
+const UNREACHABLE_METRIC: u32 = 0xffff_fff0;
+/// IPv6 does not work on an interface below this MTU (RFC 8200 5).
+const IPV6_MIN_MTU: u32 = 1280;
+
+/// What kind of [`Problem`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// An interface does not forward.
+    Forwarding,
+    /// There is no route to a destination.
+    NoRoute,
+}
+
 /// Something on this machine that keeps packets from flowing, as one sentence with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
+    /// What kind.
+    pub kind: ProblemKind,
     /// The destination or interface concerned.
     pub subject: String,
     /// What is wrong and what to do, in one sentence.
@@ -34,8 +61,20 @@ pub struct RouteInfo {
 ///
 /// # Errors
 /// When netlink fails. An unreachable destination is no error.
-pub fn route_to(_destination: IpAddr) -> Result<RouteInfo, PlaneError> {
-    Err(PlaneError::Unknown("route".to_owned()))
+pub fn route_to(destination: IpAddr) -> Result<RouteInfo, PlaneError> {
+    let mut socket = RouteSocket::open()?;
+    let decision = socket.decide(destination)?;
+    let link = match decision.interface {
+        Some(index) => socket.link_by_index(index)?,
+        None => None,
+    };
+    let mtu = decision.mtu.or(link.as_ref().map(|link| link.mtu)).unwrap_or(1500);
+    Ok(RouteInfo {
+        interface: link.map(|link| link.name),
+        local: decision.local,
+        source: decision.source,
+        mtu,
+    })
 }
 
 /// Whether replies from these destinations can be forwarded to the tunnel: every interface that
@@ -44,8 +83,8 @@ pub fn route_to(_destination: IpAddr) -> Result<RouteInfo, PlaneError> {
 ///
 /// # Errors
 /// When netlink fails.
-pub fn forwarding_report(_destinations: &[IpNet]) -> Result<Vec<Problem>, PlaneError> {
-    Ok(Vec::new())
+pub fn forwarding_report(destinations: &[IpNet]) -> Result<Vec<Problem>, PlaneError> {
+    forwarding::report(&mut RouteSocket::open()?, destinations)
 }
 
 /// MTU of the tunnel interface for a path MTU, in bytes: the largest inner packet whose ESP
@@ -61,21 +100,143 @@ pub fn tunnel_mtu(path_mtu: u32, suite: EspSuite, outer_ipv6: bool, encap: bool)
 
 /// Addresses and routes of one tunnel interface.
 #[derive(Debug, Default)]
-pub struct TunnelNet {}
+pub struct TunnelNet {
+    socket: Option<RouteSocket>,
+    interface: String,
+    ipv6: bool,
+    networks: Vec<TunnelNetwork>,
+}
+
+impl TunnelNet {
+    fn socket(&mut self) -> Result<&mut RouteSocket, PlaneError> {
+        match &mut self.socket {
+            Some(socket) => Ok(socket),
+            empty => Ok(empty.insert(RouteSocket::open()?)),
+        }
+    }
+
+    fn link(&mut self) -> Result<Link, PlaneError> {
+        let name = self.interface.clone();
+        self.socket()?.link(&name)?.ok_or_else(|| PlaneError::Unknown(format!("interface {name}")))
+    }
+
+    /// A pool must not overlap anything else on this machine: its packets would go astray.
+    fn check_conflicts(&mut self, link: &Link) -> Result<(), PlaneError> {
+        let networks = self.networks.clone();
+        let socket = self.socket()?;
+        let addresses = socket.addresses()?;
+        for network in &networks {
+            let pool = network.network;
+            let other = addresses
+                .iter()
+                .find(|(index, address)| *index != link.index && pool.contains(address));
+            if let Some((index, address)) = other {
+                let name = socket.link_by_index(*index)?.map(|l| l.name).unwrap_or_default();
+                return Err(PlaneError::Conflict(format!(
+                    "pool {pool} overlaps address {address} of interface {name}; choose another \
+                     pool or renumber the interface"
+                )));
+            }
+            for route in socket.routes_within(pool)? {
+                let leftover = route.ours && route.unreachable;
+                if leftover || route.interface == Some(link.index) {
+                    continue;
+                }
+                let name = match route.interface {
+                    Some(index) => socket.link_by_index(index)?.map(|l| l.name),
+                    None => None,
+                };
+                return Err(PlaneError::Conflict(format!(
+                    "pool {pool} overlaps the existing route {}{}; choose another pool or remove \
+                     the route",
+                    route.destination,
+                    name.map(|name| format!(" to {name}")).unwrap_or_default()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, link: &Link, mtu: u32) -> Result<(), PlaneError> {
+        let networks = self.networks.clone();
+        let interface = self.interface.clone();
+        let ipv4 = networks.iter().any(|n| matches!(n.network, IpNet::V4(_)));
+        let ipv6 = self.ipv6;
+        let socket = self.socket()?;
+        // The safety net first: from here on a pool is never without a route.
+        for network in &networks {
+            let target = Target::Unreachable { metric: UNREACHABLE_METRIC };
+            socket.set_route(network.network.trunc(), target)?;
+        }
+        forwarding::enable_on(&interface, ipv4, ipv6)?;
+        socket.set_link_up(link, mtu)?;
+        for network in &networks {
+            socket.add_address(link, network.gateway)?;
+            let target = Target::Interface { index: link.index, source: network.gateway };
+            socket.set_route(network.network.trunc(), target)?;
+        }
+        Ok(())
+    }
+
+    fn effective(&self, mtu: u32) -> u32 {
+        if self.ipv6 { mtu.max(IPV6_MIN_MTU) } else { mtu }
+    }
+}
 
 impl TunnelAddressing for TunnelNet {
     fn set_up(
         &mut self,
-        _interface: &str,
-        _networks: &[TunnelNetwork],
-        _mtu: u32,
+        interface: &str,
+        networks: &[TunnelNetwork],
+        mtu: u32,
     ) -> Result<(), PlaneError> {
-        Ok(())
+        self.interface = interface.to_owned();
+        self.networks = networks.to_vec();
+        self.ipv6 = networks.iter().any(|n| matches!(n.network, IpNet::V6(_)));
+        let link = self.link()?;
+        if let Err(error) = self.check_conflicts(&link) {
+            // Nothing is ours to remove.
+            self.networks.clear();
+            return Err(error);
+        }
+        let mtu = self.effective(mtu);
+        self.make(&link, mtu).inspect_err(|_| {
+            for sentence in self.tear_down() {
+                tracing::warn!(reason = %sentence, "left over after a failed start");
+            }
+        })
     }
-    fn set_mtu(&mut self, _mtu: u32) -> Result<(), PlaneError> {
-        Ok(())
+
+    fn set_mtu(&mut self, mtu: u32) -> Result<(), PlaneError> {
+        let link = self.link()?;
+        let mtu = self.effective(mtu);
+        self.socket()?.set_link_up(&link, mtu)
     }
+
     fn tear_down(&mut self) -> Vec<String> {
-        Vec::new()
+        let mut leftovers = Vec::new();
+        let networks = std::mem::take(&mut self.networks);
+        let link = self.link().ok();
+        let socket = match self.socket() {
+            Ok(socket) => socket,
+            Err(error) => return vec![error.to_string()],
+        };
+        let mut note = |result: Result<(), PlaneError>| {
+            if let Err(error) = result {
+                leftovers.push(error.to_string());
+            }
+        };
+        for network in &networks {
+            let pool = network.network.trunc();
+            // A vanished interface took its address and route along.
+            if let Some(link) = &link {
+                let target = Target::Interface { index: link.index, source: network.gateway };
+                note(socket.delete_route(pool, target));
+                note(socket.delete_address(link, network.gateway));
+            }
+            let target = Target::Unreachable { metric: UNREACHABLE_METRIC };
+            note(socket.delete_route(pool, target));
+        }
+        leftovers
     }
 }

@@ -6,13 +6,23 @@ use std::process::ExitCode;
 
 use tests::labs;
 
-const USAGE: &str = "usage: labs [--list] [--verbose] [NAME...]";
+const USAGE: &str =
+    "usage: labs [--list | --list-benchmarks | --demo | --bench NAME | [--verbose] NAME...]";
 
 fn main() -> ExitCode {
     let mut names = Vec::new();
     let mut verbose = false;
-    for argument in std::env::args().skip(1) {
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
+            "--demo" => return exit(labs::demo::run()),
+            "--bench" => return exit(labs::bench::run(&arguments.next().unwrap_or_default())),
+            "--list-benchmarks" => {
+                for (name, about) in labs::bench::ALL {
+                    println!("{name:<18} {about}");
+                }
+                return ExitCode::SUCCESS;
+            }
             "--list" => {
                 for entry in labs::ALL {
                     println!("{:<18} {}", entry.name, entry.about);
@@ -32,6 +42,16 @@ fn main() -> ExitCode {
             println!("{passed} passed, {failed} failed");
             if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn exit(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -35,11 +35,18 @@ pub struct Options {
     pub retransmit_timeout: f32,
     /// Number of retransmissions before giving up.
     pub retransmit_tries: u32,
+    /// Use RFC 7427 signatures; off means the classic methods of RFC 7296.
+    pub signature_authentication: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fragment_size: 1280, retransmit_timeout: 0.5, retransmit_tries: 4 }
+        Self {
+            fragment_size: 1280,
+            retransmit_timeout: 0.5,
+            retransmit_tries: 4,
+            signature_authentication: true,
+        }
     }
 }
 
@@ -241,6 +248,10 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
             .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
             .set("retransmit_tries", &options.retransmit_tries.to_string())
             .set("retransmit_base", "1.4")
+            .set(
+                "signature_authentication",
+                if options.signature_authentication { "yes" } else { "no" },
+            )
             .section("plugins", |p| p.section("vici", |v| v.set("socket", &vici)))
             .section("filelog", |f| {
                 f.section("lab", |l| {

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod charon;
 pub mod cleanup;
 pub mod cmd;
+pub mod gateway;
 pub mod host;
 pub mod http;
 pub mod pkitool;

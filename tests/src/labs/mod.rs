@@ -1,6 +1,18 @@
 //! The labs themselves: each one a function with a name, run by `cargo xtask lab NAME`.
 
+mod badinput;
 mod baseline;
+pub mod bench;
+mod crash;
+mod daemon;
+pub mod demo;
+mod endings;
+mod enrolment;
+mod hostile;
+mod paths;
+mod refusals;
+mod scene;
+mod suites;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -21,11 +33,81 @@ pub struct Entry {
 }
 
 /// Every lab, cheapest first.
-pub const ALL: &[Entry] = &[Entry {
-    name: "baseline",
-    about: "strongSwan to strongSwan over kernel-libipsec: the lab machinery itself",
-    run: baseline::run,
-}];
+pub const ALL: &[Entry] = &[
+    entry(
+        "baseline",
+        "strongSwan to strongSwan over kernel-libipsec: the lab machinery itself",
+        baseline::run,
+    ),
+    entry(
+        "enrolment",
+        "stock pki: CA chain, certificate, retries, spent and wrong tokens",
+        enrolment::run,
+    ),
+    entry(
+        "bad-input",
+        "starts that cannot succeed: one sentence, exit 1, nothing half-created",
+        badinput::run,
+    ),
+    entry(
+        "certificates",
+        "ECDSA, RSA and Ed25519 client keys, RFC 7427 and classic signatures",
+        suites::certificates,
+    ),
+    entry("ike-suites", "every IKE cipher, PRF and group, with traffic", suites::ike),
+    entry("esp-suites", "every ESP cipher, with traffic", suites::esp),
+    entry("init-retries", "IKE_SA_INIT with a cookie and with another group", suites::init_retries),
+    entry("nat-runner", "the runner behind a NAT", paths::nat_runner),
+    entry("nat-gateway", "the gateway behind a NAT", paths::nat_gateway),
+    entry("nat-two-runners", "two runners behind one NAT", paths::nat_two_runners),
+    entry(
+        "fragmentation",
+        "IKE fragments both ways with RSA-4096, and a foreign RSA-4096 chain",
+        paths::fragmentation,
+    ),
+    entry("ipv6", "virtual addresses of both families", paths::ipv6),
+    entry("allow-list", "addresses, ports and protocols outside the role", paths::allow_list),
+    entry("mtu", "50 MB over an underlay of MTU 1400; too-big answered", paths::mtu),
+    entry(
+        "refusals",
+        "wrong CA, identity, proposals, selectors: RFC notify and one operator line",
+        refusals::run,
+    ),
+    entry(
+        "wrong-gateway",
+        "a client that expects another gateway leaves nothing behind",
+        refusals::wrong_gateway,
+    ),
+    entry(
+        "release",
+        "lease release ends the tunnel at once, also for a deaf peer",
+        endings::release,
+    ),
+    entry("revoke", "cert revoke ends the tunnel at once and updates the CRL", endings::revoke),
+    entry(
+        "lifetime",
+        "the SA ends with its certificate; an expired one is refused",
+        refusals::lifetime,
+    ),
+    entry("dead-peer", "a vanished client is noticed, and may come back", endings::dead_peer),
+    entry("stop", "SIGTERM: DELETE to every peer, nothing left behind", daemon::stop),
+    entry("restart", "kill -9 and start: same CA, leases and addresses", daemon::restart),
+    entry("crash", "kill at every failpoint; everything acknowledged survives", crash::run),
+    entry(
+        "hostile",
+        "truncated, oversized, critical, replayed and spoofed messages",
+        hostile::messages,
+    ),
+    entry(
+        "flood",
+        "20,000 IKE_SA_INIT per second from spoofed addresses for a minute",
+        hostile::flood,
+    ),
+];
+
+const fn entry(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Entry {
+    Entry { name, about, run }
+}
 
 /// Runs labs one after another and prints one line each; returns how many passed and failed.
 ///

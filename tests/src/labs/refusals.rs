@@ -1,0 +1,167 @@
+//! Refusals: the peer gets the notify the RFC names, the operator gets one line that helps.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::scene::{Credentials, Scene, install};
+use crate::lab::charon::{Charon, Options};
+use crate::lab::gateway::{ID, Settings};
+use crate::lab::pkitool::{Authority, P256};
+use crate::lab::swanctl::Connection;
+use crate::lab::world::Shape;
+use crate::lab::{Lab, wait};
+
+/// Wrong CA, wrong identity, unknown proposals, selectors outside the role.
+pub(super) fn run(lab: &Lab) -> Result<()> {
+    let scene = Scene::new(lab, Shape::default(), &Settings::default())?;
+    let host = scene.world.runner().clone();
+    let credentials = scene.enrol(&host, "enrolled", P256)?;
+    let charon = Charon::start(&host, &Options::default())?;
+    install(&charon, &credentials)?;
+
+    case(&scene, &charon, &credentials, "unknown IKE proposal", "NO_PROP", |c| {
+        c.ike = "aes192-sha384-modp2048".to_owned();
+    })?;
+    case(&scene, &charon, &credentials, "unknown ESP proposal", "NO_PROP", |c| {
+        c.esp = "aes192-sha384".to_owned();
+    })?;
+    case(&scene, &charon, &credentials, "wrong identity", "AUTH_FAILED", |c| {
+        c.local_id = "somebody-else.example.com".to_owned();
+    })?;
+    case(&scene, &charon, &credentials, "selectors outside the role", "TS_UNACCEPT", |c| {
+        c.remote_ts = "192.0.2.0/24".to_owned();
+    })?;
+
+    let foreign = Authority::new(&lab.path("foreign"), "Foreign CA", P256)?;
+    let (key, cert) = foreign.issue("runner", "CN=runner", "runner.example.com", P256, &[])?;
+    charon.install(&key, "private/foreign.pem")?;
+    charon.install(&cert, "x509/foreign.pem")?;
+    charon.install(&foreign.cert, "x509ca/foreign.pem")?;
+    case(&scene, &charon, &credentials, "wrong CA", "AUTH_FAILED", |c| {
+        c.cert = "foreign.pem".to_owned();
+        c.local_id = "runner.example.com".to_owned();
+    })?;
+
+    lab.step("and the right one still connects");
+    let connection = scene.connection(&credentials);
+    charon.load(&[connection], "")?;
+    charon.initiate("net")?;
+    scene.download(&host, 10_000)?;
+    charon.terminate("net")?;
+    scene.finish()
+}
+
+fn case(
+    scene: &Scene,
+    charon: &Charon,
+    credentials: &Credentials,
+    what: &str,
+    notify: &str,
+    change: impl FnOnce(&mut Connection),
+) -> Result<()> {
+    let mut connection = scene.connection(credentials);
+    change(&mut connection);
+    charon.load(&[connection], "")?;
+    expect_refusal(scene, charon, what, notify)
+}
+
+/// Connects and expects a refusal: `notify` in strongSwan's log, one operator line at the gateway.
+pub(super) fn expect_refusal(
+    scene: &Scene,
+    charon: &Charon,
+    what: &str,
+    notify: &str,
+) -> Result<()> {
+    let before = warnings(&scene.gateway.log()).len();
+    let peer_before = charon.log().len();
+    let said = charon.try_initiate("net")?;
+    if said.ok() {
+        bail!("{what}: connected, though it must be refused");
+    }
+    charon.expect_log(peer_before, notify, Duration::from_secs(3))?;
+    let refusal =
+        wait::until(&scene.lab, "the refusal in `doctor`", Duration::from_secs(3), || {
+            Ok(scene.gateway.refusals()?.first().cloned())
+        })?;
+    let log = scene.gateway.log();
+    let lines = warnings(&log);
+    let new = lines.get(before..).unwrap_or_default();
+    let [line] = new else {
+        bail!("{what}: expected one operator line, found {}: {new:#?}", new.len())
+    };
+    let (says, fix) = (refusal["what"].as_str(), refusal["fix"].as_str());
+    let (Some(says), Some(fix)) = (says, fix) else { bail!("{what}: odd refusal {refusal}") };
+    if says.len() < 10 || fix.len() < 10 {
+        bail!("{what}: the refusal does not say what differed and what to change: {refusal}");
+    }
+    scene.lab.step(&format!("{what}: {}", line.trim()));
+    if charon.sas()?.contains("ESTABLISHED") {
+        // A refused child leaves the IKE SA; the next case begins without it.
+        charon.terminate("net")?;
+    }
+    scene.no_sas(Duration::from_secs(5))
+}
+
+/// Lines an operator would be woken by.
+pub(super) fn warnings(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect()
+}
+
+/// The certificate's end is the SA's end; afterwards the certificate is refused.
+pub(super) fn lifetime(lab: &Lab) -> Result<()> {
+    let settings = Settings { ttl: "1m".to_owned(), ..Settings::default() };
+    let scene = Scene::new(lab, Shape::default(), &settings)?;
+    let (charon, credentials) = scene.connected(P256)?;
+    let host = scene.world.runner();
+    scene.download(host, 10_000)?;
+    let end = not_after(&credentials)?;
+    let left = end - now();
+    if !(1.0..=60.0).contains(&left) {
+        bail!("a certificate for one minute has {left:.1} s left");
+    }
+    let peer_before = charon.log().len();
+    let limit = Duration::from_secs_f64(left + 3.0);
+    scene.no_sas(limit)?;
+    let late = now() - end;
+    lab.step(&format!("the SA ended {late:+.2} s from the certificate's end"));
+    if !(-1.5..=1.5).contains(&late) {
+        bail!("the SA ended {late:+.2} s from the certificate's end");
+    }
+    charon.expect_log(peer_before, "received DELETE for IKE_SA", Duration::from_secs(2))?;
+    scene.no_download(host)?;
+    std::thread::sleep(Duration::from_secs_f64((end + 1.0 - now()).max(0.0)));
+    expect_refusal(&scene, &charon, "expired certificate", "AUTH_FAILED")?;
+    scene.finish()
+}
+
+/// Seconds since the epoch at which a certificate ends.
+fn not_after(credentials: &Credentials) -> Result<f64> {
+    let cert = credentials.cert.display().to_string();
+    let text = crate::lab::cmd::run("openssl", &["x509", "-noout", "-enddate", "-in", &cert])?;
+    let date = text.trim().trim_start_matches("notAfter=");
+    let seconds = crate::lab::cmd::run("date", &["-u", "-d", date, "+%s"])?;
+    Ok(seconds.trim().parse()?)
+}
+
+fn now() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// A client that expects another gateway says so to itself; nothing is left behind here.
+pub(super) fn wrong_gateway(lab: &Lab) -> Result<()> {
+    let scene = Scene::new(lab, Shape::default(), &Settings::default())?;
+    let host = scene.world.runner().clone();
+    let credentials = scene.enrol(&host, "enrolled", P256)?;
+    let charon = scene.runner(&host, &credentials, |c| {
+        c.remote_id = format!("not-{ID}");
+    })?;
+    let said = charon.try_initiate("net")?;
+    if said.ok() {
+        bail!("a client that expects another gateway connected");
+    }
+    scene.no_sas(Duration::from_secs(10))?;
+    scene.finish()
+}

@@ -1,0 +1,232 @@
+//! What most labs begin with: the network, a running gateway, the artifact store, enrolment.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::Lab;
+use crate::lab::charon::{Charon, Options};
+use crate::lab::gateway::{Gateway, ID, Settings};
+use crate::lab::host::Host;
+use crate::lab::http::{self, Download, Server};
+use crate::lab::pkitool::{self, Est, KeyType};
+use crate::lab::swanctl::Connection;
+use crate::lab::wait;
+use crate::lab::world::{GATEWAY, PRIVATE_NET, Shape, World};
+
+/// A network with a running gateway and an artifact store.
+pub(crate) struct Scene {
+    pub(crate) gateway: Gateway,
+    pub(crate) store: Server,
+    pub(crate) forbidden: Server,
+    pub(crate) world: World,
+    pub(crate) lab: Lab,
+}
+
+/// A key, its certificate and the chain to trust, as the stock client got them.
+pub(crate) struct Credentials {
+    pub(crate) key: PathBuf,
+    pub(crate) request: PathBuf,
+    pub(crate) cert: PathBuf,
+    pub(crate) chain: Vec<PathBuf>,
+    pub(crate) subject: String,
+    pub(crate) serial: String,
+    pub(crate) token: String,
+}
+
+impl Scene {
+    /// Builds the network and starts everything.
+    pub(crate) fn new(lab: &Lab, shape: Shape, settings: &Settings) -> Result<Self> {
+        let world = World::new(lab, shape)?;
+        let gateway = Gateway::start(&world.gateway, settings)?;
+        Self::around(world, gateway)
+    }
+
+    /// Puts the artifact store beside a gateway that exists already.
+    pub(crate) fn around(world: World, gateway: Gateway) -> Result<Self> {
+        let store = Server::start(&world.private, world.store())?;
+        let forbidden = Server::start(&world.private, world.forbidden())?;
+        Ok(Self { gateway, store, forbidden, lab: world.lab.clone(), world })
+    }
+
+    /// The enrolment server, its root taken from `runnel ca root`.
+    pub(crate) fn est(&self) -> Result<Est> {
+        let root = self.lab.path("root.pem");
+        fs::write(&root, self.gateway.told(&["ca", "root"])?)?;
+        let hosts = self.lab.path("hosts");
+        fs::write(&hosts, format!("127.0.0.1 localhost\n{GATEWAY} {ID}\n"))?;
+        Ok(Est { url: format!("https://{ID}:8443"), root, hosts })
+    }
+
+    /// Enrols with a fresh one-time token, exactly as the documentation tells an operator.
+    pub(crate) fn enrol(&self, host: &Host, name: &str, key: KeyType) -> Result<Credentials> {
+        let token = self.gateway.token()?;
+        let dir = host.dir()?.join(name);
+        fs::create_dir_all(&dir)?;
+        let private = dir.join("key.pem");
+        pkitool::generate(key, &private)?;
+        self.enrol_with(host, &dir, &token)
+    }
+
+    /// Enrols the key in `dir` with a given token.
+    pub(crate) fn enrol_with(&self, host: &Host, dir: &Path, token: &str) -> Result<Credentials> {
+        let est = self.est()?;
+        let (key, request, cert) = (dir.join("key.pem"), dir.join("req.der"), dir.join("cert.pem"));
+        pkitool::request(&key, "CN=ci", &request)?;
+        let chain = est.ca_certs(host, &dir.join("ca.pem"))?;
+        let said = est.enrol(host, &request, &format!("builder:{token}"))?;
+        if !said.ok() {
+            bail!("pki --est failed: {}\n{}", said.all(), self.lab.tails());
+        }
+        fs::write(&cert, &said.out)?;
+        let subject = pkitool::subject(&cert)?;
+        let serial = pkitool::serial(&cert)?;
+        let token = token.to_owned();
+        Ok(Credentials { key, request, cert, chain, subject, serial, token })
+    }
+
+    /// The connection a runner needs, ready to be changed by a lab.
+    pub(crate) fn connection(&self, credentials: &Credentials) -> Connection {
+        Connection {
+            remote_addr: GATEWAY.to_owned(),
+            vips: vec!["0.0.0.0".to_owned()],
+            local_id: credentials.subject.clone(),
+            remote_id: ID.to_owned(),
+            remote_ts: PRIVATE_NET.to_owned(),
+            ..Connection::default()
+        }
+    }
+
+    /// Starts strongSwan on a runner with these credentials and one connection named `net`.
+    pub(crate) fn runner(
+        &self,
+        host: &Host,
+        credentials: &Credentials,
+        change: impl FnOnce(&mut Connection),
+    ) -> Result<Charon> {
+        let charon = Charon::start(host, &Options::default())?;
+        self.load(&charon, credentials, change)?;
+        Ok(charon)
+    }
+
+    /// Loads credentials and the connection `net` into a running strongSwan.
+    pub(crate) fn load(
+        &self,
+        charon: &Charon,
+        credentials: &Credentials,
+        change: impl FnOnce(&mut Connection),
+    ) -> Result<()> {
+        install(charon, credentials)?;
+        let mut connection = self.connection(credentials);
+        change(&mut connection);
+        charon.load(&[connection], "")
+    }
+
+    /// Enrols and connects the first runner.
+    pub(crate) fn connected(&self, key: KeyType) -> Result<(Charon, Credentials)> {
+        let host = self.world.runner();
+        let credentials = self.enrol(host, "enrolled", key)?;
+        let charon = self.runner(host, &credentials, |_| {})?;
+        charon.initiate("net")?;
+        Ok((charon, credentials))
+    }
+
+    /// Downloads generated bytes from the store and checks them.
+    pub(crate) fn download(&self, host: &Host, size: u64) -> Result<Download> {
+        let got = http::download(host, &self.store.url(size), Duration::from_secs(60))
+            .with_context(|| format!("last lines\n{}", self.lab.tails()))?;
+        if got.bytes != size {
+            bail!("{} of {size} bytes arrived", got.bytes);
+        }
+        Ok(got)
+    }
+
+    /// The store must not answer a host.
+    pub(crate) fn no_download(&self, host: &Host) -> Result<()> {
+        let before = self.store.requests();
+        if http::download(host, &self.store.url(1), Duration::from_millis(1500)).is_ok()
+            || self.store.requests() != before
+        {
+            bail!("the store answers although there must be no tunnel");
+        }
+        Ok(())
+    }
+
+    /// Waits until the gateway has no IKE SA.
+    pub(crate) fn no_sas(&self, limit: Duration) -> Result<()> {
+        wait::holds(&self.lab, "the gateway's SA list to be empty", limit, || {
+            Ok(self.gateway.sas()?.is_empty())
+        })
+    }
+
+    /// What must hold at the end of every lab: the gateway runs, has not panicked, and no SA is
+    /// without a live lease.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Some(code) = self.gateway.process()?.ended()? {
+            bail!("runnel ended with code {code}\n{}", self.lab.tails());
+        }
+        let status = self.gateway.json(&["status"])?;
+        if status["sas_without_lease"] != 0 {
+            bail!("there are SAs without a live lease: {status}");
+        }
+        let log = self.gateway.log();
+        if let Some(line) = log.lines().find(|line| line.contains("panicked")) {
+            bail!("runnel panicked: {line}");
+        }
+        let code = self.gateway.stop()?;
+        if code != 0 {
+            bail!("runnel stopped with exit code {code}\n{}", self.lab.tails());
+        }
+        Ok(())
+    }
+}
+
+/// Copies credentials to where strongSwan looks for them.
+pub(crate) fn install(charon: &Charon, credentials: &Credentials) -> Result<()> {
+    charon.install(&credentials.key, "private/host.pem")?;
+    charon.install(&credentials.cert, "x509/host.pem")?;
+    for (number, file) in credentials.chain.iter().enumerate() {
+        charon.install(file, &format!("x509ca/ca-{number}.pem"))?;
+    }
+    Ok(())
+}
+
+/// Pings and returns (sent, received).
+pub(crate) fn ping(host: &Host, address: &str, count: u32, interval: f32) -> Result<(u32, u32)> {
+    let said = host.output(
+        "ping",
+        &[
+            "-n",
+            "-q",
+            "-c",
+            &count.to_string(),
+            "-i",
+            &format!("{interval:.2}"),
+            "-W",
+            "2",
+            address,
+        ],
+    )?;
+    ping_counts(&said.out).with_context(|| format!("ping said: {}", said.all()))
+}
+
+/// Reads `600 packets transmitted, 600 received` from ping's summary.
+pub(crate) fn ping_counts(text: &str) -> Option<(u32, u32)> {
+    let line = text.lines().find(|line| line.contains("packets transmitted"))?;
+    let mut words = line.split([' ', ',']).filter_map(|word| word.parse::<u32>().ok());
+    Some((words.next()?, words.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_of_ping_is_read() {
+        let text = "\n--- 10.20.0.10 ping statistics ---\n\
+                    600 packets transmitted, 599 received, 0.166667% packet loss, time 59900ms\n";
+        assert_eq!(ping_counts(text), Some((600, 599)));
+    }
+}

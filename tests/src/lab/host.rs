@@ -127,7 +127,7 @@ impl Host {
     pub fn masquerade(&self, interface: &str) -> Result<()> {
         self.nft(&format!(
             "table ip lab_nat {{ chain post {{ type nat hook postrouting priority 100; \
-             oifname \"{interface}\" masquerade; }} }}"
+             oifname \"{interface}\" masquerade; }}\n}}"
         ))
     }
 

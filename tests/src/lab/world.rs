@@ -106,7 +106,7 @@ impl World {
             site.nft(
                 "table ip lab_dnat { chain pre { type nat hook prerouting priority -100; \
                  iifname \"wan\" udp dport { 500, 4500 } dnat to 192.168.50.2; \
-                 iifname \"wan\" tcp dport { 8443, 8080 } dnat to 192.168.50.2; } }",
+                 iifname \"wan\" tcp dport { 8443, 8080 } dnat to 192.168.50.2; }\n}",
             )?;
             site.masquerade("wan")?;
             boxes.push(site);

@@ -64,9 +64,22 @@ fn peer(host: &Host, authority: &Authority, name: &str) -> Result<Charon> {
     Ok(charon)
 }
 
-/// Connects and downloads.
+/// Connects and downloads over every shape of path the other labs use.
 pub(super) fn run(lab: &Lab) -> Result<()> {
-    let world = World::new(lab, Shape::default())?;
+    let plain = Shape::default();
+    over(lab, plain)?;
+    for (name, shape) in [
+        ("runner-nat", Shape { runner_nat: true, ..plain }),
+        ("gateway-nat", Shape { gateway_nat: true, ..plain }),
+    ] {
+        lab.step(name);
+        over(&Lab::new(name, false)?, shape)?;
+    }
+    Ok(())
+}
+
+fn over(lab: &Lab, shape: Shape) -> Result<()> {
+    let world = World::new(lab, shape)?;
     let server = Server::start(&world.private, world.store())?;
     let mut capture = Capture::start(&world.internet, "east", "udp")?;
     let peers = Baseline::start(&world)?;

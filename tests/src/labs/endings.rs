@@ -53,7 +53,7 @@ fn ends_at_once(lab: &Lab, end: impl FnOnce(&Scene, &str) -> Result<&'static str
     // The peer does not hear the DELETE at first: only the gateway can stop its packets.
     scene.world.internet.nft(
         "table ip deaf { chain pass { type filter hook forward priority 0; \
-         ip saddr 203.0.113.2 udp sport { 500, 4500 } @th,64,32 0 drop; } }",
+         ip saddr 203.0.113.2 udp sport { 500, 4500 } @th,64,32 0 drop; }\n}",
     )?;
     std::thread::sleep(Duration::from_millis(600));
     let peer_before = charon.log().len();

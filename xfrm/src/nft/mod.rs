@@ -1,13 +1,37 @@
 //! The packet filter of the tunnel interface, in an nftables table of Runnel's own.
 //!
 //! Duty: enforce each lease's allow list on every packet that enters or leaves the tunnel
-//! interface, default deny. It never touches other tables.
+//! interface, default deny, the same way for every data plane. It never touches other tables.
+//!
+//! The base ruleset ([`ruleset`]) is loaded by the `nft` program in one transaction, seldom: at
+//! start and when policy changes. What changes with every client, the binding of a lease's
+//! addresses to its role's chains, is one batched nfnetlink transaction ([`elements`]) and never
+//! a process. A verdict is looked up for every packet, so removing a binding stops live flows at
+//! once; conntrack is consulted only for replies, never to let a client's packet through.
 
-use std::collections::BTreeMap;
+mod conntrack;
+mod elements;
+mod ruleset;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use self::conntrack::FlowCleaner;
+use self::elements::TableIdentity;
+use self::ruleset::{ChainKind, table_name};
 use crate::enforcer::PacketFilter;
 use crate::error::PlaneError;
 use crate::model::{LeaseFilter, PlaneKind, RoleFilter, TunnelNetwork};
+use crate::netlink::{Message, Netlink, Protocol};
+
+/// Reasons of the named drop counters.
+const DROP_REASONS: [&str; 4] = ["from_client", "to_client", "client_to_client", "spoofed"];
+/// Messages of one transaction: a datagram of them stays well below the socket's send buffer.
+const TRANSACTION_MESSAGES: usize = 600;
+/// Where distributions install `nft`. A fixed list: PATH of a service is not to be trusted.
+const NFT_PATHS: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
 
 /// What the base ruleset is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +58,17 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+impl std::ops::AddAssign for Counter {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
 /// Counters of one lease at the firewall; they begin anew at each binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LeaseCounters {
-    /// Packets of the client that reached its role's chain (allowed and refused ones).
+    /// Packets of the client that reached its role's chains (allowed and refused ones).
     pub from_client: Counter,
     /// Packets towards the client that reached its role's reply chain.
     pub to_client: Counter,
@@ -48,7 +79,8 @@ pub struct LeaseCounters {
 pub struct FilterCounters {
     /// By the lease's reqid.
     pub leases: BTreeMap<u32, LeaseCounters>,
-    /// Dropped packets by reason (`from_client`, `to_client`, `client_to_client`, `spoofed`).
+    /// Dropped packets by reason: `from_client` (not allowed or not bound), `to_client` (no
+    /// reply), `client_to_client`, `spoofed` (a pool's address outside the tunnel).
     pub drops: BTreeMap<&'static str, Counter>,
 }
 
@@ -56,35 +88,345 @@ pub struct FilterCounters {
 #[derive(Debug)]
 pub struct Firewall {
     config: FirewallConfig,
+    table: String,
+    netlink: Netlink,
+    identity: TableIdentity,
+    leases: BTreeMap<u32, LeaseFilter>,
+    owners: BTreeMap<IpAddr, u32>,
+    /// Chains of roles that are gone but still have bound leases; empty, so everything drops.
+    retired: BTreeSet<String>,
+    cleaner: FlowCleaner,
 }
 
 impl Firewall {
     /// Installs the base ruleset in one transaction, replacing what a killed instance left.
     ///
     /// # Errors
-    /// When `nft` is missing or the kernel refuses.
+    /// [`PlaneError::System`] when `nft` is missing or refuses; [`PlaneError::Conflict`] for a
+    /// name or rule that cannot be. Nothing is installed then.
     pub fn install(config: &FirewallConfig) -> Result<Self, PlaneError> {
-        Ok(Self { config: config.clone() })
+        ruleset::check(config)?;
+        let table = table_name(&config.instance);
+        let mut netlink = Netlink::open(Protocol::Netfilter)?;
+        load(&ruleset::base(config))?;
+        let identity = identify(&mut netlink, &table)?.ok_or_else(|| {
+            PlaneError::Malformed(format!("nft loaded the table {table}, but it is not there"))
+        })?;
+        Ok(Self {
+            config: config.clone(),
+            table,
+            netlink,
+            identity,
+            leases: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            cleaner: FlowCleaner::start()?,
+        })
+    }
+
+    /// Name of the nftables table (family `inet`).
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Binds many leases in as few transactions as possible.
+    ///
+    /// # Errors
+    /// As [`PacketFilter::bind`]; leases before the one refused may be bound.
+    pub fn bind_all(&mut self, leases: &[LeaseFilter]) -> Result<(), PlaneError> {
+        let mut claimed = BTreeMap::new();
+        for lease in leases {
+            self.check_lease(lease)?;
+            for address in &lease.addresses {
+                if claimed.insert(*address, lease.reqid).is_some_and(|id| id != lease.reqid) {
+                    return Err(PlaneError::Conflict(format!(
+                        "address {address} is claimed by two leases"
+                    )));
+                }
+            }
+        }
+        // Elements of one lease never straddle two transactions.
+        let mut messages: Vec<Message> = Vec::new();
+        let mut pending: Vec<&LeaseFilter> = Vec::new();
+        for lease in leases {
+            if self.leases.get(&lease.reqid) == Some(lease) {
+                continue;
+            }
+            if let Some(former) = self.leases.get(&lease.reqid) {
+                messages.extend(elements::unbind(&self.table, self.config.plane, former));
+            }
+            messages.extend(elements::bind(&self.table, self.config.plane, lease));
+            pending.push(lease);
+            if messages.len() >= TRANSACTION_MESSAGES {
+                self.commit_bind(std::mem::take(&mut messages), std::mem::take(&mut pending))?;
+            }
+        }
+        self.commit_bind(messages, pending)
+    }
+
+    fn commit_bind(
+        &mut self,
+        messages: Vec<Message>,
+        leases: Vec<&LeaseFilter>,
+    ) -> Result<(), PlaneError> {
+        self.netlink.transaction("bind a lease in the firewall", messages)?;
+        for lease in leases {
+            if let Some(former) = self.leases.insert(lease.reqid, lease.clone()) {
+                for address in &former.addresses {
+                    self.owners.remove(address);
+                }
+            }
+            self.owners.extend(lease.addresses.iter().map(|address| (*address, lease.reqid)));
+        }
+        Ok(())
+    }
+
+    fn check_lease(&self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        if !self.config.roles.iter().any(|role| role.role == lease.role) {
+            return Err(PlaneError::Conflict(format!("no role {} in the firewall", lease.role)));
+        }
+        for address in &lease.addresses {
+            if self.owners.get(address).is_some_and(|owner| *owner != lease.reqid) {
+                return Err(PlaneError::Conflict(format!(
+                    "address {address} is bound to another lease"
+                )));
+            }
+            let networks = &self.config.networks;
+            // An address outside the pools would be answered by somebody else's route.
+            if !networks.iter().any(|n| n.network.contains(address) && n.gateway != *address) {
+                return Err(PlaneError::Conflict(format!(
+                    "address {address} is in no pool of this gateway"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, kind: ChainKind) -> Result<Vec<(IpAddr, Counter)>, PlaneError> {
+        let mut all = Vec::new();
+        for ipv6 in [false, true] {
+            let request = elements::list_elements(&self.table, kind, ipv6);
+            let parts =
+                self.netlink.dump("list the firewall's elements", &request, |_, payload| {
+                    elements::parse_elements(ipv6, payload).map(Some)
+                })?;
+            all.extend(parts.into_iter().flatten());
+        }
+        Ok(all)
     }
 }
 
 impl PacketFilter for Firewall {
-    fn bind(&mut self, _lease: &LeaseFilter) -> Result<(), PlaneError> {
-        Err(PlaneError::Unknown(self.config.instance.clone()))
+    fn bind(&mut self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        self.bind_all(std::slice::from_ref(lease))
     }
-    fn unbind(&mut self, _lease: &LeaseFilter) -> Result<(), PlaneError> {
+
+    fn unbind(&mut self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        let Some(bound) = self.leases.get(&lease.reqid) else {
+            return Ok(());
+        };
+        let messages = elements::unbind(&self.table, self.config.plane, bound);
+        match self.netlink.try_transaction(messages)? {
+            Ok(()) => {}
+            // Somebody removed the table or its elements: nothing of the lease passes them.
+            Err(refusal) if refusal.errno == libc::ENOENT => {
+                self.ensure()?;
+                return self.unbind_repaired(lease);
+            }
+            Err(refusal) => {
+                return Err(refusal.into_error("unbind a lease in the firewall"));
+            }
+        }
+        self.forget(lease.reqid);
         Ok(())
     }
-    fn replace_roles(&mut self, _roles: &[RoleFilter]) -> Result<(), PlaneError> {
+
+    fn replace_roles(&mut self, roles: &[RoleFilter]) -> Result<(), PlaneError> {
+        ruleset::check_roles(roles)?;
+        let wanted: BTreeSet<&str> = roles.iter().map(|role| role.role.as_str()).collect();
+        let bound: BTreeSet<&str> = self.leases.values().map(|l| l.role.as_str()).collect();
+        let former = self.config.roles.iter().map(|role| &role.role).chain(&self.retired);
+        let gone: BTreeSet<String> =
+            former.filter(|name| !wanted.contains(name.as_str())).cloned().collect();
+        let (emptied, delete): (Vec<String>, Vec<String>) =
+            gone.into_iter().partition(|name| bound.contains(name.as_str()));
+        load(&ruleset::replace_roles(&self.config, roles, &emptied, &delete))?;
+        self.config.roles = roles.to_vec();
+        self.retired = emptied.into_iter().collect();
+        if let Some(identity) = identify(&mut self.netlink, &self.table)? {
+            self.identity = identity;
+        }
         Ok(())
     }
+
     fn counters(&mut self) -> Result<FilterCounters, PlaneError> {
-        Ok(FilterCounters::default())
+        let mut counters = FilterCounters::default();
+        for kind in ChainKind::ALL {
+            for (address, counter) in self.list(kind)? {
+                let Some(reqid) = self.owners.get(&address) else {
+                    continue;
+                };
+                let lease = counters.leases.entry(*reqid).or_default();
+                match kind {
+                    ChainKind::Forward | ChainKind::Local => lease.from_client += counter,
+                    ChainKind::Return => lease.to_client += counter,
+                }
+            }
+        }
+        let table = self.table.clone();
+        let request = elements::list_counters(&table);
+        let drops = self.netlink.dump("list the firewall's counters", &request, |_, payload| {
+            elements::parse_drop_counter(&table, payload)
+        })?;
+        counters.drops.extend(drops);
+        Ok(counters)
     }
+
     fn ensure(&mut self) -> Result<bool, PlaneError> {
-        Ok(false)
+        if identify(&mut self.netlink, &self.table)?.as_ref() == Some(&self.identity) {
+            return Ok(false);
+        }
+        let mut config = self.config.clone();
+        // Retired roles come back as empty chains, for the elements that still name them.
+        config.roles.extend(
+            self.retired.iter().map(|role| RoleFilter { role: role.clone(), allow: Vec::new() }),
+        );
+        load(&ruleset::base(&config))?;
+        let leases: Vec<LeaseFilter> = self.leases.values().cloned().collect();
+        for chunk in leases.chunks(TRANSACTION_MESSAGES / 6) {
+            let messages = chunk
+                .iter()
+                .flat_map(|lease| elements::bind(&self.table, self.config.plane, lease))
+                .collect();
+            self.netlink.transaction("bind the leases in the firewall again", messages)?;
+        }
+        if let Some(identity) = identify(&mut self.netlink, &self.table)? {
+            self.identity = identity;
+        }
+        Ok(true)
     }
+
     fn remove(&mut self) -> Result<(), PlaneError> {
+        let message = elements::delete_table(&self.table);
+        match self.netlink.try_transaction(vec![message])? {
+            Err(refusal) if refusal.errno != libc::ENOENT => {
+                return Err(refusal.into_error("delete Runnel's nftables table"));
+            }
+            _ => {}
+        }
+        let addresses: Vec<IpAddr> = self.owners.keys().copied().collect();
+        self.leases.clear();
+        self.owners.clear();
+        self.cleaner.clean(addresses);
+        self.cleaner.stop();
         Ok(())
     }
+}
+
+impl Firewall {
+    /// Unbinds after [`PacketFilter::ensure`] put the elements back.
+    fn unbind_repaired(&mut self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        if let Some(bound) = self.leases.get(&lease.reqid) {
+            let messages = elements::unbind(&self.table, self.config.plane, bound);
+            if let Err(refusal) = self.netlink.try_transaction(messages)?
+                && refusal.errno != libc::ENOENT
+            {
+                return Err(refusal.into_error("unbind a lease in the firewall"));
+            }
+        }
+        self.forget(lease.reqid);
+        Ok(())
+    }
+
+    fn forget(&mut self, reqid: u32) {
+        if let Some(lease) = self.leases.remove(&reqid) {
+            for address in &lease.addresses {
+                self.owners.remove(address);
+            }
+            // Its flows are blocked already; their conntrack entries would let late replies reach
+            // whoever gets the address next.
+            self.cleaner.clean(lease.addresses);
+        }
+    }
+}
+
+/// Whether the table is there, and which one it is.
+fn identify(netlink: &mut Netlink, table: &str) -> Result<Option<TableIdentity>, PlaneError> {
+    match netlink.try_query(elements::get_table(table))? {
+        Ok((_, payload)) => elements::parse_table(&payload).map(Some),
+        Err(refusal) if refusal.errno == libc::ENOENT => Ok(None),
+        Err(refusal) => Err(refusal.into_error("show Runnel's nftables table")),
+    }
+}
+
+/// Loads text with `nft -f -`: one transaction, all or nothing.
+fn load(text: &str) -> Result<(), PlaneError> {
+    let fail = |reason: String, fix: &str| PlaneError::System {
+        what: "cannot load the packet filter".to_owned(),
+        reason,
+        fix: fix.to_owned(),
+    };
+    let path = NFT_PATHS
+        .into_iter()
+        .find(|path| std::fs::exists(path).unwrap_or(false))
+        .ok_or_else(|| fail("nft is not installed".to_owned(), "install the package nftables"))?;
+    let run = || -> std::io::Result<_> {
+        let mut child = Command::new(path)
+            .args(["-f", "-"])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(text.as_bytes())?;
+        }
+        child.wait_with_output()
+    };
+    let output = run().map_err(|error| {
+        fail(format!("{path} did not run: {error}"), "reinstall the package nftables")
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let reason = words.lines().find(|line| line.contains("Error")).unwrap_or("nft failed");
+    let fix = if words.contains("Operation not permitted") {
+        "run as root or with CAP_NET_ADMIN"
+    } else {
+        "the kernel needs nf_tables with the modules nft_ct, nft_fib, nft_masq and nft_xfrm; see \
+         `nft list ruleset`"
+    };
+    Err(fail(reason.to_owned(), fix))
+}
+
+/// Tries the ruleset of each plane in the calling thread's network namespace, for the probe.
+///
+/// # Errors
+/// One sentence: what is missing.
+pub(crate) fn try_ruleset(plane: PlaneKind) -> Result<(), PlaneError> {
+    let network = |network: &str, gateway: &str| -> Option<TunnelNetwork> {
+        Some(TunnelNetwork {
+            network: network.parse().ok()?,
+            gateway: gateway.parse().ok()?,
+            masquerade: true,
+        })
+    };
+    let networks = [network("192.0.2.0/24", "192.0.2.1"), network("2001:db8::/64", "2001:db8::1")];
+    let config = FirewallConfig {
+        instance: "probe".to_owned(),
+        interface: "probe".to_owned(),
+        networks: networks.into_iter().flatten().collect(),
+        roles: vec![RoleFilter { role: "probe".to_owned(), allow: Vec::new() }],
+        plane,
+    };
+    let mut firewall = Firewall::install(&config)?;
+    let addresses = ["192.0.2.2", "2001:db8::2"];
+    firewall.bind(&LeaseFilter {
+        reqid: 1,
+        addresses: addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+        role: "probe".to_owned(),
+    })?;
+    firewall.remove()
 }

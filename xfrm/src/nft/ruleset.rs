@@ -1,0 +1,415 @@
+//! The text of the ruleset, as `nft -f -` reads it.
+//!
+//! Pure functions: configuration in, text out. Every name that reaches the text is checked
+//! first, so that no configuration can write rules of its own.
+//!
+//! ```text
+//! prerouting   a pool's address from any other interface        drop
+//! forward      tunnel -> tunnel                                 drop
+//!              tunnel -> network    (reqid .) source -> fwd.ROLE, else drop
+//!              network -> tunnel    reply, destination -> ret.ROLE, else drop
+//! input        tunnel -> gateway    (reqid .) source -> loc.ROLE, else drop
+//! output       gateway -> tunnel    reply, destination -> ret.ROLE, else drop
+//! ```
+
+use std::fmt::Write as _;
+
+use ipnet::IpNet;
+
+use super::FirewallConfig;
+use crate::error::PlaneError;
+use crate::model::{AllowRule, PlaneKind, RoleFilter, TunnelNetwork};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
+
+/// Longest role name: chain names carry a prefix and the kernel's limit is above that.
+const MAX_ROLE: usize = 64;
+const MAX_INSTANCE: usize = 32;
+/// IFNAMSIZ without its terminating zero.
+const MAX_INTERFACE: usize = 15;
+
+/// Kinds of chain a role has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ChainKind {
+    /// Client to network.
+    Forward,
+    /// Client to the gateway itself.
+    Local,
+    /// Replies to the client.
+    Return,
+}
+
+impl ChainKind {
+    pub(super) const ALL: [Self; 3] = [Self::Forward, Self::Local, Self::Return];
+
+    /// Prefix of chain and map names.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Forward => "fwd",
+            Self::Local => "loc",
+            Self::Return => "ret",
+        }
+    }
+}
+
+/// Name of the nftables table of an instance.
+pub(super) fn table_name(instance: &str) -> String {
+    if instance.is_empty() { "runnel".to_owned() } else { format!("runnel_{instance}") }
+}
+
+/// Name of a role's chain.
+pub(super) fn chain_name(kind: ChainKind, role: &str) -> String {
+    format!("{}.{role}", kind.prefix())
+}
+
+/// Name of the map for a kind of chain and address family.
+pub(super) fn map_name(kind: ChainKind, ipv6: bool) -> String {
+    format!("{}{}", kind.prefix(), if ipv6 { 6 } else { 4 })
+}
+
+/// Checks every name and rule that will appear in the text.
+pub(super) fn check(config: &FirewallConfig) -> Result<(), PlaneError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if config.instance.len() > MAX_INSTANCE || !config.instance.chars().all(plain) {
+        return Err(PlaneError::Conflict(format!(
+            "instance name {:?} may have a-z, 0-9 and _ only, at most {MAX_INSTANCE}",
+            config.instance
+        )));
+    }
+    let interface = &config.interface;
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if interface.is_empty() || interface.len() > MAX_INTERFACE || !interface.chars().all(safe) {
+        return Err(PlaneError::Conflict(format!(
+            "interface name {interface:?} may have letters, digits, _, - and . only, at most \
+             {MAX_INTERFACE}"
+        )));
+    }
+    check_roles(&config.roles)
+}
+
+/// Checks names and rules of roles.
+pub(super) fn check_roles(roles: &[RoleFilter]) -> Result<(), PlaneError> {
+    for role in roles {
+        let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        if role.role.is_empty() || role.role.len() > MAX_ROLE || !role.role.chars().all(safe) {
+            return Err(PlaneError::Conflict(format!(
+                "role name {:?} may have letters, digits, _ and - only, at most {MAX_ROLE}",
+                role.role
+            )));
+        }
+        for rule in &role.allow {
+            let has_ports = matches!(rule.protocol, Some(TCP | UDP | SCTP));
+            if rule.ports.is_some_and(|(first, last)| !has_ports || first > last) {
+                return Err(PlaneError::Conflict(format!(
+                    "role {}: ports of {} need tcp, udp or sctp and a rising range",
+                    role.role, rule.destination
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The whole table, in a form that replaces what is there in one transaction.
+pub(super) fn base(config: &FirewallConfig) -> String {
+    let table = table_name(&config.instance);
+    let interface = &config.interface;
+    let mut text = String::new();
+    // Adding before deleting makes the deletion succeed whether or not the table exists.
+    let _ = writeln!(text, "table inet {table}\ndelete table inet {table}\ntable inet {table} {{");
+    for reason in super::DROP_REASONS {
+        let _ = writeln!(text, "  counter drop_{reason} {{ }}");
+    }
+    for kind in ChainKind::ALL {
+        for ipv6 in [false, true] {
+            let key = key_type(kind, ipv6, config.plane);
+            let map = map_name(kind, ipv6);
+            let _ = writeln!(text, "  map {map} {{ {key} : verdict; counter; }}");
+        }
+    }
+    for role in &config.roles {
+        role_chains(&mut text, role);
+    }
+    let _ = write!(
+        text,
+        r#"
+  chain from_client {{
+    {fwd4} vmap @fwd4
+    {fwd6} vmap @fwd6
+    counter name drop_from_client drop
+  }}
+  chain to_gateway {{
+    {fwd4} vmap @loc4
+    {fwd6} vmap @loc6
+    counter name drop_from_client drop
+  }}
+  chain to_client {{
+    ct state established,related ct direction reply ip daddr vmap @ret4
+    ct state established,related ct direction reply ip6 daddr vmap @ret6
+    ip6 daddr ff00::/8 drop
+    counter name drop_to_client drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "{interface}" oifname "{interface}" counter name drop_client_to_client drop
+    iifname "{interface}" jump from_client
+    oifname "{interface}" jump to_client
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname "{interface}" jump to_gateway
+  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "{interface}" jump to_client
+  }}
+  chain clamp {{
+    type filter hook forward priority mangle; policy accept;
+    iifname "{interface}" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+    oifname "{interface}" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+  }}
+"#,
+        fwd4 = key_expression(false, config.plane),
+        fwd6 = key_expression(true, config.plane),
+    );
+    spoofing(&mut text, interface, &config.networks);
+    masquerade(&mut text, interface, &config.networks);
+    text.push_str("}\n");
+    text
+}
+
+/// Replaces the chains of roles in one transaction: `add` and `keep` get the new rules,
+/// `delete` goes.
+pub(super) fn replace_roles(
+    config: &FirewallConfig,
+    roles: &[RoleFilter],
+    emptied: &[String],
+    delete: &[String],
+) -> String {
+    let table = table_name(&config.instance);
+    let mut text = String::new();
+    let names: Vec<&str> =
+        roles.iter().map(|r| r.role.as_str()).chain(emptied.iter().map(String::as_str)).collect();
+    for kind in ChainKind::ALL {
+        for name in &names {
+            let chain = chain_name(kind, name);
+            let _ = writeln!(text, "add chain inet {table} {chain}");
+            let _ = writeln!(text, "flush chain inet {table} {chain}");
+        }
+        for name in delete {
+            let chain = chain_name(kind, name);
+            let _ = writeln!(text, "flush chain inet {table} {chain}");
+            let _ = writeln!(text, "delete chain inet {table} {chain}");
+        }
+    }
+    let _ = writeln!(text, "table inet {table} {{");
+    for role in roles {
+        role_chains(&mut text, role);
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn key_type(kind: ChainKind, ipv6: bool, plane: PlaneKind) -> String {
+    if kind != ChainKind::Return && plane == PlaneKind::Kernel {
+        return format!("typeof {}", key_expression(ipv6, plane));
+    }
+    format!("type ipv{}_addr", if ipv6 { 6 } else { 4 })
+}
+
+/// What identifies a client's packet: its source, and in the kernel plane the SA it came by.
+fn key_expression(ipv6: bool, plane: PlaneKind) -> String {
+    let source = format!("{} saddr", ip_word(ipv6));
+    match plane {
+        PlaneKind::Kernel => format!("ipsec in reqid . {source}"),
+        PlaneKind::Userspace | PlaneKind::Mock => source,
+    }
+}
+
+fn ip_word(ipv6: bool) -> &'static str {
+    if ipv6 { "ip6" } else { "ip" }
+}
+
+fn is_ipv6(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(_))
+}
+
+fn role_chains(text: &mut String, role: &RoleFilter) {
+    for kind in ChainKind::ALL {
+        let _ = writeln!(text, "  chain {} {{", chain_name(kind, &role.role));
+        if kind == ChainKind::Return {
+            // Errors come from any router on the way; conntrack ties them to a flow that the
+            // client opened.
+            text.push_str(
+                "    ct state related icmp type { destination-unreachable, time-exceeded, \
+                 parameter-problem } accept\n    ct state related icmpv6 type { \
+                 destination-unreachable, packet-too-big, time-exceeded, parameter-problem } \
+                 accept\n",
+            );
+        }
+        for rule in &role.allow {
+            // Only a rule that names one address opens the gateway itself: a wide network in an
+            // allow list is not meant to include the gateway's own ssh.
+            if kind != ChainKind::Local || rule.destination.prefix_len() == full_length(rule) {
+                allow(text, kind, rule);
+            }
+        }
+        text.push_str("  }\n");
+    }
+}
+
+fn full_length(rule: &AllowRule) -> u8 {
+    rule.destination.max_prefix_len()
+}
+
+fn allow(text: &mut String, kind: ChainKind, rule: &AllowRule) {
+    let ipv6 = is_ipv6(&rule.destination);
+    let word = ip_word(ipv6);
+    let (side, port) =
+        if kind == ChainKind::Return { ("saddr", "sport") } else { ("daddr", "dport") };
+    let net = rule.destination.trunc();
+    let mut service = String::new();
+    match (rule.protocol, rule.ports) {
+        (Some(protocol), Some((first, last))) => {
+            let name = match protocol {
+                TCP => "tcp",
+                UDP => "udp",
+                _ => "sctp",
+            };
+            let _ = write!(service, " {name} {port} {first}-{last}");
+        }
+        (Some(protocol), None) => {
+            let _ = write!(service, " meta l4proto {protocol}");
+        }
+        (None, _) => {}
+    }
+    // A prefix length of 0 would be no match at all, and nft wants none then.
+    let address = if net.prefix_len() == 0 {
+        format!("meta nfproto {}", if ipv6 { "ipv6" } else { "ipv4" })
+    } else {
+        format!("{word} {side} {net}")
+    };
+    let state = if kind == ChainKind::Return { " ct state established" } else { "" };
+    let _ = writeln!(text, "    {address}{service}{state} accept");
+    if kind != ChainKind::Return && rule.protocol.is_some() {
+        // A client's own errors about what it receives (port unreachable, too big).
+        let types = if ipv6 {
+            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, \
+             parameter-problem }"
+        } else {
+            "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+        };
+        let _ = writeln!(text, "    {address} ct state related {types} accept");
+    }
+}
+
+/// Nobody but the tunnel may speak with a client's address.
+fn spoofing(text: &mut String, interface: &str, networks: &[TunnelNetwork]) {
+    text.push_str(
+        "  chain prerouting {\n    type filter hook prerouting priority raw; policy accept;\n",
+    );
+    for network in networks {
+        let net = network.network.trunc();
+        let _ = writeln!(
+            text,
+            "    iifname != {{ \"{interface}\", \"lo\" }} {} saddr {net} counter name \
+             drop_spoofed drop",
+            ip_word(is_ipv6(&net))
+        );
+    }
+    text.push_str("  }\n");
+}
+
+fn masquerade(text: &mut String, interface: &str, networks: &[TunnelNetwork]) {
+    if !networks.iter().any(|network| network.masquerade) {
+        return;
+    }
+    text.push_str(
+        "  chain postrouting {\n    type nat hook postrouting priority srcnat; policy accept;\n",
+    );
+    for network in networks.iter().filter(|network| network.masquerade) {
+        let net = network.network.trunc();
+        let _ = writeln!(
+            text,
+            "    oifname != {{ \"{interface}\", \"lo\" }} {} saddr {net} masquerade",
+            ip_word(is_ipv6(&net))
+        );
+    }
+    text.push_str("  }\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(destination: &str, protocol: Option<u8>, ports: Option<(u16, u16)>) -> AllowRule {
+        AllowRule { destination: destination.parse().unwrap(), protocol, ports }
+    }
+
+    fn role(allow: Vec<AllowRule>) -> RoleFilter {
+        RoleFilter { role: "builder".to_owned(), allow }
+    }
+
+    fn config(roles: Vec<RoleFilter>) -> FirewallConfig {
+        FirewallConfig {
+            instance: String::new(),
+            interface: "runnel0".to_owned(),
+            networks: Vec::new(),
+            roles,
+            plane: PlaneKind::Userspace,
+        }
+    }
+
+    #[test]
+    fn a_wide_network_does_not_open_the_gateway() {
+        let mut text = String::new();
+        let wide = rule("10.0.0.0/8", None, None);
+        let host = rule("10.77.0.1/32", Some(TCP), Some((80, 80)));
+        role_chains(&mut text, &role(vec![wide, host]));
+        let local = text.split("chain loc.builder").nth(1).unwrap().split('}').next().unwrap();
+        assert!(!local.contains("10.0.0.0/8"), "{local}");
+        assert!(local.contains("ip daddr 10.77.0.1/32 tcp dport 80-80 accept"), "{local}");
+    }
+
+    #[test]
+    fn nothing_from_the_client_is_accepted_for_being_established() {
+        let text = base(&config(vec![role(vec![rule("10.0.0.0/8", Some(TCP), Some((443, 443)))])]));
+        for chain in ["chain fwd.builder {", "chain from_client {", "chain to_gateway {"] {
+            let body = text.split(chain).nth(1).unwrap().split("  }\n").next().unwrap();
+            assert!(!body.contains("established"), "{body}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_smuggle_rules() {
+        let mut evil = config(vec![]);
+        evil.interface = "x\" accept; #".to_owned();
+        assert!(check(&evil).is_err());
+        evil.interface = "tun*".to_owned();
+        assert!(check(&evil).is_err());
+        evil.interface = "tun0".to_owned();
+        assert!(check(&evil).is_ok());
+        evil.instance = "a b".to_owned();
+        assert!(check(&evil).is_err());
+        evil.instance = "second".to_owned();
+        assert!(check(&evil).is_ok());
+        evil.roles = vec![RoleFilter { role: "a { }".to_owned(), allow: vec![] }];
+        assert!(check(&evil).is_err());
+    }
+
+    #[test]
+    fn ports_need_a_protocol_that_has_them() {
+        for (protocol, ports, good) in [
+            (Some(TCP), (1, 2), true),
+            (Some(SCTP), (5, 5), true),
+            (Some(1), (1, 2), false),
+            (None, (1, 2), false),
+            (Some(UDP), (3, 2), false),
+        ] {
+            let roles = [role(vec![rule("10.0.0.0/8", protocol, Some(ports))])];
+            assert_eq!(check_roles(&roles).is_ok(), good, "{protocol:?} {ports:?}");
+        }
+    }
+}

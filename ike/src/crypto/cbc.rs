@@ -188,6 +188,3 @@ fn xor(block: &mut [u8; BLOCK_LEN], with: &[u8; BLOCK_LEN]) {
         *octet ^= with;
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{CryptoError, Integrity, SecretBytes};
-use crate::wire::{CipherError, EncrId, SkCipher};
+use crate::wire::EncrId;
 
 /// Transform type 1 with its KEY_LENGTH attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,7 +46,8 @@ pub trait CipherAlgorithm: fmt::Debug + Send + Sync {
 ///
 /// `aad` is everything from the first octet of the IKE header up to the initialization vector: the
 /// associated data of RFC 5282 section 5.1, and for CBC suites the first part of what the checksum
-/// covers (RFC 7296 3.14).
+/// covers (RFC 7296 3.14). Note that the codec's [`SkCipher`](crate::wire::SkCipher) takes `aad`
+/// before `iv`; implementing it for these boxes directly would make calls ambiguous.
 pub trait KeyedCipher: fmt::Debug + Send + Sync {
     /// Octets of initialization vector on the wire.
     fn iv_len(&self) -> usize;
@@ -77,46 +78,6 @@ pub trait KeyedCipher: fmt::Debug + Send + Sync {
         ciphertext: &mut [u8],
         icv: &[u8],
     ) -> Result<(), CryptoError>;
-}
-
-/// What the Encrypted payload's codec works with: `&cipher` is a `&dyn SkCipher`.
-impl SkCipher for Box<dyn KeyedCipher> {
-    fn iv_len(&self) -> usize {
-        KeyedCipher::iv_len(&**self)
-    }
-
-    fn icv_len(&self) -> usize {
-        KeyedCipher::icv_len(&**self)
-    }
-
-    fn block_len(&self) -> usize {
-        KeyedCipher::block_len(&**self)
-    }
-
-    fn seal(
-        &self,
-        aad: &[u8],
-        iv: &[u8],
-        buffer: &mut [u8],
-        icv: &mut [u8],
-    ) -> Result<(), CipherError> {
-        let computed = KeyedCipher::seal(&**self, iv, aad, buffer).map_err(|_| CipherError)?;
-        if computed.len() != icv.len() {
-            return Err(CipherError);
-        }
-        icv.copy_from_slice(&computed);
-        Ok(())
-    }
-
-    fn open(
-        &self,
-        aad: &[u8],
-        iv: &[u8],
-        buffer: &mut [u8],
-        icv: &[u8],
-    ) -> Result<(), CipherError> {
-        KeyedCipher::open(&**self, iv, aad, buffer, icv).map_err(|_| CipherError)
-    }
 }
 
 /// Checks the length of a key, IV or similar.

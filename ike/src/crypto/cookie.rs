@@ -90,3 +90,61 @@ impl fmt::Debug for CookieJar {
         f.debug_struct("CookieJar").field("version", &self.current.0).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+    use crate::crypto::{PrfId, ring};
+
+    const SPI: [u8; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+    fn jar() -> CookieJar {
+        CookieJar::new(ring::PROVIDER.prf(PrfId::HmacSha2_256).unwrap(), [7; 32])
+    }
+
+    #[test]
+    fn a_cookie_returns_to_the_nonce_address_and_spi_it_was_made_for() {
+        let jar = jar();
+        let cookie = jar.cookie(&[9; 32], V4, SPI);
+        assert_eq!(cookie.len(), MAX_COOKIE_LEN);
+        assert_eq!(cookie, jar.cookie(&[9; 32], V4, SPI));
+        assert!(jar.check(&cookie, &[9; 32], V4, SPI));
+        assert!(!jar.check(&cookie, &[9; 31], V4, SPI));
+        assert!(!jar.check(&cookie, &[8; 32], V4, SPI));
+        assert!(!jar.check(&cookie, &[9; 32], IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), SPI));
+        assert!(!jar.check(&cookie, &[9; 32], IpAddr::V6(Ipv6Addr::LOCALHOST), SPI));
+        assert!(!jar.check(&cookie, &[9; 32], V4, [0; 8]));
+    }
+
+    #[test]
+    fn damaged_and_foreign_cookies_are_refused() {
+        let jar = jar();
+        let cookie = jar.cookie(&[9; 32], V4, SPI);
+        for at in 0..cookie.len() {
+            let mut damaged = cookie.clone();
+            damaged[at] ^= 1;
+            assert!(!jar.check(&damaged, &[9; 32], V4, SPI));
+            assert!(!jar.check(&cookie[..at], &[9; 32], V4, SPI));
+        }
+        assert!(!jar.check(&[&cookie[..], &[0]].concat(), &[9; 32], V4, SPI));
+        let other = CookieJar::new(ring::PROVIDER.prf(PrfId::HmacSha2_256).unwrap(), [8; 32]);
+        assert!(!other.check(&cookie, &[9; 32], V4, SPI));
+    }
+
+    #[test]
+    fn a_cookie_lives_through_one_change_of_the_secret() {
+        let mut jar = jar();
+        let first = jar.cookie(&[9; 32], V4, SPI);
+        jar.rotate([1; 32]);
+        assert!(jar.check(&first, &[9; 32], V4, SPI));
+        let second = jar.cookie(&[9; 32], V4, SPI);
+        assert_ne!(first, second);
+        jar.rotate([2; 32]);
+        assert!(!jar.check(&first, &[9; 32], V4, SPI));
+        assert!(jar.check(&second, &[9; 32], V4, SPI));
+        assert!(!format!("{jar:?}").contains("[2, 2"));
+    }
+}

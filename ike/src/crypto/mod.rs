@@ -34,7 +34,7 @@ pub use error::{CryptoError, SignatureError};
 pub use executor::{KexExecutor, KexJob, KexOutcome, KexRequest, KexResponse};
 pub use hash::{HashFunction, Hasher};
 pub use kex::{KexKind, KexSecret, KeyExchangeGroup, KeyShare};
-pub use keymat::{IkeKeys, IkeKeyLengths};
+pub use keymat::{IkeKeyLengths, IkeKeys};
 pub use prf::{Integrity, Prf, prf_plus};
 pub use secret::{SecretBytes, SharedSecret, constant_time_eq};
 pub use signature::{
@@ -109,6 +109,3 @@ pub fn default_provider() -> &'static CryptoProvider {
     #[cfg(not(feature = "aws-lc"))]
     &ring::PROVIDER
 }
-
-#[cfg(test)]
-mod conformance;

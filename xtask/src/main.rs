@@ -111,7 +111,7 @@ fn demo() -> Result<()> {
 fn bench(name: &str) -> Result<()> {
     prepare_labs()?;
     run::build_release_gateway()?;
-    Program::cargo(["build", "--quiet", "-p", "tests", "--bin", "labs"]).run()?;
+    Program::cargo(["build", "--quiet", "--workspace", "--bin", "labs"]).run()?;
     Program::built("labs").args(["--bench", name]).run()
 }
 
@@ -140,7 +140,7 @@ fn prepare_labs() -> Result<()> {
 }
 
 fn labs(args: &[&str]) -> Result<()> {
-    Program::cargo(["build", "--quiet", "-p", "tests", "--bin", "labs"]).run()?;
+    Program::cargo(["build", "--quiet", "--workspace", "--bin", "labs"]).run()?;
     Program::built("labs").args(args.iter().copied()).run()
 }
 

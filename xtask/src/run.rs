@@ -108,14 +108,15 @@ pub(crate) fn is_root() -> Result<bool> {
 pub(crate) fn build_lab_programs(failpoints: bool) -> Result<()> {
     if failpoints {
         // Cargo keeps both variants' artifacts; only the name in `debug/` is shared.
-        Program::cargo(["build", "-p", "gateway", "--bin", "runnel", "--features", "failpoints"])
+        Program::cargo(["build", "--workspace", "--bins", "--features", "gateway/failpoints"])
             .run()?;
         let debug = target_dir().join("debug");
         std::fs::copy(debug.join("runnel"), debug.join("runnel-failpoints"))
             .context("cannot copy the failpoints build of runnel")?;
     }
-    Program::cargo(["build", "-p", "gateway", "--bin", "runnel"]).run()?;
-    Program::cargo(["build", "-p", "tests", "--bin", "labs"]).run()
+    // The whole workspace, so that every command agrees on the features of shared dependencies
+    // and nothing is compiled twice.
+    Program::cargo(["build", "--workspace", "--bins"]).run()
 }
 
 /// Builds the optimised `runnel` that benchmarks measure.

@@ -418,8 +418,7 @@ mod tests {
 
     #[test]
     fn a_reply_leaves_from_the_address_the_peer_used() {
-        let server =
-            UdpPort::bind("0.0.0.0:0".parse().unwrap(), &BindOptions::default()).unwrap();
+        let server = UdpPort::bind("0.0.0.0:0".parse().unwrap(), &BindOptions::default()).unwrap();
         let client = loopback();
         let second: IpAddr = "127.0.0.2".parse().unwrap();
         let to = SocketAddr::new(second, server.local_addr().port());

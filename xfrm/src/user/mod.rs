@@ -5,8 +5,8 @@
 //! [`PlaneEvent::Ike`]. It sets no address and no route.
 //!
 //! # Threads
-//! One [`inbound`] thread per encapsulation socket and one [`outbound`] thread per TUN queue, all
-//! moving batches; one [`keeper`] thread follows path MTUs. Each batch runs under one read lock of
+//! One `inbound` thread per encapsulation socket and one `outbound` thread per TUN queue, all
+//! moving batches; one `keeper` thread follows path MTUs. Each batch runs under one read lock of
 //! the SA table, so a control operation that has taken the write lock is in force for every later
 //! packet: after [`Dataplane::remove`] returns, no packet of that child is on its way to either
 //! side. Events are delivered outside that lock.
@@ -17,9 +17,31 @@
 //! stranger can send costs a hash lookup; what fails is counted by [`DropReason`] and never stops
 //! anything.
 
+#[cfg(doc)]
+use crate::dataplane::{Dataplane, PlaneEvent};
+
+mod child;
 mod counters;
+mod ecn;
+mod esp;
+mod fragment;
+mod gro;
+mod icmp;
+mod inbound;
+mod keeper;
+mod mss;
 pub mod mtu;
+mod offload;
+mod outbound;
+mod packet;
+mod plane;
 mod replay;
+mod selector;
+mod sender;
 pub(crate) mod sys;
+mod table;
+pub mod tun;
 
 pub use counters::DropReason;
+pub use plane::{TunSource, UserPlane, UserPlaneConfig};
+pub use tun::probe;

@@ -181,9 +181,8 @@ fn read_control(header: &libc::msghdr, meta: &mut RecvMeta) {
     let mut cursor = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !cursor.is_null() {
         // SAFETY: a non-null cursor points at a whole cmsghdr inside the control buffer.
-        let (level, kind, len) = unsafe {
-            ((*cursor).cmsg_level, (*cursor).cmsg_type, (*cursor).cmsg_len as usize)
-        };
+        let (level, kind, len) =
+            unsafe { ((*cursor).cmsg_level, (*cursor).cmsg_type, (*cursor).cmsg_len as usize) };
         // SAFETY: as above; data follows the header.
         let data = unsafe { libc::CMSG_DATA(cursor) };
         // SAFETY: CMSG_LEN only computes.
@@ -363,9 +362,8 @@ pub(crate) fn recv_error(fd: BorrowedFd<'_>) -> io::Result<Option<QueuedError>> 
     let mut cursor = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
     while !cursor.is_null() {
         // SAFETY: a non-null cursor points at a whole cmsghdr inside the control buffer.
-        let (level, kind, len) = unsafe {
-            ((*cursor).cmsg_level, (*cursor).cmsg_type, (*cursor).cmsg_len as usize)
-        };
+        let (level, kind, len) =
+            unsafe { ((*cursor).cmsg_level, (*cursor).cmsg_type, (*cursor).cmsg_len as usize) };
         // SAFETY: CMSG_LEN only computes.
         let need =
             unsafe { libc::CMSG_LEN(mem::size_of::<libc::sock_extended_err>() as u32) } as usize;
@@ -422,13 +420,7 @@ pub(crate) fn option(
     let mut len = mem::size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the pointers describe a live c_int and its length.
     let done = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            (&raw mut value).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }

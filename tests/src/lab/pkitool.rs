@@ -156,6 +156,34 @@ impl Est {
         )
     }
 
+    /// Renews a certificate (simplereenroll): the old one authenticates the request.
+    ///
+    /// # Errors
+    /// Only when the client cannot be started.
+    pub fn renew(&self, from: &Host, request: &Path, cert: &Path, key: &Path) -> Result<Said> {
+        let text = |path: &Path| path.display().to_string();
+        let (request, root) = (text(request), text(&self.root));
+        let (cert, key) = (text(cert), text(key));
+        self.pki(
+            from,
+            &[
+                "--est",
+                "--url",
+                &self.url,
+                "--cacert",
+                &root,
+                "--in",
+                &request,
+                "--cert",
+                &cert,
+                "--key",
+                &key,
+                "--outform",
+                "pem",
+            ],
+        )
+    }
+
     /// Runs `pki` on a host with this server's name in its `/etc/hosts`.
     fn pki(&self, from: &Host, args: &[&str]) -> Result<Said> {
         let mut command = with_hosts(from, &self.hosts);

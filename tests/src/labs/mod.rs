@@ -67,6 +67,11 @@ pub const ALL: &[Entry] = &[
     ),
     entry("ipv6", "virtual addresses of both families", paths::ipv6),
     entry("allow-list", "addresses, ports and protocols outside the role", paths::allow_list),
+    entry(
+        "masquerade",
+        "a network without a route back; forwarding on the tunnel's side",
+        paths::masquerade,
+    ),
     entry("mtu", "50 MB over an underlay of MTU 1400; too-big answered", paths::mtu),
     entry(
         "refusals",

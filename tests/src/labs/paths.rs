@@ -9,11 +9,11 @@ use super::scene::{Scene, ping};
 use crate::lab::Lab;
 use crate::lab::capture::{Capture, ESP_IN_UDP, IKE};
 use crate::lab::charon::{Charon, Options};
-use crate::lab::gateway::{ID, Settings};
+use crate::lab::gateway::{Gateway, ID, Settings};
 use crate::lab::http;
 use crate::lab::pkitool::{Authority, P256, RSA4096};
 use crate::lab::world::{
-    FORBIDDEN, GATEWAY, PRIVATE_NET, PRIVATE_NET6, STORE, STORE_PORT, STORE6, Shape,
+    FORBIDDEN, GATEWAY, PRIVATE_NET, PRIVATE_NET6, STORE, STORE_PORT, STORE6, Shape, World,
 };
 
 /// The runner behind a NAT.
@@ -201,15 +201,24 @@ pub(super) fn fragmentation(lab: &Lab) -> Result<()> {
 /// The role's allow list: an address, a port and a protocol outside it are dropped, and the
 /// gateway's own ports are closed towards the tunnel.
 pub(super) fn allow_list(lab: &Lab) -> Result<()> {
-    let settings =
-        Settings { allow: vec![format!("{STORE}:{STORE_PORT}/tcp")], ..Settings::default() };
+    let settings = Settings {
+        allow: vec![format!("{STORE}:{STORE_PORT}/tcp")],
+        pool: "dns = [\"10.20.0.53\"]".to_owned(),
+        ..Settings::default()
+    };
     let scene = Scene::new(lab, Shape::default(), &settings)?;
+    scene.world.private.address("eth0", "10.20.0.53/16")?;
+    let dns = http::Server::start(&scene.world.private, "10.20.0.53:53".parse()?)?;
+    let dns_other = http::Server::start(&scene.world.private, "10.20.0.53:9999".parse()?)?;
     let other_port = http::Server::start(&scene.world.private, format!("{STORE}:9999").parse()?)?;
     let gateway_port = http::Server::start(&scene.world.gateway, "10.20.0.1:9998".parse()?)?;
     let (charon, _) = scene.connected(P256)?;
     let host = scene.world.runner();
     scene.download(host, 10_000)?;
+    lab.step("the pool's DNS server is implied, its port 53 only");
+    http::download(host, &dns.url(100), Duration::from_secs(3))?;
     for (what, server) in [
+        ("another port of the DNS server", &dns_other),
         ("a forbidden host", &scene.forbidden),
         ("a forbidden port", &other_port),
         ("a port of the gateway itself", &gateway_port),
@@ -224,6 +233,28 @@ pub(super) fn allow_list(lab: &Lab) -> Result<()> {
         if ping(host, address, 2, 0.2)?.1 != 0 {
             bail!("ping to {address} passes, though only one TCP port is allowed");
         }
+    }
+    charon.terminate("net")?;
+    scene.finish()
+}
+
+/// A private network without a route back to the pool, behind a gateway that forwards on its
+/// inner interface only: `masquerade` and Runnel's own care for its interface make it work.
+pub(super) fn masquerade(lab: &Lab) -> Result<()> {
+    let world = World::new(lab, Shape::default())?;
+    world.private.ip("route del default")?;
+    // The operator forwards where replies come in; the tunnel's side is Runnel's business.
+    world.gateway.sysctl("net/ipv4/ip_forward", "0")?;
+    world.gateway.sysctl("net/ipv4/conf/lan/forwarding", "1")?;
+    let settings = Settings { pool: "masquerade = true".to_owned(), ..Settings::default() };
+    let gateway = Gateway::start(&world.gateway, &settings)?;
+    let scene = Scene::around(world, gateway)?;
+    let mut capture = Capture::start(&scene.world.private, "eth0", "tcp")?;
+    let (charon, _) = scene.connected(P256)?;
+    scene.download(scene.world.runner(), 1_000_000)?;
+    capture.stop()?;
+    if capture.count("src net 10.77.0.0/16")? > 0 {
+        bail!("virtual addresses reach the private network although they are masqueraded");
     }
     charon.terminate("net")?;
     scene.finish()

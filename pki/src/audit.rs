@@ -11,7 +11,7 @@ use crate::store::Txn;
 use crate::time::UnixTime;
 
 /// The log that holds the events.
-pub const LOG: &str = "audit";
+pub(crate) const LOG: &str = "audit";
 
 /// Who caused a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

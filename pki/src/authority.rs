@@ -1,28 +1,29 @@
 //! The facade: one open authority over one store.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
 
-use crate::audit::{Actor, AuditEvent, AuditRecord};
-use crate::ca::{Ca, CaStatus, ServerIdentity, ServerNames};
-use crate::crl::Crl;
-use crate::enrol::est::{EstReply, EstRequest};
-use crate::enrol::token::{Token, TokenCreate, TokenSecret};
+use crate::audit::{self, Actor, AuditEvent, AuditRecord};
+use crate::ca::{Ca, CaRecord, CaStatus};
 use crate::entropy::Entropy;
 use crate::error::Error;
-use crate::issue::CertRecord;
-use crate::lease::pool::AddressBook;
-use crate::lease::{Lease, LeaseChange, LeaseState};
+use crate::failpoint;
+use crate::issue::{self, CertRecord};
+use crate::lease::pool::{AddressBook, gateway_address};
+use crate::lease::{Lease, LeaseState};
 use crate::profile::{Options, Settings};
-use crate::revoke::{RevocationReason, RevokeOutcome, RevokeSelector};
-use crate::seal::Sealer;
+use crate::record::{self, key};
+use crate::revoke::RevocationReason;
+use crate::seal::{self, Sealer};
 use crate::serial::Serial;
-use crate::store::Store;
+use crate::store::{self, Outcome, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
-use crate::validate::{IkeId, PeerError, VerifiedPeer};
+use crate::validate::{self, IkeId, PeerError, VerifiedPeer};
+
+/// The store's file in the state directory.
+const DATABASE: &str = "runnel.db";
 
 /// What happened when the authority was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,18 +101,21 @@ pub enum AccessError {
 /// The certificate authority with its leases, tokens and revocations.
 ///
 /// Methods take `&self` and may be called from several threads; concurrent enrolments share
-/// commits. None of them reads a clock.
+/// commits. None of them reads a clock. Lease operations are in `lease::book`, enrolment in
+/// `enrol`, and so on: this file holds what they share.
 #[derive(Debug)]
 pub struct Authority {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) sealer: Sealer,
-    pub(crate) ca: RwLock<Arc<Ca>>,
-    pub(crate) settings: RwLock<Arc<Settings>>,
     pub(crate) addresses: Mutex<AddressBook>,
+    ca: RwLock<Arc<Ca>>,
+    settings: RwLock<Arc<Settings>>,
     entropy: Mutex<Randomness>,
+    /// One turnstile for every sixteenth token.
+    turns: [Mutex<()>; 16],
     startup: Startup,
     /// Held while the process lives: one process per state directory.
-    _lock: Option<std::fs::File>,
+    lock: Option<std::fs::File>,
 }
 
 struct Randomness(Box<dyn Entropy>);
@@ -130,23 +134,62 @@ impl Authority {
     ///
     /// # Errors
     /// One sentence saying what is wrong and what to do; nothing half-created is left behind.
-    pub fn open(state_dir: &Path, options: Options, now: UnixTime) -> Result<Self, Error> {
-        let _ = (state_dir, options, now);
-        Err(Error::Contended("opening"))
+    pub fn open(state_dir: &Path, mut options: Options, now: UnixTime) -> Result<Self, Error> {
+        options.settings.validate()?;
+        let given_key = options.seal_key.as_deref().map(seal::read_key).transpose()?;
+        create_directory(state_dir)?;
+        let lock = lock_directory(state_dir)?;
+        let store = SqliteStore::open(&state_dir.join(DATABASE))?;
+        let key_file = state_dir.join(seal::KEY_FILE);
+        let beside = given_key.is_none();
+        let key = match given_key {
+            Some(key) => key,
+            None if key_file.exists() => seal::read_key(&key_file)?,
+            None if store.get(key::SEAL_CHECK)?.is_some() => {
+                return Err(Error::Seal(format!(
+                    "{} is missing, and with it the CA's keys are unreadable: restore it or give \
+                     the sealing key with --seal-key",
+                    key_file.display()
+                )));
+            }
+            None => seal::create_key(state_dir, options.entropy.as_mut())?,
+        };
+        let mut authority = Self::with_store(Arc::new(store), &key, options, now)?;
+        seal::sync_directory(state_dir)
+            .map_err(|cause| Error::file("sync", state_dir, &cause, "check the disk"))?;
+        authority.startup.seal_key_beside_state = beside;
+        authority.lock = Some(lock);
+        Ok(authority)
     }
 
-    /// Opens over a given store and sealing key (32 bytes); used by tests and by other backends.
+    /// Opens over a given store and sealing key; used by tests and by other backends.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn with_store(
         store: Arc<dyn Store>,
         seal_key: &[u8; 32],
-        options: Options,
+        mut options: Options,
         now: UnixTime,
     ) -> Result<Self, Error> {
-        let _ = (store, seal_key, options, now);
-        Err(Error::Contended("opening"))
+        options.settings.validate()?;
+        let sealer = Sealer::new(seal_key)?;
+        let (ca, created_ca) = load_or_create_ca(store.as_ref(), &sealer, &mut options, now)?;
+        let mut addresses = AddressBook::load(store.as_ref())?;
+        addresses.configure(&options.settings.pools);
+        let mut authority = Self {
+            store,
+            sealer,
+            addresses: Mutex::new(addresses),
+            ca: RwLock::new(Arc::new(ca)),
+            settings: RwLock::new(Arc::new(options.settings)),
+            entropy: Mutex::new(Randomness(options.entropy)),
+            turns: Default::default(),
+            startup: Startup { created_ca, ..Startup::default() },
+            lock: None,
+        };
+        authority.startup.orphaned = authority.orphan_active(now)?;
+        Ok(authority)
     }
 
     /// What happened when the authority was opened.
@@ -154,105 +197,56 @@ impl Authority {
         &self.startup
     }
 
-    /// Replaces the settings; leases keep their addresses, deadlines follow the new timers.
+    /// Whether this process holds the state directory's lock.
+    pub fn is_exclusive(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Replaces the settings. Leases keep their addresses; new timers apply to each from its
+    /// next change on.
     ///
     /// # Errors
     /// When the settings cannot work; the old ones then stay.
     pub fn reconfigure(&self, settings: Settings) -> Result<(), Error> {
-        let _ = settings;
-        Err(Error::Contended("reconfiguring"))
+        settings.validate()?;
+        lock(&self.addresses).configure(&settings.pools);
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        Ok(())
     }
 
-    // --- the CA ---
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
 
     /// The root certificate, PEM.
     pub fn root_pem(&self) -> String {
-        String::new()
+        issue::pem(&self.ca().root_der, "CERTIFICATE")
     }
 
     /// The issuing certificate, PEM.
     pub fn issuing_pem(&self) -> String {
-        String::new()
+        issue::pem(&self.ca().issuing_der, "CERTIFICATE")
     }
 
     /// Root and issuing certificate, DER, root first.
     pub fn ca_certificates(&self) -> Vec<Vec<u8>> {
-        Vec::new()
+        let ca = self.ca();
+        vec![ca.root_der.clone(), ca.issuing_der.clone()]
     }
 
     /// The SHA-256 fingerprint of the root certificate's DER, lower-case hexadecimal.
     pub fn root_fingerprint(&self) -> String {
-        String::new()
+        issue::sha256_hex(&self.ca().root_der)
     }
 
     /// Names, fingerprints and validity of the CA certificates.
     pub fn ca_status(&self) -> CaStatus {
-        CaStatus { certificates: Vec::new() }
+        self.ca().status()
     }
 
-    /// The gateway's certificate for IKE and for the enrolment listener's TLS.
-    ///
-    /// Loads the stored one, or issues a new one when there is none, the names changed, a third
-    /// of its life or less remains, or it was revoked. Call it at start and once a day.
-    ///
-    /// # Errors
-    /// When the names cannot be put in a certificate or the store fails.
-    pub fn server_identity(
-        &self,
-        names: &ServerNames,
-        now: UnixTime,
-    ) -> Result<ServerIdentity, Error> {
-        let _ = (names, now);
-        Err(Error::Contended("issuing"))
-    }
-
-    // --- enrolment ---
-
-    /// Answers an EST request. Never fails: errors are answers.
-    pub fn est(&self, request: &EstRequest<'_>, now: UnixTime) -> EstReply {
-        let _ = (request, now);
-        EstReply {
-            status: 503,
-            headers: Vec::new(),
-            body: Vec::new(),
-            outcome: crate::enrol::est::EstOutcome::CaCerts,
-        }
-    }
-
-    /// Creates a one-time token. The secret is in the answer and nowhere else.
-    ///
-    /// # Errors
-    /// When the role does not exist or the limits make no sense.
-    pub fn token_create(
-        &self,
-        create: &TokenCreate,
-        actor: &Actor,
-        now: UnixTime,
-    ) -> Result<(Token, TokenSecret), Error> {
-        let _ = (create, actor, now);
-        Err(Error::Contended("creating"))
-    }
-
-    /// All tokens, oldest name first.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn tokens(&self) -> Result<Vec<Token>, Error> {
-        Err(Error::Contended("listing"))
-    }
-
-    /// Revokes a token by its public name; repeating it changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is none of that name.
-    pub fn token_revoke(&self, id: &str, actor: &Actor, now: UnixTime) -> Result<Token, Error> {
-        let _ = (id, actor, now);
-        Err(Error::Contended("revoking"))
-    }
-
-    // --- peers ---
-
-    /// Verifies a peer's chain and, when given, that its IKE identity is the certificate's.
+    /// Verifies a peer's chain up to the embedded root and, when given, that its IKE identity is
+    /// the certificate's. The issuing CA's certificate need not be sent.
     ///
     /// `chain` is as sent: the first certificate is the leaf (RFC 7296 3.6), the rest in any
     /// order. Says nothing about access; that is [`authorise`](Self::authorise).
@@ -265,141 +259,19 @@ impl Authority {
         id: Option<IkeId<'_>>,
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerError> {
-        let _ = (chain, id, now);
-        Err(PeerError::NoCertificate)
+        let anchors = [self.ca().root_der.clone()];
+        validate::verify_peer(&self.complete_chain(chain), &anchors, id, now)
     }
 
-    /// Decides a verified peer's access by the lease its certificate belongs to.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub fn authorise(&self, peer: &VerifiedPeer, now: UnixTime) -> Result<Access, AccessError> {
-        let _ = (peer, now);
-        Err(AccessError::Failed(Error::Contended("authorising")))
-    }
-
-    // --- leases ---
-
-    /// Records that the lease has a tunnel now; repeating it changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::LeaseState`] when the lease may not connect (any more).
-    pub fn connected(&self, lease_id: &str, now: UnixTime) -> Result<LeaseChange, Error> {
-        let _ = (lease_id, now);
-        Err(Error::Contended("connecting"))
-    }
-
-    /// Records that the lease's last tunnel is gone (DELETE, dead peer, replaced nowhere).
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is no such lease.
-    pub fn disconnected(
-        &self,
-        lease_id: &str,
-        reason: &str,
-        now: UnixTime,
-    ) -> Result<LeaseChange, Error> {
-        let _ = (lease_id, reason, now);
-        Err(Error::Contended("disconnecting"))
-    }
-
-    /// Ends a lease: its certificates are revoked, its addresses rest. `cause` is one word:
-    /// `client`, `admin`, `job`. Repeating it changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when there is no such lease.
-    pub fn release(
-        &self,
-        lease_id: &str,
-        cause: &str,
-        actor: &Actor,
-        now: UnixTime,
-    ) -> Result<LeaseChange, Error> {
-        let _ = (lease_id, cause, actor, now);
-        Err(Error::Contended("releasing"))
-    }
-
-    /// Revokes certificates and ends their lease, durably, before it returns. The caller then
-    /// ends the tunnels of the returned changes. Repeating it changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] when nothing matches.
-    pub fn revoke(
-        &self,
-        selector: &RevokeSelector,
-        reason: RevocationReason,
-        actor: &Actor,
-        now: UnixTime,
-    ) -> Result<RevokeOutcome, Error> {
-        let _ = (selector, reason, actor, now);
-        Err(Error::Contended("revoking"))
-    }
-
-    /// The next instant at which [`expire_due`](Self::expire_due) has something to do.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn next_deadline(&self) -> Result<Option<UnixTime>, Error> {
-        Err(Error::Contended("reading"))
-    }
-
-    /// Moves every lease whose deadline has come; the caller ends the tunnels it is told to.
-    ///
-    /// # Errors
-    /// When the store fails; what was moved before stays moved and is due no more.
-    pub fn expire_due(&self, now: UnixTime) -> Result<Vec<LeaseChange>, Error> {
-        let _ = now;
-        Err(Error::Contended("expiring"))
-    }
-
-    /// A lease by id.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn lease(&self, id: &str) -> Result<Option<Lease>, Error> {
-        let _ = id;
-        Err(Error::Contended("reading"))
-    }
-
-    /// A lease by a certificate of it. Without an issuer the embedded CA's is meant.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn lease_by_serial(
-        &self,
-        issuer_id: Option<&str>,
-        serial: &Serial,
-    ) -> Result<Option<Lease>, Error> {
-        let _ = (issuer_id, serial);
-        Err(Error::Contended("reading"))
-    }
-
-    /// The leases a public key has or had.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn leases_by_spki(&self, spki_sha256: &str) -> Result<Vec<Lease>, Error> {
-        let _ = spki_sha256;
-        Err(Error::Contended("reading"))
-    }
-
-    /// Leases; the live ones only, or all that are kept, in order of id.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn leases(&self, include_ended: bool) -> Result<Vec<Lease>, Error> {
-        let _ = include_ended;
-        Err(Error::Contended("reading"))
-    }
-
-    // --- certificates, revocation list, audit ---
-
-    /// The certificates on record.
+    /// The certificates on record, by issuer and serial.
     ///
     /// # Errors
     /// When the store fails.
     pub fn certificates(&self) -> Result<Vec<CertRecord>, Error> {
-        Err(Error::Contended("reading"))
+        store::scan(self.store.as_ref(), key::CERT)?
+            .iter()
+            .map(|(key, entry)| Ok(record::decode::<CertRecord>(key, entry)?.value))
+            .collect()
     }
 
     /// A certificate issued by the embedded CA.
@@ -407,18 +279,8 @@ impl Authority {
     /// # Errors
     /// When the store fails.
     pub fn certificate(&self, serial: &Serial) -> Result<Option<CertRecord>, Error> {
-        let _ = serial;
-        Err(Error::Contended("reading"))
-    }
-
-    /// The current revocation list of the issuing CA, rebuilt when a revocation or its age
-    /// makes it stale.
-    ///
-    /// # Errors
-    /// When the store or the signer fails.
-    pub fn crl(&self, now: UnixTime) -> Result<Crl, Error> {
-        let _ = now;
-        Err(Error::Contended("building"))
+        let cert_key = key::cert(&self.ca().issuer_id, serial);
+        Ok(record::read(self.store.as_ref(), &cert_key)?.map(|stored| stored.value))
     }
 
     /// Audit events after a position, oldest first.
@@ -426,8 +288,15 @@ impl Authority {
     /// # Errors
     /// When the store fails.
     pub fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRecord>, Error> {
-        let _ = (after, limit);
-        Err(Error::Contended("reading"))
+        let entries = self.store.log(audit::LOG, after, limit)?;
+        let parse = |entry: &store::LogEntry| {
+            let event = serde_json::from_slice(&entry.value).map_err(|cause| Error::Damaged {
+                key: format!("{}/{}", audit::LOG, entry.seq),
+                cause: cause.to_string(),
+            })?;
+            Ok(AuditRecord { seq: entry.seq, event, hash: issue::hex(&entry.hash) })
+        };
+        entries.iter().map(parse).collect()
     }
 
     /// Appends an event of the caller's own (tunnel up and down, policy changes).
@@ -435,8 +304,10 @@ impl Authority {
     /// # Errors
     /// When the store fails.
     pub fn record_audit(&self, event: &AuditEvent) -> Result<(), Error> {
-        let _ = event;
-        Err(Error::Contended("writing"))
+        let mut txn = Txn::new();
+        event.record(&mut txn);
+        self.store.transact(txn)?;
+        Ok(())
     }
 
     /// The gateway's own address in each network of a pool, with the network's prefix length.
@@ -444,8 +315,23 @@ impl Authority {
     /// # Errors
     /// [`Error::NotFound`] when there is no such pool.
     pub fn gateway_addresses(&self, pool: &str) -> Result<Vec<IpNet>, Error> {
-        let _ = pool;
-        Err(Error::Contended("reading"))
+        let settings = self.settings();
+        let config = settings.pools.get(pool).ok_or_else(|| Error::not_found("pool", pool))?;
+        Ok(config.networks.iter().map(gateway_address).collect())
+    }
+
+    pub(crate) fn ca(&self) -> Arc<Ca> {
+        Arc::clone(&self.ca.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A peer's chain with the issuing CA's certificate added when the peer left it out.
+    pub(crate) fn complete_chain(&self, chain: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let ca = self.ca();
+        let mut chain = chain.to_vec();
+        if (1..validate::MAX_CHAIN).contains(&chain.len()) && !chain.contains(&ca.issuing_der) {
+            chain.push(ca.issuing_der.clone());
+        }
+        chain
     }
 
     pub(crate) fn with_entropy<T>(
@@ -454,11 +340,71 @@ impl Authority {
     ) -> Result<T, Error> {
         draw(lock(&self.entropy).0.as_mut())
     }
+
+    /// Waits until nobody else is spending this token.
+    pub(crate) fn token_turn(&self, token: &str) -> Option<MutexGuard<'_, ()>> {
+        let sum = token.bytes().take(6).fold(0usize, |sum, byte| sum * 31 + usize::from(byte));
+        self.turns.get(sum % self.turns.len()).map(lock)
+    }
 }
 
+/// A poisoned lock still guards consistent data: no section here panics half-way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[allow(dead_code)]
-fn _unused(_: IpAddr) {}
+fn load_or_create_ca(
+    store: &dyn Store,
+    sealer: &Sealer,
+    options: &mut Options,
+    now: UnixTime,
+) -> Result<(Ca, bool), Error> {
+    for _ in 0..2 {
+        if let Some(stored) = record::read::<CaRecord>(store, key::CA)? {
+            let check = store.get(key::SEAL_CHECK)?.map(|entry| entry.value).unwrap_or_default();
+            sealer.open(key::SEAL_CHECK, &check)?;
+            return Ok((stored.value.load(sealer)?, false));
+        }
+        let entropy = options.entropy.as_mut();
+        let trust_domain = &options.settings.trust_domain;
+        let ca = CaRecord::create(trust_domain, options.key_algorithm, sealer, entropy, now)?;
+        let check = sealer.seal(key::SEAL_CHECK, b"runnel", entropy)?;
+        let mut txn = Txn::new();
+        txn.absent(key::CA).put(key::CA, record::encode(&ca)).put(key::SEAL_CHECK, check);
+        AuditEvent::new("ca.create", &Actor::System, now).record(&mut txn);
+        failpoint::hit("ca.before_commit");
+        if let Outcome::Committed(_) = store.transact(txn)? {
+            failpoint::hit("ca.after_commit");
+            return Ok((ca.load(sealer)?, true));
+        }
+        // Another process created it in between: load that one.
+    }
+    Err(Error::Contended("the CA"))
+}
+
+fn create_directory(path: &Path) -> Result<(), Error> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).map_err(|cause| {
+        Error::file("create the state directory", path, &cause, "choose another with --state")
+    })
+}
+
+fn lock_directory(path: &Path) -> Result<std::fs::File, Error> {
+    let file = path.join("lock");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let failed = |cause: &std::io::Error| {
+        Error::file("lock", &file, cause, "check the owner and permissions of the state directory")
+    };
+    let lock = options.open(&file).map_err(|cause| failed(&cause))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse(path.to_owned())),
+        Err(std::fs::TryLockError::Error(cause)) => Err(failed(&cause)),
+    }
+}

@@ -1,13 +1,37 @@
-//! The certificate revocation list.
+//! The certificate revocation list of the issuing CA (RFC 5280 5).
 
+use std::time::Duration;
+
+use rcgen::{
+    CertificateRevocationListParams, KeyIdMethod, RevocationReason as CrlReason, RevokedCertParams,
+    SerialNumber,
+};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{Actor, AuditEvent};
+use crate::authority::Authority;
+use crate::ca::Ca;
+use crate::error::Error;
+use crate::failpoint;
+use crate::issue::{asn1_time, base64_bytes};
+use crate::record::{self, key};
+use crate::revoke::{RevocationReason, RevokedEntry};
+use crate::serial::Serial;
+use crate::signer::RcgenKey;
+use crate::store::{self, Outcome, Revision, Txn};
 use crate::time::UnixTime;
 
-/// A revocation list, DER, with its number and times.
+/// What `nextUpdate` promises.
+const LIFE: Duration = Duration::from_secs(3_600);
+/// A list this old is rebuilt even when nothing changed, so that nobody meets an expired one.
+const REFRESH: Duration = Duration::from_secs(900);
+/// Times another builder may win before this one gives up.
+const ATTEMPTS: usize = 8;
+
+/// A revocation list with its number and times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Crl {
-    /// Rises with every list.
+    /// Rises with every list, also across restarts.
     pub number: u64,
     /// When it was made.
     pub this_update: UnixTime,
@@ -15,7 +39,117 @@ pub struct Crl {
     pub next_update: UnixTime,
     /// How many certificates it lists.
     pub entries: usize,
-    /// The list.
-    #[serde(with = "crate::issue::base64_bytes")]
+    /// The list, DER.
+    #[serde(with = "base64_bytes")]
     pub der: Vec<u8>,
+    /// The revision of the trigger key it covers.
+    #[serde(default)]
+    covers: Revision,
+}
+
+impl Authority {
+    /// The current revocation list of the issuing CA, rebuilt when a revocation or its age
+    /// makes it stale. Certificates that have expired leave the list and the index behind it.
+    ///
+    /// # Errors
+    /// When the store or the signer fails.
+    pub fn crl(&self, now: UnixTime) -> Result<Crl, Error> {
+        let ca = self.ca();
+        let crl_key = key::crl(&ca.issuer_id);
+        for _ in 0..ATTEMPTS {
+            // The trigger is read before the index: what comes in between makes this one stale.
+            let covers =
+                self.store.get(&key::crl_trigger(&ca.issuer_id))?.map_or(0, |entry| entry.revision);
+            let stored = record::read::<Crl>(self.store.as_ref(), &crl_key)?;
+            if let Some(stored) = &stored {
+                let crl = &stored.value;
+                let fresh = (crl.this_update..crl.this_update.plus(REFRESH)).contains(&now);
+                if fresh && crl.covers == covers {
+                    return Ok(crl.clone());
+                }
+            }
+            let number = stored.as_ref().map_or(0, |stored| stored.value.number) + 1;
+            let prefix = key::revoked_of(&ca.issuer_id);
+            let mut txn = Txn::new();
+            let mut listed = Vec::new();
+            for (revoked_key, entry) in store::scan(self.store.as_ref(), &prefix)? {
+                let revoked = record::decode::<RevokedEntry>(&revoked_key, &entry)?.value;
+                if revoked.not_after < now {
+                    txn.delete(revoked_key);
+                } else {
+                    listed.push(revoked);
+                }
+            }
+            let crl = build(&ca, number, &listed, covers, now.floor_to_second())?;
+            match &stored {
+                Some(stored) => txn.at(&crl_key, stored.revision),
+                None => txn.absent(&crl_key),
+            };
+            txn.put(&crl_key, record::encode(&crl));
+            AuditEvent::new("crl.publish", &Actor::System, now)
+                .reason(format!("number {number}, {} entries", crl.entries))
+                .record(&mut txn);
+            failpoint::hit("crl.before_commit");
+            if let Outcome::Committed(_) = self.store.transact(txn)? {
+                failpoint::hit("crl.after_commit");
+                return Ok(crl);
+            }
+        }
+        Err(Error::Contended("the revocation list"))
+    }
+}
+
+fn build(
+    ca: &Ca,
+    number: u64,
+    revoked: &[RevokedEntry],
+    covers: Revision,
+    now: UnixTime,
+) -> Result<Crl, Error> {
+    let key = RcgenKey::new(ca.issuing_signer.as_ref())?;
+    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.issuing_der.as_slice().into(), &key)?;
+    let next_update = now.plus(LIFE);
+    let revoked_certs = revoked
+        .iter()
+        .map(|entry| {
+            Ok(RevokedCertParams {
+                serial_number: serial_number(&entry.serial),
+                revocation_time: asn1_time(entry.at)?.to_datetime(),
+                reason_code: reason_code(entry.reason),
+                invalidity_date: None,
+            })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    let params = CertificateRevocationListParams {
+        this_update: asn1_time(now)?.to_datetime(),
+        next_update: asn1_time(next_update)?.to_datetime(),
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    Ok(Crl {
+        number,
+        this_update: now,
+        next_update,
+        entries: revoked.len(),
+        der: params.signed_by(&issuer)?.der().to_vec(),
+        covers,
+    })
+}
+
+fn serial_number(serial: &Serial) -> SerialNumber {
+    SerialNumber::from_slice(serial.as_bytes())
+}
+
+/// RFC 5280 5.3.1: "unspecified" is said by leaving the reason out.
+fn reason_code(reason: RevocationReason) -> Option<CrlReason> {
+    Some(match reason {
+        RevocationReason::Unspecified => return None,
+        RevocationReason::KeyCompromise => CrlReason::KeyCompromise,
+        RevocationReason::AffiliationChanged => CrlReason::AffiliationChanged,
+        RevocationReason::Superseded => CrlReason::Superseded,
+        RevocationReason::CessationOfOperation => CrlReason::CessationOfOperation,
+        RevocationReason::PrivilegeWithdrawn => CrlReason::PrivilegeWithdrawn,
+    })
 }

@@ -1,4 +1,18 @@
 //! Certification requests (RFC 2986): only the public key is taken from them.
+//!
+//! Subject and extensions of a request are wishes of an unknown party and are not read.
+
+use ring::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
+
+use crate::issue::sha256_hex;
+
+/// Trailing octets some clients add after the request.
+const STRAY_OCTETS: usize = 4;
 
 /// A request whose self-signature was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -7,8 +21,6 @@ pub struct Csr {
     pub spki: Vec<u8>,
     /// Its SHA-256, hexadecimal.
     pub spki_sha256: String,
-    /// The challengePassword attribute, if any.
-    pub challenge_password: Option<String>,
 }
 
 /// Why a request is not accepted.
@@ -26,4 +38,137 @@ pub enum CsrError {
     /// The key is too weak or of an unknown kind.
     #[error("the request carries {0}: use ECDSA P-256/P-384, Ed25519 or RSA of 2048 to 8192 bits")]
     Key(String),
+}
+
+impl Csr {
+    /// Parses a DER request, checks its key, and verifies that the key signed it.
+    ///
+    /// # Errors
+    /// What is wrong and what to do.
+    pub fn from_der(der: &[u8]) -> Result<Self, CsrError> {
+        let (rest, request) = X509CertificationRequest::from_der(der)
+            .map_err(|cause| CsrError::Malformed(cause.to_string()))?;
+        if rest.len() > STRAY_OCTETS {
+            return Err(CsrError::Malformed(format!("{} octets follow it", rest.len())));
+        }
+        let info = &request.certification_request_info;
+        let kind = key_kind(&info.subject_pki)?;
+        let oid = request.signature_algorithm.algorithm.to_id_string();
+        let algorithms = verifiers(kind, &oid)?;
+        let signature = request.signature_value.data.as_ref();
+        let key = info.subject_pki.subject_public_key.data.as_ref();
+        let verified = algorithms.iter().any(|algorithm| {
+            UnparsedPublicKey::new(*algorithm, key).verify(info.raw, signature).is_ok()
+        });
+        if !verified {
+            return Err(CsrError::BadSignature);
+        }
+        let spki = info.subject_pki.raw.to_vec();
+        Ok(Self { spki_sha256: sha256_hex(&spki), spki })
+    }
+}
+
+/// The challengePassword of a request, where a token may ride (PKCS#9, RFC 2985 5.4.1).
+///
+/// It is not kept in [`Csr`], which may be logged.
+pub fn challenge_password(der: &[u8]) -> Option<zeroize::Zeroizing<String>> {
+    let (_, request) = X509CertificationRequest::from_der(der).ok()?;
+    request.certification_request_info.iter_attributes().find_map(|attribute| {
+        match attribute.parsed_attribute() {
+            ParsedCriAttribute::ChallengePassword(password) => {
+                Some(zeroize::Zeroizing::new(password.0.clone()))
+            }
+            _ => None,
+        }
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeyKind {
+    P256,
+    P384,
+    Ed25519,
+    Rsa,
+}
+
+const OID_EC: &str = "1.2.840.10045.2.1";
+const OID_P256: &str = "1.2.840.10045.3.1.7";
+const OID_P384: &str = "1.3.132.0.34";
+const OID_P521: &str = "1.3.132.0.35";
+const OID_ED25519: &str = "1.3.101.112";
+const OID_ED448: &str = "1.3.101.113";
+const OID_RSA: &str = "1.2.840.113549.1.1.1";
+const OID_RSA_PSS: &str = "1.2.840.113549.1.1.10";
+
+fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
+    let refuse = |what: &str| Err(CsrError::Key(what.to_owned()));
+    match spki.algorithm.algorithm.to_id_string().as_str() {
+        OID_EC => {
+            let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+            match curve.map(|oid| oid.to_id_string()).as_deref() {
+                Some(OID_P256) => Ok(KeyKind::P256),
+                Some(OID_P384) => Ok(KeyKind::P384),
+                Some(OID_P521) => refuse("an ECDSA key on P-521, which cannot be verified here"),
+                Some(other) => refuse(&format!("an ECDSA key on curve {other}")),
+                None => refuse("an ECDSA key without a named curve"),
+            }
+        }
+        OID_ED25519 => Ok(KeyKind::Ed25519),
+        OID_ED448 => refuse("an Ed448 key"),
+        OID_RSA_PSS => refuse("an RSA key restricted to PSS"),
+        OID_RSA => match spki.parsed() {
+            Ok(PublicKey::RSA(rsa)) => {
+                let modulus = crate::serial::Serial::from_bytes(rsa.modulus);
+                let bits = bit_length(modulus.as_bytes());
+                if (2048..=8192).contains(&bits) {
+                    Ok(KeyKind::Rsa)
+                } else {
+                    refuse(&format!("an RSA key of {bits} bits"))
+                }
+            }
+            _ => refuse("an RSA key that does not parse"),
+        },
+        other => refuse(&format!("a key of algorithm {other}")),
+    }
+}
+
+fn bit_length(bytes: &[u8]) -> usize {
+    let leading = bytes.first().map_or(0, |first| first.leading_zeros());
+    (bytes.len() * 8).saturating_sub(usize::try_from(leading).unwrap_or(0))
+}
+
+/// The verification algorithms for a key and a signature algorithm.
+///
+/// PSS names its hash in parameters; the three allowed ones are tried, all of them strong.
+fn verifiers(
+    kind: KeyKind,
+    signature_oid: &str,
+) -> Result<Vec<&'static dyn VerificationAlgorithm>, CsrError> {
+    const RSA_SHA256: &str = "1.2.840.113549.1.1.11";
+    const RSA_SHA384: &str = "1.2.840.113549.1.1.12";
+    const RSA_SHA512: &str = "1.2.840.113549.1.1.13";
+    const ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
+    const ECDSA_SHA384: &str = "1.2.840.10045.4.3.3";
+    let refuse = |what: &str| Err(CsrError::SignatureAlgorithm(what.to_owned()));
+    Ok(match (kind, signature_oid) {
+        (KeyKind::P256, ECDSA_SHA256) => vec![&signature::ECDSA_P256_SHA256_ASN1],
+        (KeyKind::P256, ECDSA_SHA384) => vec![&signature::ECDSA_P256_SHA384_ASN1],
+        (KeyKind::P384, ECDSA_SHA256) => vec![&signature::ECDSA_P384_SHA256_ASN1],
+        (KeyKind::P384, ECDSA_SHA384) => vec![&signature::ECDSA_P384_SHA384_ASN1],
+        (KeyKind::Ed25519, OID_ED25519) => vec![&signature::ED25519],
+        (KeyKind::Rsa, RSA_SHA256) => vec![&signature::RSA_PKCS1_2048_8192_SHA256],
+        (KeyKind::Rsa, RSA_SHA384) => vec![&signature::RSA_PKCS1_2048_8192_SHA384],
+        (KeyKind::Rsa, RSA_SHA512) => vec![&signature::RSA_PKCS1_2048_8192_SHA512],
+        (KeyKind::Rsa, OID_RSA_PSS) => vec![
+            &signature::RSA_PSS_2048_8192_SHA256,
+            &signature::RSA_PSS_2048_8192_SHA384,
+            &signature::RSA_PSS_2048_8192_SHA512,
+        ],
+        (_, "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1") => return refuse("SHA-1"),
+        (_, "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.2") => return refuse("MD5 or MD2"),
+        (KeyKind::P256 | KeyKind::P384, "1.2.840.10045.4.3.4") => {
+            return refuse("ECDSA with SHA-512, which does not fit the curve");
+        }
+        (_, other) => return refuse(&format!("algorithm {other}, which does not fit its key")),
+    })
 }

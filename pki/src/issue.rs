@@ -1,10 +1,26 @@
 //! Issuance: the server composes every field of a certificate; the request gives only the key.
 
-use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
+use rcgen::{
+    CertificateParams, CrlDistributionPoint, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+use x509_parser::time::ASN1Time;
+
+use crate::ca::Ca;
+use crate::error::Error;
 use crate::revoke::Revocation;
 use crate::serial::Serial;
+use crate::signer::RcgenKey;
 use crate::time::UnixTime;
+use crate::validate::{San, name, path};
+
+/// Certificates are valid from a little before now: runners' clocks lag at boot.
+pub(crate) const BACKDATE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// An issued certificate on record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +48,169 @@ pub struct CertRecord {
     /// The certificate, DER.
     #[serde(with = "base64_bytes")]
     pub der: Vec<u8>,
+}
+
+impl CertRecord {
+    /// Reads the record's fields from a certificate.
+    pub(crate) fn from_der(der: Vec<u8>, lease_id: Option<String>) -> Result<Self, Error> {
+        let unreadable = || Error::Encode("it does not parse".to_owned());
+        let (_, certificate) = X509Certificate::from_der(&der).map_err(|_| unreadable())?;
+        let (not_before, not_after) = path::validity(&certificate);
+        Ok(Self {
+            issuer: crate::ca::issuer_id(certificate.issuer().as_raw()),
+            serial: Serial::from_bytes(certificate.raw_serial()),
+            subject: name::render(certificate.subject()),
+            sans: path::sans(&certificate).iter().map(San::to_string).collect(),
+            spki_sha256: sha256_hex(certificate.public_key().raw),
+            not_before,
+            not_after,
+            lease_id,
+            revoked: None,
+            der: der.clone(),
+        })
+    }
+}
+
+/// The names of a client certificate, composed from the lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClientNames {
+    pub(crate) common_name: String,
+    pub(crate) organisation: String,
+    pub(crate) dns: String,
+    /// One URI: the shape of a SPIFFE X.509 SVID.
+    pub(crate) uri: String,
+}
+
+/// What else a certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) serial: Serial,
+    pub(crate) not_before: UnixTime,
+    pub(crate) not_after: UnixTime,
+    pub(crate) status_url: Option<String>,
+}
+
+/// Issues a client certificate for a public key (SubjectPublicKeyInfo DER).
+pub(crate) fn client(
+    ca: &Ca,
+    names: &ClientNames,
+    terms: &Terms,
+    spki: &[u8],
+) -> Result<Vec<u8>, Error> {
+    let mut params = base(terms, &names.common_name, &names.organisation)?;
+    params.subject_alt_names =
+        vec![SanType::DnsName(ia5(&names.dns)?), SanType::URI(ia5(&names.uri)?)];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    sign(ca, params, terms, spki)
+}
+
+/// Issues the gateway's certificate.
+pub(crate) fn server(
+    ca: &Ca,
+    common_name: &str,
+    organisation: &str,
+    dns: &[String],
+    addresses: &[IpAddr],
+    terms: &Terms,
+    spki: &[u8],
+) -> Result<Vec<u8>, Error> {
+    let mut params = base(terms, common_name, organisation)?;
+    for name in dns {
+        params.subject_alt_names.push(SanType::DnsName(ia5(name)?));
+    }
+    params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        // id-kp-ipsecIKE and iKEIntermediate: some IKE stacks insist on one of them.
+        ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 5, 5, 7, 3, 17]),
+        ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 5, 5, 8, 2, 2]),
+    ];
+    sign(ca, params, terms, spki)
+}
+
+fn sign(
+    ca: &Ca,
+    mut params: CertificateParams,
+    terms: &Terms,
+    spki: &[u8],
+) -> Result<Vec<u8>, Error> {
+    // An explicit end entity carries basicConstraints and a subject key identifier.
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    if let Some(url) = &terms.status_url {
+        let url = url.trim_end_matches('/');
+        params.crl_distribution_points =
+            vec![CrlDistributionPoint { uris: vec![format!("{url}/crl/issuing.crl")] }];
+        params.custom_extensions = vec![authority_information(url)?];
+    }
+    let subject_key = SubjectPublicKeyInfo::from_der(spki)?;
+    let key = RcgenKey::new(ca.issuing_signer.as_ref())?;
+    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.issuing_der.as_slice().into(), &key)?;
+    Ok(params.signed_by(&subject_key, &issuer)?.der().to_vec())
+}
+
+/// Parameters with subject, serial and validity.
+pub(crate) fn base(
+    terms: &Terms,
+    common_name: &str,
+    organisation: &str,
+) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::OrganizationName, organisation);
+    params.serial_number = Some(SerialNumber::from_slice(terms.serial.as_bytes()));
+    params.not_before = asn1_time(terms.not_before)?.to_datetime();
+    params.not_after = asn1_time(terms.not_after)?.to_datetime();
+    Ok(params)
+}
+
+pub(crate) fn asn1_time(time: UnixTime) -> Result<ASN1Time, Error> {
+    ASN1Time::from_timestamp(time.secs())
+        .map_err(|_| Error::Invalid(format!("the time {time} does not fit a certificate")))
+}
+
+/// Authority information access (RFC 5280 4.2.2.1): OCSP responder and the issuer's certificate.
+fn authority_information(url: &str) -> Result<CustomExtension, Error> {
+    use der::Encode;
+    use der::asn1::{Ia5String, ObjectIdentifier};
+    use x509_cert::ext::pkix::name::GeneralName;
+    use x509_cert::ext::pkix::{AccessDescription, AuthorityInfoAccessSyntax};
+
+    const OCSP: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1");
+    const CA_ISSUERS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.2");
+    let failed = |cause: der::Error| Error::Encode(cause.to_string());
+    let at = |method, location: String| -> Result<AccessDescription, Error> {
+        let uri = Ia5String::new(&location).map_err(failed)?;
+        Ok(AccessDescription {
+            access_method: method,
+            access_location: GeneralName::UniformResourceIdentifier(uri),
+        })
+    };
+    let access = AuthorityInfoAccessSyntax(vec![
+        at(OCSP, format!("{url}/ocsp"))?,
+        at(CA_ISSUERS, format!("{url}/issuing.cer"))?,
+    ]);
+    let content = access.to_der().map_err(failed)?;
+    Ok(CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], content))
+}
+
+fn ia5(text: &str) -> Result<rcgen::string::Ia5String, Error> {
+    Ok(text.try_into()?)
+}
+
+pub(crate) fn pem(der: &[u8], label: &str) -> String {
+    use base64::Engine;
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in body.as_bytes().chunks(64) {
+        out.push_str(&String::from_utf8_lossy(line));
+        out.push('\n');
+    }
+    out.push_str(&format!("-----END {label}-----\n"));
+    out
 }
 
 pub(crate) fn sha256_hex(data: &[u8]) -> String {

@@ -38,9 +38,9 @@ pub mod validate;
 
 pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord};
 pub use authority::{Access, AccessError, Authority, Startup};
-pub use ca::{CaStatus, ServerIdentity, ServerNames, issuer_id};
+pub use ca::{CaCertificate, CaStatus, ServerIdentity, ServerNames, issuer_id};
 pub use crl::Crl;
-pub use csr::{Csr, CsrError};
+pub use csr::{Csr, CsrError, challenge_password};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};
 pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};
 pub use enrol::{Enrolled, Refusal, RefusalCode};

@@ -59,6 +59,11 @@ pub(crate) mod key {
     pub(crate) fn due(at: UnixTime, id: &str) -> String {
         format!("{DUE}{:020}/{id}", at.micros().max(0))
     }
+    /// The deadline and lease of a [`due`] key.
+    pub(crate) fn parse_due(due: &str) -> Option<(UnixTime, &str)> {
+        let (micros, id) = due.strip_prefix(DUE)?.split_once('/')?;
+        Some((UnixTime::from_micros(micros.parse().ok()?), id))
+    }
     /// Ended leases by their end, so that old ones are found without a scan.
     pub(crate) fn ended(at: UnixTime, id: &str) -> String {
         format!("{ENDED}{:020}/{id}", at.micros().max(0))
@@ -69,9 +74,6 @@ pub(crate) mod key {
     pub(crate) fn spki(spki_sha256: &str, lease: &str) -> String {
         format!("{SPKI}{spki_sha256}/{lease}")
     }
-    pub(crate) fn pool(pool: &str) -> String {
-        format!("{ADDRESS}{pool}/")
-    }
     pub(crate) fn address(pool: &str, address: IpAddr) -> String {
         match address {
             IpAddr::V4(v4) => format!("{ADDRESS}{pool}/4/{:08x}", u32::from(v4)),
@@ -80,6 +82,9 @@ pub(crate) mod key {
     }
     pub(crate) fn revoked(issuer: &str, serial: &Serial) -> String {
         format!("{REVOKED}{issuer}/{serial}")
+    }
+    pub(crate) fn revoked_of(issuer: &str) -> String {
+        format!("{REVOKED}{issuer}/")
     }
     /// Rewritten by every revocation: its revision says whether a CRL is current.
     pub(crate) fn crl_trigger(issuer: &str) -> String {

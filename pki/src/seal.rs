@@ -1,4 +1,199 @@
-//! Sealing of secrets at rest.
+//! Sealing of secrets at rest: AES-256-GCM under a key that lives outside the store.
+//!
+//! A sealed value names its purpose in the authenticated data, so that one secret cannot be put
+//! in another's place. Layout: version octet, 12-octet random nonce, ciphertext with tag.
 
-#[derive(Debug)]
-pub(crate) struct Sealer;
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use zeroize::Zeroizing;
+
+use crate::entropy::Entropy;
+use crate::error::Error;
+use crate::failpoint;
+
+/// The name of the sealing key's file in the state directory.
+pub(crate) const KEY_FILE: &str = "seal.key";
+const VERSION: u8 = 1;
+/// Octets of an AES-256 key.
+pub(crate) const KEY_LEN: usize = 32;
+
+/// A sealing key.
+pub(crate) type SealKey = Zeroizing<[u8; KEY_LEN]>;
+
+/// Seals and opens secrets.
+pub(crate) struct Sealer(LessSafeKey);
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealer({KEY_LEN} bytes)")
+    }
+}
+
+impl Sealer {
+    pub(crate) fn new(key: &[u8; KEY_LEN]) -> Result<Self, Error> {
+        let key = UnboundKey::new(&AES_256_GCM, key)
+            .map_err(|_| Error::Crypto("the sealing key is not usable"))?;
+        Ok(Self(LessSafeKey::new(key)))
+    }
+
+    pub(crate) fn seal(
+        &self,
+        purpose: &str,
+        secret: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<u8>, Error> {
+        let mut nonce = [0u8; NONCE_LEN];
+        entropy.fill(&mut nonce)?;
+        let mut body = secret.to_vec();
+        self.0
+            .seal_in_place_append_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(purpose),
+                &mut body,
+            )
+            .map_err(|_| Error::Crypto("sealing a secret failed"))?;
+        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + body.len());
+        sealed.push(VERSION);
+        sealed.extend_from_slice(&nonce);
+        sealed.append(&mut body);
+        Ok(sealed)
+    }
+
+    pub(crate) fn open(&self, purpose: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let damaged = || {
+            Error::Seal(format!(
+                "the sealing key does not open {purpose}: give the key it was sealed with \
+                 (--seal-key) or restore seal.key"
+            ))
+        };
+        let (version, rest) = sealed.split_first().ok_or_else(damaged)?;
+        let (nonce, body) = rest.split_at_checked(NONCE_LEN).ok_or_else(damaged)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| damaged())?;
+        if *version != VERSION {
+            return Err(damaged());
+        }
+        let mut body = Zeroizing::new(body.to_vec());
+        let length = self
+            .0
+            .open_in_place(nonce, Aad::from(purpose), &mut body)
+            .map_err(|_| damaged())?
+            .len();
+        body.truncate(length);
+        Ok(body)
+    }
+}
+
+/// Reads a sealing key given by the operator: 32 raw bytes or 64 hexadecimal digits.
+pub(crate) fn read_key(path: &Path) -> Result<SealKey, Error> {
+    let bytes = std::fs::read(path).map(Zeroizing::new).map_err(|cause| {
+        Error::file("read the sealing key", path, &cause, "check the path and its permissions")
+    })?;
+    parse_key(&bytes).ok_or_else(|| {
+        Error::Seal(format!(
+            "the sealing key {} has {} bytes: it must be 32 bytes, or 64 hexadecimal digits \
+             (openssl rand -hex 32)",
+            path.display(),
+            bytes.len()
+        ))
+    })
+}
+
+fn parse_key(bytes: &[u8]) -> Option<SealKey> {
+    let mut key = Zeroizing::new([0u8; KEY_LEN]);
+    if let Ok(raw) = <[u8; KEY_LEN]>::try_from(bytes) {
+        *key = raw;
+        return Some(key);
+    }
+    let text = bytes.trim_ascii();
+    if text.len() != 2 * KEY_LEN {
+        return None;
+    }
+    for (octet, pair) in key.iter_mut().zip(text.chunks(2)) {
+        let pair = std::str::from_utf8(pair).ok()?;
+        if !pair.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        *octet = u8::from_str_radix(pair, 16).ok()?;
+    }
+    Some(key)
+}
+
+/// Creates `seal.key` (0600) so that it is there whole or not at all, even after a crash.
+pub(crate) fn create_key(state_dir: &Path, entropy: &mut dyn Entropy) -> Result<SealKey, Error> {
+    let mut key = Zeroizing::new([0u8; KEY_LEN]);
+    entropy.fill(key.as_mut())?;
+    let text = Zeroizing::new(format!("{}\n", crate::issue::hex(key.as_ref())));
+    let path = state_dir.join(KEY_FILE);
+    let temporary = state_dir.join("seal.key.new");
+    let write = || -> std::io::Result<()> {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        failpoint::hit("seal.before_rename");
+        std::fs::rename(&temporary, &path)?;
+        sync_directory(state_dir)?;
+        failpoint::hit("seal.after_rename");
+        Ok(())
+    };
+    write().map_err(|cause| {
+        Error::file("create the sealing key", &path, &cause, "check space and permissions")
+    })?;
+    Ok(key)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entropy::tests::Counting;
+
+    fn sealer(fill: u8) -> Sealer {
+        Sealer::new(&[fill; KEY_LEN]).unwrap()
+    }
+
+    #[test]
+    fn opens_only_what_it_sealed_for_that_purpose() {
+        let sealed = sealer(1).seal("ca/root", b"secret", &mut Counting(0)).unwrap();
+        assert_eq!(sealer(1).open("ca/root", &sealed).unwrap().as_slice(), b"secret");
+        assert!(matches!(sealer(1).open("ca/issuing", &sealed), Err(Error::Seal(_))));
+        assert!(matches!(sealer(2).open("ca/root", &sealed), Err(Error::Seal(_))));
+        for position in 0..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[position] ^= 1;
+            assert!(sealer(1).open("ca/root", &altered).is_err(), "octet {position}");
+            assert!(sealer(1).open("ca/root", &sealed[..position]).is_err());
+        }
+    }
+
+    #[test]
+    fn reads_raw_and_hexadecimal_keys() {
+        assert_eq!(*parse_key(&[7; 32]).unwrap(), [7; 32]);
+        assert_eq!(*parse_key(format!("{}\n", "0a".repeat(32)).as_bytes()).unwrap(), [10; 32]);
+        for bad in [&b""[..], &[7; 31], &[7; 33], "+a".repeat(32).as_bytes()] {
+            assert!(parse_key(bad).is_none());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn creates_a_private_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let key = create_key(directory.path(), &mut Counting(0)).unwrap();
+        let path = directory.path().join(KEY_FILE);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read_key(&path).unwrap(), key);
+        assert!(!directory.path().join("seal.key.new").exists());
+    }
+}

@@ -1,11 +1,26 @@
-//! EST (RFC 7030, 8951): paths, bodies and answers as values.
+//! EST (RFC 7030, 8951): paths, bodies and answers as values; no sockets, no clock.
 
 use std::net::SocketAddr;
 
-use super::Refusal;
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+use zeroize::Zeroizing;
+
+use super::{Enrolled, Refusal, RefusalCode, pkcs7};
+use crate::authority::Authority;
+use crate::csr::{Csr, CsrError};
+use crate::error::Error;
+use crate::failpoint;
+use crate::time::UnixTime;
+use crate::validate;
+
+/// The largest body looked at: an RSA-8192 request with a long challenge password fits.
+pub const MAX_BODY: usize = 64 * 1024;
 
 /// An HTTP request to the EST service.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct EstRequest<'a> {
     /// The method, in upper case.
     pub method: &'a str,
@@ -19,6 +34,20 @@ pub struct EstRequest<'a> {
     pub peer: Option<SocketAddr>,
     /// The certificate chain the client proved in TLS, leaf first, DER; empty without one.
     pub client_chain: &'a [Vec<u8>],
+}
+
+impl std::fmt::Debug for EstRequest<'_> {
+    /// Leaves out credentials and body: both may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EstRequest")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("authorization", &self.authorization.map(str::len))
+            .field("body", &self.body.len())
+            .field("peer", &self.peer)
+            .field("client_chain", &self.client_chain.len())
+            .finish()
+    }
 }
 
 /// An HTTP answer. Its body is short: send it with its header in one write.
@@ -56,4 +85,300 @@ pub enum EstOutcome {
     },
     /// The request was refused.
     Refused(Refusal),
+}
+
+/// An operation of the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Distribution of CA certificates (RFC 7030 4.1).
+    CaCerts,
+    /// Enrolment (4.2.1).
+    SimpleEnroll,
+    /// Renewal and rekey (4.2.2).
+    SimpleReenroll,
+    /// CSR attributes (4.5).
+    CsrAttrs,
+    /// Key generation by the server (4.4).
+    ServerKeygen,
+    /// Full CMC (4.3).
+    FullCmc,
+}
+
+impl Operation {
+    fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "cacerts" => Self::CaCerts,
+            "simpleenroll" => Self::SimpleEnroll,
+            "simplereenroll" => Self::SimpleReenroll,
+            "csrattrs" => Self::CsrAttrs,
+            "serverkeygen" => Self::ServerKeygen,
+            "fullcmc" => Self::FullCmc,
+            _ => return None,
+        })
+    }
+
+    fn method(self) -> &'static str {
+        match self {
+            Self::CaCerts | Self::CsrAttrs => "GET",
+            _ => "POST",
+        }
+    }
+}
+
+/// A parsed path: an operation and the label that stands before or after the well-known part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EstPath<'a> {
+    /// What is asked for.
+    pub operation: Operation,
+    /// The label, a role's name where it matters.
+    pub label: Option<&'a str>,
+}
+
+/// Parses the three forms clients use: `/.well-known/est/OP`, `/.well-known/est/LABEL/OP`
+/// (RFC 7030 3.2.2) and `/LABEL/.well-known/est/OP` (clients that only take a base URL).
+pub fn parse_path(path: &str) -> Option<EstPath<'_>> {
+    const WELL_KNOWN: &str = "/.well-known/est/";
+    let (before, after) = path.split_once(WELL_KNOWN)?;
+    let before = before.trim_matches('/');
+    let after = after.strip_suffix('/').unwrap_or(after);
+    let (inner, name) = match after.rsplit_once('/') {
+        Some((label, name)) => (label, name),
+        None => ("", after),
+    };
+    let label = match (before, inner) {
+        ("", "") => None,
+        (label, "") | ("", label) => Some(label),
+        _ => return None,
+    };
+    Some(EstPath { operation: Operation::from_name(name)?, label })
+}
+
+/// Decodes a request body to DER: base64 in one line or wrapped (also with CRLF), PEM, or DER
+/// itself; white space and zero octets anywhere, and stray octets after the padding, are skipped.
+///
+/// # Errors
+/// [`RefusalCode::TooLarge`] or [`RefusalCode::MalformedRequest`].
+pub fn decode_body(body: &[u8]) -> Result<Vec<u8>, Refusal> {
+    const LENIENT: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new()
+            .with_decode_allow_trailing_bits(true)
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    let malformed = |detail: &str| {
+        Refusal::new(RefusalCode::MalformedRequest, format!("the request body {detail}"))
+    };
+    if body.len() > MAX_BODY {
+        return Err(Refusal::new(
+            RefusalCode::TooLarge,
+            format!("the request body has {} octets, more than {MAX_BODY}", body.len()),
+        ));
+    }
+    // Base64 of a SEQUENCE starts with 'M': the tag itself means DER.
+    if body.first() == Some(&0x30) {
+        return Ok(body.to_vec());
+    }
+    let mut text = Vec::with_capacity(body.len());
+    for line in body.split(|octet| *octet == b'\n') {
+        if line.starts_with(b"-----") {
+            continue;
+        }
+        for octet in line {
+            match octet {
+                b' ' | b'\t' | b'\r' | 0 => {}
+                other => text.push(*other),
+            }
+        }
+    }
+    if let Some(padding) = text.iter().position(|octet| *octet == b'=') {
+        text.truncate(padding);
+    }
+    if text.is_empty() {
+        return Err(malformed("is empty: send the certification request, base64"));
+    }
+    LENIENT
+        .decode(&text)
+        .map_err(|_| malformed("is neither base64 nor DER: send the certification request"))
+}
+
+/// User and password of a Basic `Authorization` header (RFC 7617).
+///
+/// The user name is the role, the password the token.
+pub fn parse_basic(header: &str) -> Option<(String, Zeroizing<String>)> {
+    let (scheme, credentials) = header.trim().split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = Zeroizing::new(STANDARD.decode(credentials.trim()).ok()?);
+    let text = std::str::from_utf8(&decoded).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some((user.to_owned(), Zeroizing::new(password.to_owned())))
+}
+
+impl Authority {
+    /// Answers an EST request. Never fails: errors are answers.
+    pub fn est(&self, request: &EstRequest<'_>, now: UnixTime) -> EstReply {
+        self.answer(request, now).unwrap_or_else(refuse)
+    }
+
+    fn answer(&self, request: &EstRequest<'_>, now: UnixTime) -> Result<EstReply, Refusal> {
+        let path = parse_path(request.path).ok_or_else(|| {
+            let shown: String = request.path.chars().take(200).collect();
+            Refusal::new(
+                RefusalCode::NotFound,
+                format!("{shown:?} is no EST resource: use /.well-known/est/simpleenroll"),
+            )
+        })?;
+        if request.method != path.operation.method() {
+            return Err(Refusal::new(
+                RefusalCode::MethodNotAllowed,
+                format!("{:?} needs {}", path.operation, path.operation.method()),
+            ));
+        }
+        match path.operation {
+            Operation::CaCerts => {
+                let ca = self.ca();
+                let body = pkcs7::certs_only(&[&ca.root_der, &ca.issuing_der])?;
+                Ok(EstReply {
+                    status: 200,
+                    headers: pkcs7_headers("application/pkcs7-mime"),
+                    body: STANDARD.encode(body).into_bytes(),
+                    outcome: EstOutcome::CaCerts,
+                })
+            }
+            // RFC 7030 4.5.2: 204 says that no attributes are asked for.
+            Operation::CsrAttrs => Ok(EstReply {
+                status: 204,
+                headers: Vec::new(),
+                body: Vec::new(),
+                outcome: EstOutcome::CsrAttrs,
+            }),
+            Operation::SimpleEnroll => self.simple_enroll(path.label, request, now),
+            Operation::SimpleReenroll => self.simple_reenroll(request, now),
+            Operation::ServerKeygen | Operation::FullCmc => Err(Refusal::new(
+                RefusalCode::NotImplemented,
+                format!("{:?} is not offered: use simpleenroll", path.operation),
+            )),
+        }
+    }
+
+    fn simple_enroll(
+        &self,
+        label: Option<&str>,
+        request: &EstRequest<'_>,
+        now: UnixTime,
+    ) -> Result<EstReply, Refusal> {
+        let (user, token) = request.authorization.and_then(parse_basic).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::CredentialsMissing,
+                "the request has no Basic credentials: use --userpass role:token with a token \
+                 from runnel token create",
+            )
+        })?;
+        let role = match (label, user.as_str()) {
+            (Some(label), "") => label,
+            (Some(label), user) if label != user => {
+                return Err(Refusal::new(
+                    RefusalCode::TokenWrongRole,
+                    format!("the URL names role {label}, the credentials {user}: use one role"),
+                ));
+            }
+            (_, user) => user,
+        };
+        let csr = parse_csr(request.body)?;
+        let client = request.peer.map(|peer| peer.ip());
+        let enrolled = self.enrol_with_token(role, &token, &csr, client, now)?;
+        failpoint::hit("enrol.before_answer");
+        self.issued(&enrolled, false)
+    }
+
+    fn simple_reenroll(
+        &self,
+        request: &EstRequest<'_>,
+        now: UnixTime,
+    ) -> Result<EstReply, Refusal> {
+        let unusable = |detail: String| Refusal::new(RefusalCode::CertificateUnusable, detail);
+        if request.client_chain.is_empty() {
+            return Err(Refusal::new(
+                RefusalCode::CredentialsMissing,
+                "renewal needs the old certificate in TLS: use --cert and --key",
+            ));
+        }
+        // An expired certificate still renews within the grace period, which the lease decides:
+        // the chain is judged at the certificate's last instant.
+        let at = match request.client_chain.first().map(|leaf| validate::end_of_validity(leaf)) {
+            Some(Some(not_after)) => now.min(not_after),
+            _ => now,
+        };
+        let anchors = [self.ca().root_der.clone()];
+        let chain = self.complete_chain(request.client_chain);
+        let peer = validate::verify_peer(&chain, &anchors, None, at)
+            .map_err(|error| unusable(error.to_string()))?;
+        let csr = parse_csr(request.body)?;
+        let client = request.peer.map(|peer| peer.ip());
+        let enrolled = self.renew(&peer, &csr, client, now)?;
+        self.issued(&enrolled, true)
+    }
+
+    fn issued(&self, enrolled: &Enrolled, renewed: bool) -> Result<EstReply, Refusal> {
+        let ca = self.ca();
+        let body = pkcs7::certs_only(&[&enrolled.certificate, &ca.issuing_der])?;
+        let serial = validate::serial_of(&enrolled.certificate)
+            .ok_or_else(|| Error::Encode("the certificate does not parse".to_owned()))?;
+        Ok(EstReply {
+            status: 200,
+            headers: pkcs7_headers("application/pkcs7-mime; smime-type=certs-only"),
+            body: STANDARD.encode(body).into_bytes(),
+            outcome: EstOutcome::Issued {
+                lease_id: enrolled.lease.id.clone(),
+                serial: serial.to_string(),
+                role: enrolled.lease.role.clone(),
+                replayed: enrolled.replayed,
+                renewed,
+            },
+        })
+    }
+}
+
+fn parse_csr(body: &[u8]) -> Result<Csr, Refusal> {
+    let der = decode_body(body)?;
+    Csr::from_der(&der).map_err(|error| {
+        let code = match error {
+            CsrError::Malformed(_) => RefusalCode::MalformedRequest,
+            CsrError::BadSignature => RefusalCode::BadSelfSignature,
+            CsrError::SignatureAlgorithm(_) | CsrError::Key(_) => RefusalCode::UnacceptableKey,
+        };
+        Refusal::new(code, error.to_string())
+    })
+}
+
+fn pkcs7_headers(content_type: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("Content-Type", content_type.to_owned()),
+        ("Content-Transfer-Encoding", "base64".to_owned()),
+    ]
+}
+
+/// A refusal as problem details (RFC 9457).
+fn refuse(refusal: Refusal) -> EstReply {
+    let status = refusal.code.status();
+    let mut headers = vec![("Content-Type", "application/problem+json".to_owned())];
+    match status {
+        401 => headers.push(("WWW-Authenticate", "Basic realm=\"est\"".to_owned())),
+        // Whole seconds: dates are not understood by every client.
+        503 => headers.push(("Retry-After", "5".to_owned())),
+        _ => {}
+    }
+    let problem = serde_json::json!({
+        "type": format!("urn:runnel:problem:{}", refusal.code.name()),
+        "title": refusal.code.name().replace('_', " "),
+        "status": status,
+        "detail": refusal.public_detail(),
+    });
+    EstReply {
+        status,
+        headers,
+        body: problem.to_string().into_bytes(),
+        outcome: EstOutcome::Refused(refusal),
+    }
 }

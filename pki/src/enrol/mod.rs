@@ -3,6 +3,8 @@
 //! Protocols are pure request → decision functions: no sockets, no clock.
 
 pub mod est;
+mod open;
+pub mod pkcs7;
 pub mod token;
 
 use crate::time::UnixTime;

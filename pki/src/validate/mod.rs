@@ -1,5 +1,15 @@
 //! Is this peer who it claims to be: chain to a trust anchor, and identity.
 
+mod identity;
+pub(crate) mod name;
+pub(crate) mod path;
+
+pub use identity::render as render_ike_id;
+pub use name::{render_der as render_dn, same as same_dn};
+
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
 use crate::serial::Serial;
 use crate::time::UnixTime;
 
@@ -173,4 +183,33 @@ pub struct IkeId<'a> {
     pub kind: u8,
     /// The identification data.
     pub data: &'a [u8],
+}
+
+/// Verifies a peer's chain against trust anchors (DER) and, when given, its IKE identity.
+///
+/// # Errors
+/// What differed and what to do.
+pub fn verify_peer(
+    chain: &[Vec<u8>],
+    anchors: &[Vec<u8>],
+    id: Option<IkeId<'_>>,
+    now: UnixTime,
+) -> Result<VerifiedPeer, PeerError> {
+    let (peer, subject_der) = path::verify(chain, anchors, now)?;
+    if let Some(id) = id {
+        identity::check(id, &subject_der, &peer.sans)?;
+    }
+    Ok(peer)
+}
+
+/// The last instant of a certificate, if it parses.
+pub fn end_of_validity(der: &[u8]) -> Option<UnixTime> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(path::validity(&certificate).1)
+}
+
+/// The serial number of a certificate, if it parses.
+pub fn serial_of(der: &[u8]) -> Option<Serial> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(Serial::from_bytes(certificate.raw_serial()))
 }

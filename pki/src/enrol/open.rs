@@ -1,0 +1,423 @@
+//! Opening and renewing leases: one transaction each, with everything that belongs to it.
+
+use std::net::IpAddr;
+
+use super::token::{Presented, Presenter, Token, TokenSpend, judge};
+use super::{Enrolled, Refusal, RefusalCode};
+use crate::audit::{Actor, AuditEvent};
+use crate::authority::{Authority, lock};
+use crate::csr::Csr;
+use crate::entropy::random_text;
+use crate::error::Error;
+use crate::failpoint;
+use crate::issue::{self, BACKDATE, CertRecord, ClientNames, Terms};
+use crate::lease::book::move_deadline;
+use crate::lease::pool::AddressRecord;
+use crate::lease::state;
+use crate::lease::{CiRef, Lease, LeaseCert, LeaseEvent, LeaseState, transition};
+use crate::record::{self, Stored, key};
+use crate::serial::Serial;
+use crate::store::{Outcome, Txn};
+use crate::time::UnixTime;
+use crate::validate::VerifiedPeer;
+
+/// How often an enrolment is tried again when another writer was faster.
+const ATTEMPTS: usize = 64;
+/// Random characters of a lease id: 50 bits.
+const LEASE_ID_LEN: usize = 10;
+
+/// What a proof of entitlement grants, whichever door it came through.
+struct Grant {
+    role: String,
+    door: &'static str,
+    token: Option<Stored<Token>>,
+    actor: Actor,
+}
+
+impl Authority {
+    /// Opens a lease with a one-time token, or repeats the answer to the same key.
+    ///
+    /// Spending the token, creating the lease and recording its certificate are one
+    /// transaction: after a crash either all of it happened, and the same key gets the same
+    /// certificate again, or nothing did.
+    ///
+    /// # Errors
+    /// The reason, which is also written to the audit log when it concerns a known token.
+    pub fn enrol_with_token(
+        &self,
+        role: &str,
+        token: &str,
+        csr: &Csr,
+        client: Option<IpAddr>,
+        now: UnixTime,
+    ) -> Result<Enrolled, Refusal> {
+        let actor = client.map_or(Actor::System, Actor::Peer);
+        // Requests with one token take turns: all but the first would sign in vain.
+        let _turn = self.token_turn(token);
+        for _ in 0..ATTEMPTS {
+            let stored = self.find_token(token)?;
+            let id = stored.value.id.clone();
+            let presenter = Presenter { role, spki_sha256: &csr.spki_sha256, address: client, now };
+            let judged = judge(stored, presenter);
+            let fresh = match judged {
+                Ok(Presented::Fresh(fresh)) => fresh,
+                Ok(Presented::Replay(lease_id)) => return self.replay(&lease_id, &csr.spki_sha256),
+                Err(refusal) => {
+                    self.audit_refusal(&id, role, csr, &actor, &refusal, now)?;
+                    return Err(refusal);
+                }
+            };
+            let grant = Grant {
+                role: role.to_owned(),
+                door: "token",
+                token: Some(fresh),
+                actor: actor.clone(),
+            };
+            if let Some(enrolled) = self.open_lease(&grant, csr, now)? {
+                return Ok(enrolled);
+            }
+        }
+        Err(Error::Contended("the enrolment").into())
+    }
+
+    /// Issues another certificate for the lease that a client certificate belongs to. The key
+    /// may change (RFC 7030 4.2.2); the names do not.
+    ///
+    /// # Errors
+    /// [`RefusalCode::CertificateUnusable`] or [`RefusalCode::LeaseEnded`] with the reason.
+    pub fn renew(
+        &self,
+        peer: &VerifiedPeer,
+        csr: &Csr,
+        client: Option<IpAddr>,
+        now: UnixTime,
+    ) -> Result<Enrolled, Refusal> {
+        let actor = client.map_or(Actor::System, Actor::Peer);
+        let unusable = |detail: String| Refusal::new(RefusalCode::CertificateUnusable, detail);
+        for _ in 0..ATTEMPTS {
+            let cert_key = key::cert(&peer.issuer_id, &peer.serial);
+            let certificate = record::read::<CertRecord>(self.store.as_ref(), &cert_key)
+                .map_err(Refusal::from)?
+                .map(|stored| stored.value)
+                .filter(|certificate| certificate.spki_sha256 == peer.spki_sha256);
+            let lease_id =
+                certificate.as_ref().and_then(|certificate| certificate.lease_id.clone());
+            let (Some(certificate), Some(lease_id)) = (certificate, lease_id) else {
+                return Err(unusable(format!(
+                    "certificate {} belongs to no lease: enrol with a token",
+                    peer.serial
+                )));
+            };
+            let stored = self.stored_lease(&lease_id)?.ok_or_else(|| {
+                unusable(format!("lease {lease_id} is not on record: enrol with a token"))
+            })?;
+            if certificate.revoked.is_some() && stored.value.state.is_live() {
+                return Err(unusable(format!(
+                    "certificate {} of lease {lease_id} is revoked: enrol with a token",
+                    peer.serial
+                )));
+            }
+            if let Some(enrolled) = self.renew_lease(&stored, csr, &actor, now)? {
+                return Ok(enrolled);
+            }
+        }
+        Err(Error::Contended("the renewal").into())
+    }
+
+    /// The answer an earlier spend of the token got.
+    fn replay(&self, lease_id: &str, spki_sha256: &str) -> Result<Enrolled, Refusal> {
+        let gone = || {
+            Refusal::new(
+                RefusalCode::LeaseEnded,
+                format!("lease {lease_id}, which this token opened, is not on record"),
+            )
+        };
+        let lease = self.lease(lease_id)?.ok_or_else(gone)?;
+        if !lease.state.is_live() {
+            return Err(Refusal::new(
+                RefusalCode::LeaseEnded,
+                format!(
+                    "lease {lease_id}, which this token opened, is {} since {}: create a new token",
+                    lease.state, lease.state_since
+                ),
+            ));
+        }
+        // The certificate of the key that asks: a renewal may have brought another key.
+        for cert in lease.certs.iter().rev() {
+            let cert_key = key::cert(&cert.issuer, &cert.serial);
+            let stored = record::read::<CertRecord>(self.store.as_ref(), &cert_key)?;
+            if let Some(certificate) =
+                stored.map(|stored| stored.value).filter(|c| c.spki_sha256 == spki_sha256)
+            {
+                return Ok(Enrolled {
+                    lease,
+                    not_after: certificate.not_after,
+                    certificate: certificate.der,
+                    replayed: true,
+                });
+            }
+        }
+        Err(gone())
+    }
+
+    /// `None` when another writer was faster and everything must be judged again.
+    fn open_lease(
+        &self,
+        grant: &Grant,
+        csr: &Csr,
+        now: UnixTime,
+    ) -> Result<Option<Enrolled>, Refusal> {
+        let settings = self.settings();
+        let profile = settings.roles.get(&grant.role).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::UnknownRole,
+                format!("role {} is not configured any more: add it or use another", grant.role),
+            )
+        })?;
+        let addresses = lock(&self.addresses).reserve(&profile.pool, now)?;
+        failpoint::hit("lease.after_allocation");
+        let reservation = Reservation { authority: self, pool: &profile.pool, addresses };
+
+        let id =
+            self.with_entropy(|entropy| Ok(format!("r-{}", random_text(entropy, LEASE_ID_LEN)?)))?;
+        let hard_cap = now.plus(profile.max_lease);
+        let names = ClientNames {
+            common_name: id.clone(),
+            organisation: settings.trust_domain.clone(),
+            dns: format!("{id}.{}.runners.{}", grant.role, settings.trust_domain),
+            uri: format!("spiffe://{}/role/{}/{id}", settings.trust_domain, grant.role),
+        };
+        let certificate = self.sign_client(&names, csr, profile.ttl, hard_cap, Some(&id), now)?;
+
+        let mut lease = Lease {
+            id: id.clone(),
+            role: grant.role.clone(),
+            identity: names.uri,
+            subject: certificate.subject.clone(),
+            dns_name: names.dns,
+            spki_sha256: csr.spki_sha256.clone(),
+            certs: vec![lease_cert(&certificate)],
+            pool: profile.pool.clone(),
+            addresses: reservation.addresses.clone(),
+            created: now,
+            expires: certificate.not_after,
+            hard_cap,
+            state: LeaseState::Issued,
+            state_since: now,
+            deadline: None,
+            first_connected: None,
+            end: None,
+            door: grant.door.to_owned(),
+            token: grant.token.as_ref().map(|token| token.value.id.clone()),
+            claims: Default::default(),
+            ci_ref: CiRef::default(),
+            policy_version: settings.policy_version,
+        };
+        lease.deadline = state::deadline(&lease, &settings.timers);
+
+        let mut txn = Txn::new();
+        if let Some(token) = &grant.token {
+            spend(&mut txn, token, &lease, now);
+        }
+        let lease_key = key::lease(&id);
+        txn.absent(&lease_key).put(lease_key, record::encode(&lease));
+        if let Some(deadline) = lease.deadline {
+            txn.put(key::due(deadline, &id), Vec::new());
+        }
+        put_certificate(&mut txn, &certificate, &id);
+        if let Some((address, resting_until)) = self.claim_addresses(&mut txn, &lease, now)? {
+            drop(reservation);
+            self.learn(&profile.pool, address, resting_until);
+            return Ok(None);
+        }
+        let mut event = AuditEvent::new("lease.create", &grant.actor, now)
+            .lease(&lease)
+            .serial(&certificate.serial)
+            .reason(grant.door);
+        event.token = lease.token.clone();
+        event.record(&mut txn);
+
+        failpoint::hit("enrol.before_commit");
+        match self.store.transact(txn).map_err(Error::from)? {
+            Outcome::Committed(_) => {
+                failpoint::hit("enrol.after_commit");
+                reservation.keep();
+                let not_after = certificate.not_after;
+                let certificate = certificate.der;
+                Ok(Some(Enrolled { lease, certificate, not_after, replayed: false }))
+            }
+            Outcome::Conflict(_) => Ok(None),
+        }
+    }
+
+    /// `None` when another writer was faster.
+    fn renew_lease(
+        &self,
+        stored: &Stored<Lease>,
+        csr: &Csr,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<Option<Enrolled>, Refusal> {
+        let before = &stored.value;
+        let settings = self.settings();
+        let ended = |error: Error| Refusal::new(RefusalCode::LeaseEnded, error.to_string());
+        state::renewable(before, now, &settings.timers).map_err(ended)?;
+        let profile = settings.roles.get(&before.role).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::UnknownRole,
+                format!("role {} is not configured any more: add it or use another", before.role),
+            )
+        })?;
+        let names = ClientNames {
+            common_name: before.id.clone(),
+            organisation: settings.trust_domain.clone(),
+            dns: before.dns_name.clone(),
+            uri: before.identity.clone(),
+        };
+        let id = Some(before.id.as_str());
+        let certificate = self.sign_client(&names, csr, profile.ttl, before.hard_cap, id, now)?;
+        let event = LeaseEvent::Renewed(certificate.not_after);
+        let mut lease = transition(before, &event, now, &settings.timers).map_err(ended)?.lease;
+        lease.certs.push(lease_cert(&certificate));
+        lease.spki_sha256 = csr.spki_sha256.clone();
+        lease.subject = certificate.subject.clone();
+
+        let lease_key = key::lease(&lease.id);
+        let mut txn = Txn::new();
+        txn.at(&lease_key, stored.revision).put(lease_key, record::encode(&lease));
+        move_deadline(&mut txn, before, &lease);
+        put_certificate(&mut txn, &certificate, &lease.id);
+        AuditEvent::new("lease.renew", actor, now)
+            .lease(&lease)
+            .serial(&certificate.serial)
+            .record(&mut txn);
+        failpoint::hit("renew.before_commit");
+        match self.store.transact(txn).map_err(Error::from)? {
+            Outcome::Committed(_) => {
+                failpoint::hit("renew.after_commit");
+                let not_after = certificate.not_after;
+                let certificate = certificate.der;
+                Ok(Some(Enrolled { lease, certificate, not_after, replayed: false }))
+            }
+            Outcome::Conflict(_) => Ok(None),
+        }
+    }
+
+    fn sign_client(
+        &self,
+        names: &ClientNames,
+        csr: &Csr,
+        ttl: std::time::Duration,
+        hard_cap: UnixTime,
+        lease_id: Option<&str>,
+        now: UnixTime,
+    ) -> Result<CertRecord, Error> {
+        let ca = self.ca();
+        let settings = self.settings();
+        let terms = Terms {
+            serial: self.with_entropy(Serial::random)?,
+            not_before: now.minus(BACKDATE).floor_to_second(),
+            not_after: now.plus(ttl).min(hard_cap).min(ca.not_after).floor_to_second(),
+            status_url: settings.status_url.clone(),
+        };
+        let der = issue::client(&ca, names, &terms, &csr.spki)?;
+        failpoint::hit("enrol.after_signing");
+        CertRecord::from_der(der, lease_id.map(str::to_owned))
+    }
+
+    /// Conditions the transaction on the addresses being free; returns the first one that is
+    /// not, with the end of its rest.
+    fn claim_addresses(
+        &self,
+        txn: &mut Txn,
+        lease: &Lease,
+        now: UnixTime,
+    ) -> Result<Option<(IpAddr, Option<UnixTime>)>, Error> {
+        for address in &lease.addresses {
+            let address_key = key::address(&lease.pool, *address);
+            match record::read::<AddressRecord>(self.store.as_ref(), &address_key)? {
+                None => txn.absent(&address_key),
+                Some(stored) => match stored.value.resting_until {
+                    Some(until) if until <= now => txn.at(&address_key, stored.revision),
+                    occupied => return Ok(Some((*address, occupied))),
+                },
+            };
+            let held = AddressRecord { lease: lease.id.clone(), resting_until: None };
+            txn.put(address_key, record::encode(&held));
+        }
+        Ok(None)
+    }
+
+    /// Corrects the address book after another process was faster.
+    fn learn(&self, pool: &str, address: IpAddr, resting_until: Option<UnixTime>) {
+        let mut book = lock(&self.addresses);
+        match resting_until {
+            Some(until) => book.rest(pool, address, until),
+            None => book.take(pool, address),
+        }
+    }
+
+    fn audit_refusal(
+        &self,
+        token: &str,
+        role: &str,
+        csr: &Csr,
+        actor: &Actor,
+        refusal: &Refusal,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let mut event = AuditEvent::new("token.use", actor, now).refused(refusal.code.name());
+        event.token = Some(token.to_owned());
+        event.role = Some(role.to_owned());
+        event.spki_sha256 = Some(csr.spki_sha256.clone());
+        self.record_audit(&event)
+    }
+}
+
+/// Addresses proposed by the book; given back unless the transaction was committed.
+struct Reservation<'a> {
+    authority: &'a Authority,
+    pool: &'a str,
+    addresses: Vec<IpAddr>,
+}
+
+impl Reservation<'_> {
+    fn keep(mut self) {
+        self.addresses.clear();
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        lock(&self.authority.addresses).unreserve(self.pool, &self.addresses);
+    }
+}
+
+fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, now: UnixTime) {
+    let mut token = stored.value.clone();
+    token.spends.push(TokenSpend {
+        at: now,
+        spki_sha256: lease.spki_sha256.clone(),
+        lease_id: lease.id.clone(),
+    });
+    let token_key = key::token(&token.id);
+    txn.at(&token_key, stored.revision).put(token_key, record::encode(&token));
+    let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(lease);
+    event.token = Some(token.id);
+    event.record(txn);
+}
+
+fn put_certificate(txn: &mut Txn, certificate: &CertRecord, lease_id: &str) {
+    let cert_key = key::cert(&certificate.issuer, &certificate.serial);
+    txn.absent(&cert_key)
+        .put(cert_key, record::encode(certificate))
+        .put(key::spki(&certificate.spki_sha256, lease_id), Vec::new());
+}
+
+fn lease_cert(certificate: &CertRecord) -> LeaseCert {
+    LeaseCert {
+        issuer: certificate.issuer.clone(),
+        serial: certificate.serial.clone(),
+        not_after: certificate.not_after,
+    }
+}

@@ -1,0 +1,129 @@
+//! What the integration tests share: an authority with one role, and clients with keys.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pki::signer::{FileSigner, KeyAlgorithm};
+use pki::store::{MemoryStore, Store};
+use pki::*;
+
+pub const NOW: UnixTime = UnixTime::from_secs(1_795_305_600);
+pub const OPERATOR: Actor = Actor::Uid(0);
+
+pub fn after(secs: u64) -> UnixTime {
+    NOW.plus(Duration::from_secs(secs))
+}
+
+pub fn settings() -> Settings {
+    let mut settings = Settings::new("ci.example.com");
+    let networks = ["10.77.0.0/24", "fd77::/64"].map(|net| net.parse().unwrap());
+    settings.pools.insert("runners".to_owned(), PoolConfig::new(networks.to_vec()));
+    settings.roles = BTreeMap::from([
+        ("builder".to_owned(), RoleProfile::new("runners")),
+        ("deployer".to_owned(), RoleProfile::new("runners")),
+    ]);
+    settings
+}
+
+pub fn authority() -> Authority {
+    authority_on(Arc::new(MemoryStore::new()))
+}
+
+pub fn authority_on(store: Arc<dyn Store>) -> Authority {
+    Authority::with_store(store, &[7; 32], Options::new(settings()), NOW).unwrap()
+}
+
+/// A client with a key of its own.
+pub struct Client {
+    pub key: rcgen::KeyPair,
+}
+
+impl Client {
+    pub fn new() -> Self {
+        Self { key: rcgen::KeyPair::generate().unwrap() }
+    }
+
+    pub fn csr_der(&self) -> Vec<u8> {
+        let params = rcgen::CertificateParams::new(vec!["wished.example.org".to_owned()]).unwrap();
+        params.serialize_request(&self.key).unwrap().der().to_vec()
+    }
+
+    pub fn csr(&self) -> Csr {
+        Csr::from_der(&self.csr_der()).unwrap()
+    }
+
+    pub fn body(&self) -> Vec<u8> {
+        base64(&self.csr_der()).into_bytes()
+    }
+
+    pub fn enrol(&self, authority: &Authority, token: &TokenSecret, now: UnixTime) -> Enrolled {
+        authority.enrol_with_token("builder", token.expose(), &self.csr(), None, now).unwrap()
+    }
+}
+
+pub fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+pub fn unbase64(text: &[u8]) -> Vec<u8> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).unwrap()
+}
+
+pub fn token(authority: &Authority) -> TokenSecret {
+    authority.token_create(&TokenCreate::new("builder"), &OPERATOR, NOW).unwrap().1
+}
+
+/// A fresh lease and its client.
+pub fn enrolled(authority: &Authority) -> (Client, Enrolled) {
+    let client = Client::new();
+    let enrolled = client.enrol(authority, &token(authority), NOW);
+    (client, enrolled)
+}
+
+pub fn peer(authority: &Authority, enrolled: &Enrolled, now: UnixTime) -> VerifiedPeer {
+    authority.verify_peer(std::slice::from_ref(&enrolled.certificate), None, now).unwrap()
+}
+
+pub fn est_request<'a>(
+    path: &'a str,
+    authorization: Option<&'a str>,
+    body: &'a [u8],
+) -> EstRequest<'a> {
+    EstRequest {
+        method: if body.is_empty() { "GET" } else { "POST" },
+        path,
+        authorization,
+        body,
+        peer: Some("192.0.2.7:4711".parse().unwrap()),
+        client_chain: &[],
+    }
+}
+
+pub fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
+}
+
+/// Runs the openssl command line tool on some input; panics with its words when it fails.
+pub fn openssl(arguments: &[&str], input: &[u8]) -> String {
+    use std::io::Write;
+    let mut child = std::process::Command::new("openssl")
+        .args(arguments)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {arguments:?}: {words}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn signer(algorithm: KeyAlgorithm) -> FileSigner {
+    FileSigner::generate(algorithm).unwrap()
+}

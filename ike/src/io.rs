@@ -172,7 +172,8 @@ pub enum Action {
     /// Reserve an inbound ESP SPI. A reservation that no [`Action::InstallChild`] follows within
     /// [`crate::config::Timers::half_open`] lapses by itself.
     AllocSpi,
-    /// Install a child SA. The IKE_AUTH response waits for the answer.
+    /// Install a child SA. The IKE_AUTH response waits for the answer. When it fails, or is not
+    /// answered in time, [`Action::RemoveChild`] follows, which must then do no harm.
     InstallChild(Box<InstallChild>),
     /// Start sending on this child (as responder of a rekey, RFC 7296 2.8).
     ActivateChild(ChildSaId),

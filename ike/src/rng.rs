@@ -11,6 +11,12 @@ const ENGINE_STREAM: u64 = 0;
 #[derive(Clone)]
 pub(crate) struct Seed([u8; 32]);
 
+impl std::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seed")
+    }
+}
+
 impl Seed {
     pub(crate) fn new(seed: [u8; 32]) -> Self {
         Self(seed)

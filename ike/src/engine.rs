@@ -1,0 +1,706 @@
+//! The engine: routes inputs to SAs, and nothing else. What an input means is decided in
+//! `exchange`; what is kept, in `sa`.
+
+use std::collections::BTreeSet;
+
+use crate::config::EngineConfig;
+use crate::crypto::cookie::CookieJar;
+use crate::crypto::{CryptoProvider, PrfId};
+use crate::error::EngineError;
+use crate::event::CloseReason;
+use crate::exchange::{self, Task, advance, auth, create_child, dpd, init, mobility};
+use crate::io::{
+    Command, Completion, DataplaneEvent, Datagram, Deadline, Grant, IkeSaId, Input, LeaseId,
+    Output, TimerKind, Token,
+};
+use crate::rng::{SaRng, Seed};
+use crate::sa::child::{self, remove_from_dataplane};
+use crate::sa::context::{Ctx, Deferred, Pending, Purpose};
+use crate::sa::lifecycle::{self, Tell};
+use crate::sa::protect::Received;
+use crate::sa::table::SaTable;
+use crate::sa::timers::TimerKey;
+use crate::sa::window::Incoming;
+use crate::sa::{IkeSa, Path, Phase};
+use crate::time::{Now, Timestamp};
+use crate::view::{EngineStats, IkeSaView};
+use crate::wire::{
+    ExchangeType, Flags, Frame, HEADER_LEN, Header, IkeSpi, Message, Notify, NotifyType, Payloads,
+    WireError,
+};
+
+/// Answers to strangers per second at most, beyond cookies and key exchange hints: refusals and
+/// version errors. More would make us a tool of who forges source addresses.
+const STRANGER_RATE: u64 = 20;
+
+/// Bits of an id below the shard's number.
+const SHARD_SHIFT: u32 = 48;
+
+/// The sans-IO IKEv2 engine.
+///
+/// - Made by [`Engine::new`], or by [`Engine::restore`] with what was checkpointed.
+/// - Changed by [`Engine::handle`] alone, whose times never go back.
+/// - Asked by `poll_*`: after each change [`Engine::poll_output`] until `None`, then
+///   [`Engine::poll_timeout`].
+/// - Looked at by [`Engine::sas`], [`Engine::stats`] and [`Engine::is_idle`].
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) ctx: Ctx,
+    pub(crate) sas: SaTable,
+    pub(crate) seed: Seed,
+    pub(crate) rng: SaRng,
+    pub(crate) jar: CookieJar,
+    strangers: (Timestamp, u64),
+}
+
+impl Engine {
+    /// An engine without SAs. The seed must be fresh for every engine: nonces, SPIs and IVs come
+    /// from it.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the configuration names what the provider lacks.
+    pub fn new(
+        config: EngineConfig,
+        crypto: &'static CryptoProvider,
+        seed: [u8; 32],
+        now: Now,
+    ) -> Result<Self, EngineError> {
+        let config = usable(config, crypto)?;
+        let prf = crypto
+            .prf(PrfId::HmacSha2_256)
+            .ok_or(EngineError::NoCookiePrf(crypto.name))?;
+        let seed = Seed::new(seed);
+        let mut rng = seed.engine();
+        let jar = CookieJar::new(prf, rng.array());
+        let first_id = (u64::from(config.shard) << SHARD_SHIFT).saturating_add(1);
+        let ctx = Ctx::new(config, crypto, now, first_id);
+        Ok(Self { ctx, sas: SaTable::default(), seed, rng, jar, strangers: (now.mono, 0) })
+    }
+
+    /// Takes one input. Never blocks, never panics, whatever the input.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.ctx.now = Now { mono: now.mono.max(self.ctx.now.mono), wall: now.wall };
+        self.expire();
+        match input {
+            Input::Datagram(datagram) => self.datagram(datagram),
+            Input::Timeout => self.timeout(),
+            Input::Command(command) => self.command(command),
+            Input::Completion(token, completion) => self.completion(token, completion),
+            Input::Dataplane(event) => self.dataplane(event),
+        }
+        self.run_deferred();
+    }
+
+    /// The next output, or `None` when all are taken.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.ctx.out.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is wanted, and what for; `None` when nothing waits.
+    pub fn poll_timeout(&self) -> Option<Deadline> {
+        self.ctx.timers.next(self.ctx.now)
+    }
+
+    /// Nothing is alive or waits for an answer: after [`Command::Shutdown`] the driver may stop.
+    pub fn is_idle(&self) -> bool {
+        self.ctx.pending.is_empty()
+            && self.ctx.out.is_empty()
+            && self.sas.iter().all(|sa| matches!(sa.phase, Phase::Lingering))
+    }
+
+    /// Every IKE SA, in the order of their names.
+    pub fn sas(&self) -> impl Iterator<Item = IkeSaView> + '_ {
+        let now = self.ctx.now.mono;
+        self.sas.iter().map(move |sa| sa.view(now))
+    }
+
+    /// One IKE SA.
+    pub fn sa(&self, id: IkeSaId) -> Option<IkeSaView> {
+        self.sas.get(id).map(|sa| sa.view(self.ctx.now.mono))
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            ike_sas: self.sas.len(),
+            half_open: self.ctx.half_open.len(),
+            children: self
+                .sas
+                .iter()
+                .flat_map(|sa| sa.children.values())
+                .filter(|child| !child.removed)
+                .count(),
+            actions: self.ctx.pending.len(),
+            ..self.ctx.stats
+        }
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &EngineConfig {
+        &self.ctx.config
+    }
+
+    /// What is held for nothing: timers and half-open places of SAs that do not exist, leases
+    /// counted for nobody, children of nobody. Always empty; tests and the gateway's self-check
+    /// ask.
+    pub fn leaks(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let ids: BTreeSet<IkeSaId> = self.sas.ids().into_iter().collect();
+        let waiting: BTreeSet<IkeSaId> = self.ctx.pending.values().map(|p| p.sa).collect();
+        for owner in self.ctx.timers.owners() {
+            let engine = owner == ENGINE;
+            if !engine && !ids.contains(&owner) && !waiting.contains(&owner) {
+                out.push(format!("timer of {owner:?}, which is gone"));
+            }
+        }
+        if ids.is_empty() {
+            if !self.ctx.half_open.is_empty() {
+                out.push(format!("{} half-open places", self.ctx.half_open.len()));
+            }
+            if !self.ctx.leases.is_empty() {
+                out.push(format!("leases {:?}", self.ctx.leases));
+            }
+            if !self.ctx.lease_children.is_empty() {
+                out.push(format!("children {:?}", self.ctx.lease_children));
+            }
+        }
+        out
+    }
+
+    /// Runs `work` on an SA with the context beside it.
+    pub(crate) fn with_sa<R>(
+        &mut self,
+        id: IkeSaId,
+        work: impl FnOnce(&mut Ctx, &mut IkeSa) -> R,
+    ) -> Option<R> {
+        let sa = self.sas.get_mut(id)?;
+        Some(work(&mut self.ctx, sa))
+    }
+
+    /// Carries out what an SA's work means for others.
+    pub(crate) fn run_deferred(&mut self) {
+        while let Some(deferred) = self.ctx.deferred.pop_front() {
+            match deferred {
+                Deferred::Remove(id) => self.remove(id),
+                Deferred::ReplaceOthers { lease, keep } => {
+                    self.close_lease(&lease, Some(keep), &CloseReason::Replaced);
+                }
+                Deferred::Adopt(sa) => self.sas.insert(sa),
+            }
+        }
+    }
+
+    /// Counts a datagram that was dropped before anything about it was authenticated.
+    pub(crate) fn dropped(&mut self) {
+        self.ctx.stats.dropped = self.ctx.stats.dropped.saturating_add(1);
+    }
+
+    /// Whether a stranger may be answered with an error now.
+    pub(crate) fn may_answer_stranger(&mut self) -> bool {
+        let now = self.ctx.now.mono;
+        if now.since(self.strangers.0) >= std::time::Duration::from_secs(1) {
+            self.strangers = (now, 0);
+        }
+        self.strangers.1 = self.strangers.1.saturating_add(1);
+        self.strangers.1 <= STRANGER_RATE
+    }
+
+    /// Reports when the cookie mode changed from `was`.
+    pub(crate) fn report_cookie_mode(&mut self, was: bool) {
+        let is = self.ctx.half_open.cookie_mode(&self.ctx.config.limits);
+        if is != was {
+            self.ctx.event(crate::event::Event::CookieMode(is));
+        }
+    }
+
+    fn remove(&mut self, id: IkeSaId) {
+        let was = self.ctx.half_open.cookie_mode(&self.ctx.config.limits);
+        if let Some(mut sa) = self.sas.remove(id) {
+            lifecycle::uncount(&mut self.ctx, &mut sa);
+        }
+        self.ctx.timers.cancel_sa(id);
+        self.ctx.half_open.remove(id);
+        self.report_cookie_mode(was);
+    }
+
+    // --- datagrams -----------------------------------------------------------------------------
+
+    fn datagram(&mut self, datagram: Datagram) {
+        self.ctx.stats.datagrams = self.ctx.stats.datagrams.saturating_add(1);
+        if datagram.payload.len() > self.ctx.config.limits.max_message {
+            return self.dropped();
+        }
+        let header = match Header::parse(&datagram.payload) {
+            Ok(header) => header,
+            Err(WireError::MajorVersion { major }) if major > 2 => {
+                return self.foreign_version(&datagram);
+            }
+            Err(_) => return self.dropped(),
+        };
+        if header.spi_r.is_zero() {
+            let fits = header.exchange == ExchangeType::IkeSaInit
+                && header.flags.initiator
+                && !header.flags.response
+                && header.message_id == 0;
+            if fits {
+                return init::process_request(self, datagram, header);
+            }
+        }
+        // The sender tells which side it is, and so which SPI is ours (RFC 7296 2.6, 3.1).
+        let ours = if header.flags.initiator { header.spi_r } else { header.spi_i };
+        let Some(id) = self.sas.by_spi(ours) else {
+            return self.dropped();
+        };
+        self.route(id, datagram, &header);
+    }
+
+    /// RFC 7296 2.5: a higher major version is answered, rarely, and never to an answer.
+    fn foreign_version(&mut self, datagram: &Datagram) {
+        self.dropped();
+        let Ok(header) = Header::peek(&datagram.payload) else {
+            return;
+        };
+        if header.flags.response || !self.may_answer_stranger() {
+            return;
+        }
+        let flags = Flags::new(!header.flags.initiator, true);
+        let header = Header::new(
+            header.spi_i,
+            header.spi_r,
+            header.exchange,
+            flags,
+            header.message_id,
+        );
+        let mut payloads = Payloads::new();
+        payloads.push_notify(Notify::new(NotifyType::InvalidMajorVersion));
+        if let Ok(bytes) = (Message { header, payloads }).encode() {
+            self.ctx.transmit(Path::of(datagram).datagram(bytes));
+        }
+    }
+
+    fn route(&mut self, id: IkeSaId, datagram: Datagram, header: &Header) {
+        let Some(sa) = self.sas.get_mut(id) else {
+            return;
+        };
+        if header.flags.initiator == sa.is_initiator() {
+            return self.dropped();
+        }
+        if matches!(sa.phase, Phase::InitSent(_)) {
+            if header.flags.response
+                && header.exchange == ExchangeType::IkeSaInit
+                && header.message_id == 0
+                && header.spi_i == sa.spi_i
+            {
+                init::process_response(&mut self.ctx, sa, &datagram);
+            } else {
+                self.dropped();
+            }
+            return;
+        }
+        if (header.spi_i, header.spi_r) != (sa.spi_i, sa.spi_r)
+            || header.exchange == ExchangeType::IkeSaInit
+        {
+            return self.dropped();
+        }
+        if sa.protection.is_none() {
+            if header.exchange == ExchangeType::IkeAuth && !header.flags.response {
+                init::hold(&mut self.ctx, sa, datagram);
+                self.deliver_held(id);
+            } else {
+                self.dropped();
+            }
+            return;
+        }
+        self.deliver(id, &datagram);
+    }
+
+    /// Delivers what arrived before the keys.
+    fn deliver_held(&mut self, id: IkeSaId) {
+        let Some(sa) = self.sas.get_mut(id) else {
+            return;
+        };
+        for datagram in init::take_held(sa) {
+            self.deliver(id, &datagram);
+        }
+    }
+
+    /// A datagram for an SA that has keys: window, then integrity, then meaning.
+    fn deliver(&mut self, id: IkeSaId, datagram: &Datagram) {
+        let Ok(frame) = Frame::locate(&datagram.payload) else {
+            return self.dropped();
+        };
+        let header = *frame.header();
+        let Some(sa) = self.sas.get_mut(id) else {
+            return;
+        };
+        let ctx = &mut self.ctx;
+        let Some(protection) = sa.protection.as_deref() else {
+            return;
+        };
+        let path = Path::of(datagram);
+        if !header.flags.response {
+            match sa.window.classify(header.message_id) {
+                Incoming::New => {}
+                Incoming::Again => {
+                    // Whoever repeats a request must have been able to make it (RFC 7296 2.1);
+                    // of fragments, only the first one asks (RFC 7383 2.6.1).
+                    let asks = frame.fragment().is_none_or(|(number, _)| number == 1);
+                    if asks && protection.open(&frame).is_ok() {
+                        if let Some(cached) = sa.window.cached() {
+                            let packets = cached.packets.clone();
+                            ctx.stats.replayed_responses =
+                                ctx.stats.replayed_responses.saturating_add(1);
+                            exchange::transmit(ctx, path, packets);
+                        }
+                    }
+                    return;
+                }
+                Incoming::Busy | Incoming::Outside => return,
+            }
+        } else if !sa.window.awaits(header.message_id, header.exchange) {
+            return;
+        }
+        let limits = ctx.config.limits;
+        match sa.inbox.receive(protection, &frame, &limits) {
+            Received::Message(opened) => {
+                sa.last_heard = ctx.now.mono;
+                mobility::seen(ctx, sa, path);
+                if header.flags.response {
+                    sa.window.answered();
+                    sa.inbox.clear(true);
+                    ctx.timers.cancel(TimerKey::new(id, TimerKind::Retransmit));
+                    exchange::process_response(ctx, sa, &opened);
+                    if sa.is_established() {
+                        ctx.checkpoint(sa);
+                    }
+                } else {
+                    sa.reply = path;
+                    sa.window.accept();
+                    exchange::process_request(ctx, sa, &opened);
+                }
+            }
+            Received::Partial => {
+                let key = TimerKey::sub(id, TimerKind::Reassembly, header.flags.response.into());
+                if !ctx.timers.is_set(key) {
+                    let at = ctx.now.mono + ctx.config.timers.reassembly;
+                    ctx.timers.set(key, at);
+                }
+            }
+            Received::Nothing => {}
+            Received::Forged => {
+                ctx.stats.bad_icv = ctx.stats.bad_icv.saturating_add(1);
+                ctx.stats.dropped = ctx.stats.dropped.saturating_add(1);
+                if matches!(sa.phase, Phase::HalfOpen(_)) {
+                    init::forged(ctx, sa);
+                }
+            }
+        }
+    }
+
+    // --- time ----------------------------------------------------------------------------------
+
+    /// Ends what the wall clock ends, at every input: a jump of the clock is no excuse.
+    fn expire(&mut self) {
+        while let Some(id) = self.ctx.timers.pop_wall(self.ctx.now.wall) {
+            self.with_sa(id, |ctx, sa| {
+                lifecycle::close(ctx, sa, CloseReason::Expired, Tell::Peer);
+            });
+            self.run_deferred();
+        }
+    }
+
+    fn timeout(&mut self) {
+        while let Some(key) = self.ctx.timers.pop(self.ctx.now.mono) {
+            self.timer(key);
+            self.run_deferred();
+        }
+    }
+
+    fn timer(&mut self, key: TimerKey) {
+        if key.sa == ENGINE {
+            if key.kind == TimerKind::CookieSecret {
+                self.jar.rotate(self.rng.array());
+                self.arm_cookie_secret();
+            }
+            return;
+        }
+        if key.kind == TimerKind::Action {
+            return self.lost(Token(key.sub));
+        }
+        self.with_sa(key.sa, |ctx, sa| match key.kind {
+            TimerKind::Retransmit => {
+                if init::retransmit_due(ctx, sa) && !exchange::retransmit(ctx, sa) {
+                    lifecycle::peer_dead(ctx, sa);
+                }
+            }
+            TimerKind::HalfOpen => {
+                let reason = CloseReason::Failed("the handshake took too long".to_owned());
+                lifecycle::close(ctx, sa, reason, Tell::Nobody);
+            }
+            TimerKind::Dpd => dpd::due(ctx, sa),
+            TimerKind::RekeyIke => {
+                sa.enqueue(Task::RekeyIke);
+                advance(ctx, sa);
+            }
+            TimerKind::RekeyChild => {
+                sa.enqueue(Task::RekeyChild(crate::io::ChildSaId(key.sub)));
+                advance(ctx, sa);
+            }
+            TimerKind::Keepalive => lifecycle::keepalive(ctx, sa),
+            TimerKind::Tombstone => lifecycle::finish(ctx, sa),
+            TimerKind::Reassembly => sa.inbox.clear(key.sub != 0),
+            TimerKind::Action | TimerKind::Deadline | TimerKind::CookieSecret => {}
+        });
+    }
+
+    /// Cookie secrets change only while cookies may be asked for: an idle engine has no timer.
+    pub(crate) fn arm_cookie_secret(&mut self) {
+        let key = TimerKey::new(ENGINE, TimerKind::CookieSecret);
+        if self.ctx.half_open.is_empty() || self.ctx.timers.is_set(key) {
+            return;
+        }
+        let at = self.ctx.now.mono + self.ctx.config.timers.cookie_secret;
+        self.ctx.timers.set(key, at);
+    }
+
+    // --- commands ------------------------------------------------------------------------------
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Initiate(peer) => init::initiate(self, *peer),
+            Command::CloseIkeSa(id, reason) => {
+                self.with_sa(id, |ctx, sa| lifecycle::close(ctx, sa, reason, Tell::Peer));
+            }
+            Command::CloseLease(lease, reason) => self.close_lease(&lease, None, &reason),
+            Command::CloseChild(child, reason) => {
+                if let Some(id) = self.owner_of(child) {
+                    self.with_sa(id, |ctx, sa| {
+                        exchange::delete::close_child(ctx, sa, child, reason);
+                        advance(ctx, sa);
+                    });
+                }
+            }
+            Command::RekeyIke(id) => {
+                self.with_sa(id, |ctx, sa| {
+                    sa.enqueue(Task::RekeyIke);
+                    advance(ctx, sa);
+                });
+            }
+            Command::RekeyChild(child) => {
+                if let Some(id) = self.owner_of(child) {
+                    self.with_sa(id, |ctx, sa| {
+                        sa.enqueue(Task::RekeyChild(child));
+                        advance(ctx, sa);
+                    });
+                }
+            }
+            Command::UpdateLease(lease, grant) => self.update_lease(&lease, &grant),
+            Command::Reconfigure(config) => {
+                if let Ok(config) = usable(*config, self.ctx.crypto) {
+                    self.ctx.config = config;
+                }
+            }
+            Command::Shutdown => {
+                for id in self.sas.ids() {
+                    self.with_sa(id, |ctx, sa| {
+                        lifecycle::close(ctx, sa, CloseReason::Shutdown, Tell::Peer);
+                    });
+                }
+            }
+        }
+    }
+
+    fn owner_of(&self, child: crate::io::ChildSaId) -> Option<IkeSaId> {
+        self.sas.iter().find(|sa| sa.children.contains_key(&child)).map(|sa| sa.id)
+    }
+
+    /// Closes the SAs of a lease. Handshakes under way are included: whoever they turn out to be.
+    fn close_lease(&mut self, lease: &LeaseId, keep: Option<IkeSaId>, reason: &CloseReason) {
+        for id in self.sas.ids() {
+            if Some(id) == keep {
+                continue;
+            }
+            self.with_sa(id, |ctx, sa| match sa.phase {
+                // A newer connection replaces what is established, not what is on its way.
+                Phase::Authenticating(_) if keep.is_none() => {
+                    auth::close_lease(ctx, sa, lease, reason);
+                }
+                Phase::Established | Phase::Rekeyed if sa.lease_id().as_ref() == Some(lease) => {
+                    lifecycle::close(ctx, sa, reason.clone(), Tell::Peer);
+                }
+                _ => {}
+            });
+        }
+    }
+
+    fn update_lease(&mut self, lease: &LeaseId, grant: &Grant) {
+        for id in self.sas.ids() {
+            self.with_sa(id, |ctx, sa| {
+                let initiator = sa.is_initiator();
+                let Some(auth) = sa.auth.as_mut().filter(|auth| auth.grant.lease == *lease) else {
+                    return;
+                };
+                let (addresses, dns) = (auth.grant.addresses.clone(), auth.grant.dns.clone());
+                auth.grant = grant.clone();
+                if initiator {
+                    // As initiator they came from the peer.
+                    auth.grant.addresses = addresses;
+                    auth.grant.dns = dns;
+                }
+                if matches!(sa.phase, Phase::Established | Phase::Rekeyed) {
+                    ctx.timers.set_wall(id, Some(grant.deadline));
+                    ctx.checkpoint(sa);
+                }
+            });
+        }
+        self.expire();
+    }
+
+    // --- completions ---------------------------------------------------------------------------
+
+    fn completion(&mut self, token: Token, completion: Completion) {
+        let Some(pending) = self.ctx.take_pending(token) else {
+            return;
+        };
+        self.complete(pending, Some(completion));
+    }
+
+    /// An action was not answered in time.
+    fn lost(&mut self, token: Token) {
+        if let Some(pending) = self.ctx.take_pending(token) {
+            self.complete(pending, None);
+        }
+    }
+
+    fn complete(&mut self, pending: Pending, completion: Option<Completion>) {
+        let Pending { sa: id, purpose } = pending;
+        if let Purpose::Remove { child, lease, reason } = purpose {
+            let usage = match completion {
+                Some(Completion::RemoveChild(Ok(usage))) => Some(usage),
+                _ => None,
+            };
+            child::down(&mut self.ctx, id, child, lease, reason, usage);
+            return;
+        }
+        self.with_sa(id, |ctx, sa| dispatch(ctx, sa, purpose, completion));
+        // Keys may have come: what waited for them is delivered.
+        self.deliver_held(id);
+    }
+
+    // --- data plane ----------------------------------------------------------------------------
+
+    fn dataplane(&mut self, event: DataplaneEvent) {
+        match event {
+            DataplaneEvent::Expire { child, hard } => {
+                let Some(id) = self.owner_of(child) else {
+                    return;
+                };
+                self.with_sa(id, |ctx, sa| {
+                    if hard {
+                        remove_from_dataplane(ctx, sa, child, CloseReason::Expired);
+                        sa.enqueue(Task::DeleteChild(child));
+                    } else {
+                        sa.enqueue(Task::RekeyChild(child));
+                    }
+                    advance(ctx, sa);
+                });
+            }
+            DataplaneEvent::Mapping { child, remote } => {
+                if let Some(id) = self.owner_of(child) {
+                    self.with_sa(id, |ctx, sa| mobility::mapping(ctx, sa, remote));
+                }
+            }
+            // An unprotected hint changes nothing (RFC 7296 2.21.4).
+            DataplaneEvent::NoSa { .. } => {}
+        }
+    }
+}
+
+/// Owner of the engine's own timers; no SA has this id.
+const ENGINE: IkeSaId = IkeSaId(0);
+
+/// Gives an answer, or its absence, to who asked.
+fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<Completion>) {
+    macro_rules! answer {
+        ($kind:ident) => {
+            match completion {
+                Some(Completion::$kind(answer)) => answer,
+                Some(_) => Err("an answer of another kind".to_owned()),
+                None => Err("no answer in time".to_owned()),
+            }
+        };
+    }
+    match purpose {
+        Purpose::InitKeyPair => init::key_pair(ctx, sa, answer!(KeyExchange)),
+        Purpose::InitSecret => init::secret(ctx, sa, answer!(KeyExchange)),
+        Purpose::Sign => auth::signed(ctx, sa, answer!(Sign)),
+        Purpose::Verify => {
+            let answer = match completion {
+                Some(Completion::VerifyPeer(answer)) => answer,
+                _ => Err(auth::unanswered("the check of the peer's certificate")),
+            };
+            auth::verified(ctx, sa, answer);
+        }
+        Purpose::Authorise => {
+            let answer = match completion {
+                Some(Completion::Authorise(answer)) => answer,
+                _ => Err(auth::unanswered("the decision about the peer's lease")),
+            };
+            auth::authorised(ctx, sa, answer);
+        }
+        Purpose::AuthSpi => auth::spi(ctx, sa, answer!(AllocSpi)),
+        Purpose::RespondSpi | Purpose::RequestSpi => {
+            create_child::spi(ctx, sa, purpose, answer!(AllocSpi));
+        }
+        Purpose::RespondKeyPair
+        | Purpose::RespondSecret
+        | Purpose::RequestKeyPair
+        | Purpose::RequestSecret => {
+            create_child::key_exchange(ctx, sa, purpose, answer!(KeyExchange));
+        }
+        Purpose::Install(child) => {
+            let answer = answer!(InstallChild);
+            if matches!(sa.phase, Phase::Authenticating(_)) {
+                auth::installed(ctx, sa, child, answer);
+            } else {
+                create_child::installed(ctx, sa, child, answer);
+            }
+        }
+        Purpose::Use(_) => dpd::used(ctx, sa, answer!(QueryUse)),
+        Purpose::Activate(_) | Purpose::Move(_) | Purpose::Nothing | Purpose::Remove { .. } => {}
+    }
+}
+
+/// Checks a configuration and leaves out what cannot be offered yet.
+fn usable(
+    mut config: EngineConfig,
+    crypto: &'static CryptoProvider,
+) -> Result<EngineConfig, EngineError> {
+    config.ike_suites.retain(|suite| suite.additional.is_empty());
+    config.esp_suites.retain(|suite| suite.additional.is_empty());
+    if config.ike_suites.is_empty() {
+        return Err(EngineError::NoIkeSuite);
+    }
+    if config.esp_suites.is_empty() {
+        return Err(EngineError::NoEspSuite);
+    }
+    match config.ike_suites.iter().find(|suite| !suite.supported_by(crypto)) {
+        Some(suite) => {
+            let suite = suite.to_string();
+            Err(EngineError::UnsupportedSuite { suite, provider: crypto.name })
+        }
+        None => Ok(config),
+    }
+}
+
+/// The shard whose SA a datagram belongs to, from our SPI's first octet; `None` for a first
+/// request, which any shard may take (by a hash of source and SPI, so that a repeated one goes the
+/// same way), and for what is no IKE message.
+pub fn shard_of(datagram: &[u8]) -> Option<u8> {
+    let header = Header::peek(datagram.get(..HEADER_LEN)?).ok()?;
+    let ours = if header.flags.initiator { header.spi_r } else { header.spi_i };
+    if ours == IkeSpi::ZERO {
+        return None;
+    }
+    ours.0.to_be_bytes().first().copied()
+}

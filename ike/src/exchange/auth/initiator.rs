@@ -1,0 +1,412 @@
+//! IKE_AUTH as initiator.
+
+use std::collections::BTreeSet;
+
+use crate::crypto::keymat::{Nonces, auth_octets};
+use crate::event::{Blame, CloseReason, Refusal};
+use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, up};
+use crate::exchange::certs::{self, SigningMethod};
+use crate::exchange::{about, config, send_request};
+use crate::io::{
+    Action, Authorise, ChildSaId, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer,
+};
+use crate::policy::{narrowing, proposal};
+use crate::sa::child::{self, NewChild};
+use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::sa::lifecycle::{self, Tell};
+use crate::sa::{IkeSa, Phase};
+use crate::wire::{
+    ExchangeType, IdPayload, Identification, Payload, Payloads, TrafficSelector,
+    TrafficSelectors,
+};
+
+/// An IKE_AUTH of ours under way.
+#[derive(Debug)]
+pub(crate) struct Initiator {
+    exchanged: Exchanged,
+    how: SigningMethod,
+    chain: Vec<Vec<u8>>,
+    signature: Option<Vec<u8>>,
+    spi: Option<Result<u32, String>>,
+    sent: bool,
+    peer_id: Option<Identification>,
+    response: Option<Payloads>,
+    verified: Option<Box<VerifiedPeer>>,
+    child: Option<ChildSaId>,
+    /// Leases that ended while it was not known whose handshake this is.
+    pub(super) killed: BTreeSet<LeaseId>,
+}
+
+/// The keys are there: asks for our signature and the child's SPI.
+pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
+    let (Some(peer), Some(protection)) = (&sa.peer, &sa.protection) else {
+        return lifecycle::finish(ctx, sa);
+    };
+    let wanted: CredentialId = peer.credential;
+    let credentials = ctx.config.credentials.iter().filter(|ours| ours.id == wanted);
+    let Some((credential, how)) = certs::choose(credentials, &[], &sa.traits.hashes) else {
+        let refused = about(
+            sa,
+            refusal(
+                Blame::Incompatible,
+                None,
+                "no_credential",
+                "our credential cannot sign in a way the peer verifies",
+                "use a certificate of another key type",
+            ),
+        );
+        ctx.refuse(refused);
+        let reason = CloseReason::Failed("no usable credential".to_owned());
+        lifecycle::down(ctx, sa, reason);
+        return lifecycle::finish(ctx, sa);
+    };
+    let id = IdPayload::from(peer.identity.clone());
+    let message = auth_octets(
+        protection.prf(),
+        &protection.keys().pi,
+        &exchanged.request,
+        exchanged.nr.as_bytes(),
+        &id.body(),
+        None,
+    );
+    let action = Action::Sign { credential: wanted, scheme: how.scheme, message };
+    let initiator = Initiator {
+        exchanged,
+        how,
+        chain: credential.chain.clone(),
+        signature: None,
+        spi: None,
+        sent: false,
+        peer_id: None,
+        response: None,
+        verified: None,
+        child: None,
+        killed: BTreeSet::new(),
+    };
+    sa.phase = Phase::Authenticating(Box::new(AuthTask::Initiator(Box::new(initiator))));
+    ctx.act(sa.id, Purpose::Sign, action);
+    ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
+}
+
+fn initiator(sa: &mut IkeSa) -> Option<&mut Initiator> {
+    match &mut sa.phase {
+        Phase::Authenticating(task) => match task.as_mut() {
+            AuthTask::Initiator(initiator) => Some(initiator),
+            AuthTask::Responder(_) => None,
+        },
+        _ => None,
+    }
+}
+
+pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+    match answer {
+        Ok(signature) => {
+            if let Some(initiator) = initiator(sa) {
+                initiator.signature = Some(signature);
+            }
+            send_if_ready(ctx, sa);
+        }
+        Err(why) => fail(ctx, sa, Blame::Internal, "sign", format!("our signature failed: {why}")),
+    }
+}
+
+pub(super) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
+    if let Some(initiator) = initiator(sa) {
+        initiator.spi = Some(answer);
+    }
+    send_if_ready(ctx, sa);
+}
+
+fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(initiator) = initiator(sa) else {
+        return;
+    };
+    if initiator.sent || initiator.signature.is_none() {
+        return;
+    }
+    let spi = match &initiator.spi {
+        None => return,
+        Some(Ok(spi)) => *spi,
+        Some(Err(why)) => {
+            let what = format!("the data plane gave no SPI: {why}");
+            return fail(ctx, sa, Blame::Internal, "data_plane", what);
+        }
+    };
+    initiator.sent = true;
+    let signature = initiator.signature.clone().unwrap_or_default();
+    let auth = certs::auth_payload(initiator.how, signature);
+    let chain = std::mem::take(&mut initiator.chain);
+    let auth = match auth {
+        Ok(auth) => auth,
+        Err(error) => return fail(ctx, sa, Blame::Internal, "sign", error.to_string()),
+    };
+    let Some(peer) = &sa.peer else {
+        return;
+    };
+    let mut payloads = Payloads::from(vec![Payload::id_i(peer.identity.clone())]);
+    certs::payloads(&chain).for_each(|cert| payloads.push(cert));
+    if let Some(request) = certs::request(&ctx.config.trust_anchor_hashes) {
+        payloads.push(request);
+    }
+    if let Some(expected) = &peer.expected {
+        payloads.push(Payload::id_r(expected.clone()));
+    }
+    payloads.push(auth);
+    if let Some(request) = config::request(peer) {
+        payloads.push(Payload::Cp(request));
+    }
+    payloads.push(Payload::Sa(proposal::offer_esp(&peer.esp_suites, spi)));
+    payloads.push(Payload::TsI(TrafficSelectors::new(offered_local(sa))));
+    payloads.push(Payload::TsR(TrafficSelectors::new(peer.ts_remote.clone())));
+    send_request(ctx, sa, ExchangeType::IkeAuth, &payloads);
+}
+
+/// Our side's selectors: everything of the families we want addresses of, as those are not known.
+fn offered_local(sa: &IkeSa) -> Vec<TrafficSelector> {
+    let Some(peer) = &sa.peer else {
+        return Vec::new();
+    };
+    if !peer.request_ipv4 && !peer.request_ipv6 {
+        return peer.ts_local.clone();
+    }
+    let mut out = Vec::new();
+    out.extend(peer.request_ipv4.then(TrafficSelector::any_v4));
+    out.extend(peer.request_ipv6.then(TrafficSelector::any_v6));
+    out
+}
+
+pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    let (id, remote) = (sa.id, sa.path.remote);
+    let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
+    let keys = sa.protection.as_ref().map(|p| (p.prf(), p.keys().pr.clone()));
+    let Some(initiator) = initiator(sa) else {
+        return;
+    };
+    let (Some(id_r), Some(auth), Some((prf, sk_p))) = (payloads.id_r(), payloads.auth(), keys)
+    else {
+        let told = payloads.error_notify().map(|notify| notify.kind);
+        let what = match told {
+            Some(kind) => format!("the peer answered IKE_AUTH with {kind}"),
+            None => "the peer's IKE_AUTH response lacks identity or authentication".to_owned(),
+        };
+        // An error without AUTH means that the peer keeps nothing (RFC 7296 2.21.2).
+        let refused = about(
+            sa,
+            refusal(
+                Blame::Incompatible,
+                told,
+                "auth_refused",
+                what.clone(),
+                "see the peer's log for the reason",
+            ),
+        );
+        ctx.refuse(refused);
+        lifecycle::down(ctx, sa, CloseReason::Failed(what));
+        return lifecycle::finish(ctx, sa);
+    };
+    let proof = match certs::peer_signature(auth) {
+        Ok(proof) => proof,
+        Err(error) => {
+            return fail(ctx, sa, Blame::Incompatible, "auth_method", error.to_string());
+        }
+    };
+    let message = auth_octets(
+        prf,
+        &sk_p,
+        &initiator.exchanged.response,
+        initiator.exchanged.ni.as_bytes(),
+        &id_r.body(),
+        None,
+    );
+    let verify = VerifyPeer {
+        ike: id,
+        remote,
+        identity: id_r.id.clone(),
+        certificates: certs::received(payloads),
+        scheme: proof.scheme,
+        rsa_classic: proof.rsa_classic,
+        message,
+        signature: proof.signature,
+        expected,
+    };
+    initiator.peer_id = Some(id_r.id.clone());
+    initiator.response = Some(payloads.clone());
+    ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
+}
+
+pub(super) fn verified(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    answer: Result<Box<VerifiedPeer>, Refusal>,
+) {
+    let (id, remote) = (sa.id, sa.path.remote);
+    let Some(initiator) = initiator(sa) else {
+        return;
+    };
+    let peer = match answer {
+        Ok(peer) => peer,
+        Err(refused) => return fail_with(ctx, sa, refused),
+    };
+    let Some(identity) = initiator.peer_id.clone() else {
+        return;
+    };
+    let selectors = |ts: Option<&TrafficSelectors>| {
+        ts.map(|ts| ts.selectors.clone()).unwrap_or_default()
+    };
+    let response = initiator.response.as_ref();
+    let authorise = Authorise {
+        ike: id,
+        remote,
+        peer: (*peer).clone(),
+        identity,
+        wants_ipv4: false,
+        wants_ipv6: false,
+        initial_contact: false,
+        ts_remote: selectors(response.and_then(Payloads::ts_r)),
+        ts_local: selectors(response.and_then(Payloads::ts_i)),
+    };
+    initiator.verified = Some(peer);
+    ctx.act(id, Purpose::Authorise, Action::Authorise(Box::new(authorise)));
+}
+
+pub(super) fn authorised(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    answer: Result<Box<Grant>, Refusal>,
+) {
+    let Some(initiator) = initiator(sa) else {
+        return;
+    };
+    let killed = initiator.killed.clone();
+    let (Some(verified), Some(identity), Some(response)) =
+        (initiator.verified.take(), initiator.peer_id.clone(), initiator.response.clone())
+    else {
+        return;
+    };
+    let mut grant = match answer {
+        Ok(grant) => *grant,
+        Err(refused) => return fail_with(ctx, sa, refused),
+    };
+    if let Err(refused) = check_grant(ctx, sa, &grant, &killed) {
+        return fail_with(ctx, sa, refused);
+    }
+    // As initiator the addresses are ours, and come from the peer.
+    let (addresses, dns) = config::received(response.cp());
+    grant.addresses = addresses;
+    grant.dns = dns;
+    remember(ctx, sa, &verified, identity, grant);
+    match install(ctx, sa, &response) {
+        Ok(Some(child)) => {
+            if let Some(initiator) = self::initiator(sa) {
+                initiator.child = Some(child);
+            }
+        }
+        Ok(None) => complete(ctx, sa, None),
+        Err(what) => fail(ctx, sa, Blame::Misbehaved, "bad_child", what),
+    }
+}
+
+/// Installs the child the peer agreed to; `None` when it did not.
+fn install(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    response: &Payloads,
+) -> Result<Option<ChildSaId>, String> {
+    let (Some(answer), Some(ts_i), Some(ts_r)) =
+        (response.sa(), response.ts_i(), response.ts_r())
+    else {
+        let told = response.error_notify().map(|notify| notify.kind);
+        let what = match told {
+            Some(kind) => format!("the peer refused the child SA with {kind}"),
+            None => "the peer made no child SA".to_owned(),
+        };
+        let fix = "compare ESP proposals and selectors of both sides";
+        let refused =
+            about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
+        ctx.refuse(refused);
+        return Ok(None);
+    };
+    let local = offered_local(sa);
+    let Some(peer) = &sa.peer else {
+        return Ok(None);
+    };
+    let Some(chosen) = proposal::accept_esp(&peer.esp_suites, answer, None) else {
+        return Err("the peer chose an ESP proposal that was not offered".to_owned());
+    };
+    if ts_i.selectors.is_empty()
+        || ts_r.selectors.is_empty()
+        || !narrowing::covers(&local, &ts_i.selectors)
+        || !narrowing::covers(&peer.ts_remote, &ts_r.selectors)
+    {
+        return Err("the peer's selectors exceed those offered".to_owned());
+    }
+    let (ts_local, ts_remote) = (ts_i.selectors.clone(), ts_r.selectors.clone());
+    let spi_out = <[u8; 4]>::try_from(chosen.spi.as_slice())
+        .map(u32::from_be_bytes)
+        .map_err(|_| "the peer's SPI is malformed".to_owned())?;
+    let held = initiator(sa).map(|initiator| {
+        (initiator.exchanged.ni.clone(), initiator.exchanged.nr.clone(), initiator.spi.clone())
+    });
+    let (Some((ni, nr, Some(Ok(spi_in)))), Some(protection)) = (held, &sa.protection) else {
+        return Err("no keys".to_owned());
+    };
+    let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
+    let (keys_in, keys_out) = child::derive_keys(protection, &chosen.suite, nonces, &[], true)
+        .map_err(|error| error.to_string())?;
+    let new = NewChild {
+        spi_in,
+        spi_out,
+        suite: chosen.suite,
+        keys_in,
+        keys_out,
+        ts_local,
+        ts_remote,
+        outbound_active: true,
+        rekeys: None,
+    };
+    Ok(child::install(ctx, sa, new))
+}
+
+pub(super) fn installed(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    id: ChildSaId,
+    answer: Result<(), String>,
+) {
+    if initiator(sa).is_none_or(|initiator| initiator.child != Some(id)) {
+        return;
+    }
+    match answer {
+        Ok(()) => complete(ctx, sa, Some(id)),
+        Err(why) => {
+            let what = format!("the data plane refused the child SA: {why}");
+            fail(ctx, sa, Blame::Internal, "data_plane", what);
+        }
+    }
+}
+
+fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
+    sa.phase = Phase::Established;
+    up(ctx, sa, false);
+    if let Some(id) = child {
+        child::up(ctx, sa, id, None);
+    }
+    ctx.checkpoint(sa);
+}
+
+fn fail(ctx: &mut Ctx, sa: &mut IkeSa, blame: Blame, code: &'static str, what: String) {
+    let fix = "compare both sides' configuration";
+    fail_with(ctx, sa, refusal(blame, None, code, what, fix));
+}
+
+/// Ends the handshake. When the peer may have established the SA, it is deleted properly.
+fn fail_with(ctx: &mut Ctx, sa: &mut IkeSa, refused: Refusal) {
+    let sent = initiator(sa).is_some_and(|initiator| initiator.sent);
+    let identity = initiator(sa).and_then(|initiator| initiator.peer_id.clone());
+    let refused = about(sa, Refusal { identity: refused.identity.clone().or(identity), ..refused });
+    let reason = CloseReason::Failed(refused.what.clone());
+    ctx.refuse(refused);
+    lifecycle::clear_dataplane(ctx, sa, &reason);
+    lifecycle::down(ctx, sa, reason);
+    if sent { lifecycle::bury(ctx, sa, Tell::Peer) } else { lifecycle::finish(ctx, sa) }
+}

@@ -1,0 +1,289 @@
+//! IKE_AUTH (RFC 7296 1.2, 2.15, 2.21.2): who we are to each other, and the first child SA.
+//!
+//! What the outside has to say (signature, verification, lease, SPI, installation) arrives in any
+//! order; the exchange goes on when everything it needs is there. A peer is told only that it
+//! failed; why is for the operator.
+
+mod initiator;
+mod responder;
+
+use crate::event::{Blame, CloseReason, Event, Refusal};
+use crate::exchange::about;
+use crate::io::{ChildSaId, Grant, LeaseId, UniquePolicy, VerifiedPeer};
+use crate::policy::narrowing;
+use crate::sa::context::{Ctx, Deferred, refusal};
+use crate::sa::lifecycle::{self, Tell};
+use crate::sa::{Authenticated, IkeSa, Phase};
+use crate::wire::{Identification, Nonce, Notify, NotifyType, Payloads, TrafficSelector};
+
+use initiator::Initiator;
+use responder::Responder;
+
+pub(crate) use initiator::begin as begin_initiator;
+pub(crate) use responder::{process_request, refuse_request};
+
+/// What IKE_SA_INIT left: nonces, and both messages as they went over the wire.
+#[derive(Debug)]
+pub(crate) struct Exchanged {
+    pub(crate) ni: Nonce,
+    pub(crate) nr: Nonce,
+    pub(crate) request: Vec<u8>,
+    pub(crate) response: Vec<u8>,
+}
+
+/// IKE_AUTH under way.
+#[derive(Debug)]
+pub(crate) enum AuthTask {
+    Responder(Box<Responder>),
+    Initiator(Box<Initiator>),
+}
+
+/// The answer to our IKE_AUTH request.
+pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    initiator::process_response(ctx, sa, payloads);
+}
+
+/// Our signature is there, or is not.
+pub(crate) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+    match role(sa) {
+        Some(Role::Responder) => responder::signed(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::signed(ctx, sa, answer),
+        None => {}
+    }
+}
+
+/// The peer's certificate and signature were checked.
+pub(crate) fn verified(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    answer: Result<Box<VerifiedPeer>, Refusal>,
+) {
+    match role(sa) {
+        Some(Role::Responder) => responder::verified(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::verified(ctx, sa, answer),
+        None => {}
+    }
+}
+
+/// The lease was decided.
+pub(crate) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant>, Refusal>) {
+    match role(sa) {
+        Some(Role::Responder) => responder::authorised(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::authorised(ctx, sa, answer),
+        None => {}
+    }
+}
+
+/// An SPI was reserved.
+pub(crate) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
+    match role(sa) {
+        Some(Role::Responder) => responder::spi(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::spi(ctx, sa, answer),
+        None => {}
+    }
+}
+
+/// The child was installed, or was not. False when the child is not of this exchange.
+pub(crate) fn installed(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    child: ChildSaId,
+    answer: Result<(), String>,
+) {
+    match role(sa) {
+        Some(Role::Responder) => responder::installed(ctx, sa, child, answer),
+        Some(Role::Initiator) => initiator::installed(ctx, sa, child, answer),
+        None => {}
+    }
+}
+
+/// Ends a handshake: the operator, a timer or a lease's end wants it so.
+pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason, tell: Tell) {
+    lifecycle::clear_dataplane(ctx, sa, &reason);
+    match role(sa) {
+        Some(Role::Responder) if tell == Tell::Peer => responder::reject(ctx, sa),
+        Some(Role::Initiator) => {
+            lifecycle::down(ctx, sa, reason);
+            // The peer may have established it already.
+            lifecycle::bury(ctx, sa, tell);
+        }
+        _ => lifecycle::finish(ctx, sa),
+    }
+}
+
+/// A lease has ended. What is under way for it, or may turn out to be, must not come up.
+pub(crate) fn close_lease(ctx: &mut Ctx, sa: &mut IkeSa, lease: &LeaseId, reason: &CloseReason) {
+    if sa.lease_id().as_ref() == Some(lease) {
+        abandon(ctx, sa, reason.clone(), Tell::Peer);
+        return;
+    }
+    match &mut sa.phase {
+        Phase::Authenticating(task) => match task.as_mut() {
+            AuthTask::Responder(responder) => responder.killed.insert(lease.clone()),
+            AuthTask::Initiator(initiator) => initiator.killed.insert(lease.clone()),
+        },
+        _ => false,
+    };
+}
+
+/// Something outside did not answer in time.
+pub(crate) fn unanswered(what: &str) -> Refusal {
+    refusal(
+        Blame::Internal,
+        Some(NotifyType::AuthenticationFailed),
+        "timeout",
+        format!("{what} took too long"),
+        "see the gateway's log for what is slow",
+    )
+}
+
+enum Role {
+    Responder,
+    Initiator,
+}
+
+fn role(sa: &IkeSa) -> Option<Role> {
+    match &sa.phase {
+        Phase::Authenticating(task) => Some(match task.as_ref() {
+            AuthTask::Responder(_) => Role::Responder,
+            AuthTask::Initiator(_) => Role::Initiator,
+        }),
+        _ => None,
+    }
+}
+
+/// Why a grant cannot be used.
+fn check_grant(
+    ctx: &Ctx,
+    sa: &IkeSa,
+    grant: &Grant,
+    killed: &std::collections::BTreeSet<LeaseId>,
+) -> Result<(), Refusal> {
+    let failed = NotifyType::AuthenticationFailed;
+    if killed.contains(&grant.lease) {
+        return Err(about(
+            sa,
+            refusal(
+                Blame::Incompatible,
+                Some(failed),
+                "lease_ended",
+                format!("lease {} ended while the peer was connecting", grant.lease.0),
+                "enrol again",
+            ),
+        ));
+    }
+    if grant.deadline <= ctx.now.wall {
+        return Err(about(
+            sa,
+            refusal(
+                Blame::Incompatible,
+                Some(failed),
+                "lease_expired",
+                format!("lease {} or the peer's certificate has expired", grant.lease.0),
+                "enrol again, and compare both clocks",
+            ),
+        ));
+    }
+    if grant.unique == UniquePolicy::Reject && ctx.leases.contains_key(&grant.lease) {
+        return Err(about(
+            sa,
+            refusal(
+                Blame::Incompatible,
+                Some(failed),
+                "lease_in_use",
+                format!("lease {} is connected already and allows one connection", grant.lease.0),
+                "close the other connection, or let the role replace or keep it",
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Remembers who the peer is and what it may have.
+fn remember(
+    ctx: &Ctx,
+    sa: &mut IkeSa,
+    verified: &VerifiedPeer,
+    identity: Identification,
+    grant: Grant,
+) {
+    sa.auth = Some(Box::new(Authenticated {
+        name: verified.identity.clone(),
+        identity,
+        grant,
+        established_at: ctx.now.mono,
+    }));
+}
+
+/// The IKE SA is established.
+fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
+    let Some(auth) = &mut sa.auth else {
+        return;
+    };
+    auth.established_at = ctx.now.mono;
+    let grant = &auth.grant;
+    let suite = sa.protection.as_ref().map(|protection| protection.suite().to_string());
+    let event = Event::IkeUp {
+        ike: sa.id,
+        spis: (sa.spi_i.0, sa.spi_r.0),
+        local: sa.path.local,
+        remote: sa.path.remote,
+        identity: auth.name.clone(),
+        lease: grant.lease.clone(),
+        role: grant.role.clone(),
+        suite: suite.unwrap_or_default(),
+        addresses: grant.addresses.clone(),
+    };
+    let lease = grant.lease.clone();
+    if grant.unique == UniquePolicy::Replace || initial_contact {
+        ctx.deferred.push_back(Deferred::ReplaceOthers { lease: lease.clone(), keep: sa.id });
+    }
+    sa.counted = true;
+    ctx.lease_up(&lease);
+    ctx.half_open.remove(sa.id);
+    ctx.stats.established = ctx.stats.established.saturating_add(1);
+    ctx.event(event);
+    lifecycle::established(ctx, sa);
+}
+
+/// A child that was asked for and cannot be made; the IKE SA lives on (RFC 7296 1.2, 2.21.2).
+#[derive(Debug)]
+pub(crate) struct ChildRefused {
+    pub(crate) notify: Notify,
+    pub(crate) refusal: Refusal,
+}
+
+pub(crate) fn child_refused(
+    sa: &IkeSa,
+    notify: NotifyType,
+    blame: Blame,
+    code: &'static str,
+    what: String,
+    fix: impl Into<String>,
+) -> Box<ChildRefused> {
+    Box::new(ChildRefused {
+        notify: Notify::new(notify),
+        refusal: about(sa, refusal(blame, Some(notify), code, what, fix)),
+    })
+}
+
+/// No selector is left after narrowing.
+pub(crate) fn ts_unacceptable(
+    sa: &IkeSa,
+    side: &str,
+    offered: &[TrafficSelector],
+    allowed: &[TrafficSelector],
+) -> Box<ChildRefused> {
+    child_refused(
+        sa,
+        NotifyType::TsUnacceptable,
+        Blame::Incompatible,
+        "ts_unacceptable",
+        format!(
+            "no common selectors on {side} side: the peer asked for {}, allowed are {}",
+            narrowing::text(offered),
+            narrowing::text(allowed)
+        ),
+        "change the client's `remote_ts` or `local_ts`, or the role's allow list",
+    )
+}

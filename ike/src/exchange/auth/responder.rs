@@ -1,0 +1,614 @@
+//! IKE_AUTH as responder.
+
+use std::collections::BTreeSet;
+
+use crate::config::Credential;
+use crate::crypto::EspSuite;
+use crate::crypto::keymat::{Nonces, auth_octets};
+use crate::event::{Blame, CloseReason, Refusal};
+use crate::exchange::auth::{
+    AuthTask, ChildRefused, Exchanged, check_grant, child_refused, remember, ts_unacceptable, up,
+};
+use crate::exchange::certs::{self, SigningMethod};
+use crate::exchange::config::{self, Wanted};
+use crate::exchange::{about, send_response};
+use crate::io::{
+    Action, Authorise, ChildSaId, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer,
+};
+use crate::policy::narrowing;
+use crate::policy::proposal::{self, Chosen, EspKex};
+use crate::sa::child::{self, NewChild};
+use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::sa::lifecycle;
+use crate::sa::{IkeSa, Phase};
+use crate::wire::{
+    ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
+    SecurityAssociation, TrafficSelector, TrafficSelectors,
+};
+
+/// An IKE_AUTH request being worked on.
+#[derive(Debug)]
+pub(crate) struct Responder {
+    exchanged: Exchanged,
+    id_i: IdPayload,
+    id_r: Identification,
+    how: SigningMethod,
+    credential: CredentialId,
+    chain: Vec<Vec<u8>>,
+    wanted: Wanted,
+    initial_contact: bool,
+    offer: Option<ChildOffer>,
+    verified: Option<Box<VerifiedPeer>>,
+    signature: Option<Vec<u8>>,
+    child: ChildOutcome,
+    /// Leases that ended while it was not known whose handshake this is.
+    pub(super) killed: BTreeSet<LeaseId>,
+}
+
+/// The child SA the peer asks for.
+#[derive(Debug)]
+struct ChildOffer {
+    sa: SecurityAssociation,
+    ts_i: Vec<TrafficSelector>,
+    ts_r: Vec<TrafficSelector>,
+}
+
+/// How far the child SA is.
+#[derive(Debug)]
+enum ChildOutcome {
+    /// The lease is not known yet.
+    Undecided,
+    /// Asked for none (RFC 6023).
+    None,
+    /// Cannot be.
+    Refused(Box<ChildRefused>),
+    /// Its SPI is being reserved.
+    Planned(Plan),
+    /// It is being installed.
+    Installing(ChildSaId, Plan),
+    /// It is there.
+    Installed(ChildSaId, Plan),
+}
+
+#[derive(Debug, Clone)]
+struct Plan {
+    chosen: Chosen<EspSuite>,
+    ts_local: Vec<TrafficSelector>,
+    ts_remote: Vec<TrafficSelector>,
+    more: bool,
+    spi_in: u32,
+}
+
+/// An authentic first request. Whoever sent it made the key exchange; who that is comes now.
+pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    let Some(exchanged) = take_exchanged(sa) else {
+        return;
+    };
+    match examine(ctx, sa, exchanged, payloads) {
+        Ok((responder, verify)) => {
+            sa.phase = Phase::Authenticating(Box::new(AuthTask::Responder(Box::new(responder))));
+            ctx.act(sa.id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
+        }
+        Err(refused) => fail(ctx, sa, *refused),
+    }
+}
+
+/// A fatal error before anything was examined.
+pub(crate) fn refuse_request(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify, refused: Refusal) {
+    ctx.refuse(refused);
+    answer_error(ctx, sa, notify);
+}
+
+fn take_exchanged(sa: &mut IkeSa) -> Option<Exchanged> {
+    let phase = std::mem::replace(&mut sa.phase, Phase::Lingering);
+    let Phase::HalfOpen(half_open) = phase else {
+        sa.phase = phase;
+        return None;
+    };
+    let half_open = *half_open;
+    Some(Exchanged {
+        ni: half_open.ni,
+        nr: half_open.nr,
+        request: half_open.request,
+        response: half_open.response,
+    })
+}
+
+fn examine(
+    ctx: &Ctx,
+    sa: &IkeSa,
+    exchanged: Exchanged,
+    payloads: &Payloads,
+) -> Result<(Responder, VerifyPeer), Box<Refusal>> {
+    let failed = Some(NotifyType::AuthenticationFailed);
+    let identity = payloads.id_i().map(|id| id.id.clone());
+    let refuse = |blame, notify, code, what: String, fix: &str| {
+        let refused = refusal(blame, notify, code, what, fix);
+        Box::new(about(sa, Refusal { identity: identity.clone(), ..refused }))
+    };
+    let Some(id_i) = payloads.id_i().cloned() else {
+        let what = "IKE_AUTH without an IDi payload".to_owned();
+        let notify = Some(NotifyType::InvalidSyntax);
+        return Err(refuse(Blame::Malformed, notify, "no_identity", what, "check the client"));
+    };
+    let Some(auth) = payloads.auth() else {
+        let what = "the client wants to authenticate with EAP, which is not offered".to_owned();
+        let fix = "let the client authenticate with its certificate (strongSwan: `auth = pubkey`)";
+        return Err(refuse(Blame::Incompatible, failed, "eap_not_offered", what, fix));
+    };
+    let certificates = certs::received(payloads);
+    if certificates.is_empty() {
+        let what = "the client sent no X.509 certificate".to_owned();
+        let fix = "let the client send it (strongSwan: `send_cert = always` and `certs = ...`)";
+        return Err(refuse(Blame::Incompatible, failed, "no_certificate", what, fix));
+    }
+    let max = ctx.config.limits.max_certificates;
+    if certificates.len() > max {
+        let what = format!("the client sent {} certificates, at most {max}", certificates.len());
+        let fix = "let the client send its own chain only";
+        return Err(refuse(Blame::Misbehaved, failed, "too_many_certificates", what, fix));
+    }
+    let proof = certs::peer_signature(auth).map_err(|error| {
+        let fix = "let the client sign with ECDSA, Ed25519 or RSA and SHA2-256 or better \
+                   (strongSwan: `auth = pubkey`, `signature_authentication = yes`)";
+        refuse(Blame::Incompatible, failed, "auth_method", error.to_string(), fix)
+    })?;
+    let authorities = certs::requested(payloads);
+    let credentials = ctx.config.credentials.iter();
+    let Some((credential, how)) = certs::choose(credentials, &authorities, &sa.traits.hashes)
+    else {
+        let what = "no credential of ours can sign in a way the client verifies".to_owned();
+        let fix = "give the gateway a certificate of another key type, or let the client announce \
+                   more hash algorithms";
+        return Err(refuse(Blame::Incompatible, failed, "no_credential", what, fix));
+    };
+    let Some(protection) = &sa.protection else {
+        let what = "no keys".to_owned();
+        return Err(refuse(Blame::Internal, failed, "internal", what, "report this as a defect"));
+    };
+    let message = auth_octets(
+        protection.prf(),
+        &protection.keys().pi,
+        &exchanged.request,
+        exchanged.nr.as_bytes(),
+        &id_i.body(),
+        None,
+    );
+    let verify = VerifyPeer {
+        ike: sa.id,
+        remote: sa.path.remote,
+        identity: id_i.id.clone(),
+        certificates,
+        scheme: proof.scheme,
+        rsa_classic: proof.rsa_classic,
+        message,
+        signature: proof.signature,
+        expected: None,
+    };
+    let credential: &Credential = credential;
+    let responder = Responder {
+        exchanged,
+        id_i,
+        id_r: ctx.config.identity.clone(),
+        how,
+        credential: credential.id,
+        chain: credential.chain.clone(),
+        wanted: Wanted::of(payloads.cp()),
+        initial_contact: payloads.has_notify(NotifyType::InitialContact),
+        offer: child_offer(payloads),
+        verified: None,
+        signature: None,
+        child: ChildOutcome::Undecided,
+        killed: BTreeSet::new(),
+    };
+    Ok((responder, verify))
+}
+
+fn child_offer(payloads: &Payloads) -> Option<ChildOffer> {
+    let known = |ts: Option<&TrafficSelectors>| {
+        ts.map(|ts| ts.selectors.clone()).unwrap_or_default()
+    };
+    let sa = payloads.sa()?.clone();
+    Some(ChildOffer { sa, ts_i: known(payloads.ts_i()), ts_r: known(payloads.ts_r()) })
+}
+
+fn responder(sa: &mut IkeSa) -> Option<&mut Responder> {
+    match &mut sa.phase {
+        Phase::Authenticating(task) => match task.as_mut() {
+            AuthTask::Responder(responder) => Some(responder),
+            AuthTask::Initiator(_) => None,
+        },
+        _ => None,
+    }
+}
+
+pub(super) fn verified(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    answer: Result<Box<VerifiedPeer>, Refusal>,
+) {
+    let (id, remote) = (sa.id, sa.path.remote);
+    let Some(responder) = responder(sa) else {
+        return;
+    };
+    let peer = match answer {
+        Ok(peer) => peer,
+        Err(refused) => {
+            let identity = refused.identity.clone().or_else(|| Some(responder.id_i.id.clone()));
+            let refused = Refusal { identity, ..refused };
+            return fail(ctx, sa, refused);
+        }
+    };
+    let (ts_i, ts_r) = responder
+        .offer
+        .as_ref()
+        .map(|offer| (offer.ts_i.clone(), offer.ts_r.clone()))
+        .unwrap_or_default();
+    let authorise = Authorise {
+        ike: id,
+        remote,
+        peer: (*peer).clone(),
+        identity: responder.id_i.id.clone(),
+        wants_ipv4: responder.wanted.ipv4,
+        wants_ipv6: responder.wanted.ipv6,
+        initial_contact: responder.initial_contact,
+        ts_remote: ts_i,
+        ts_local: ts_r,
+    };
+    responder.verified = Some(peer);
+    ctx.act(id, Purpose::Authorise, Action::Authorise(Box::new(authorise)));
+}
+
+pub(super) fn authorised(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    answer: Result<Box<Grant>, Refusal>,
+) {
+    let Some(responder) = responder(sa) else {
+        return;
+    };
+    let (identity, killed) = (responder.id_i.id.clone(), responder.killed.clone());
+    let Some(verified) = responder.verified.take() else {
+        return;
+    };
+    let grant = match answer {
+        Ok(grant) => *grant,
+        Err(refused) => {
+            let identity = refused.identity.clone().or(Some(identity));
+            return fail(ctx, sa, Refusal { identity, ..refused });
+        }
+    };
+    if let Err(refused) = check_grant(ctx, sa, &grant, &killed) {
+        return fail(ctx, sa, Refusal { identity: Some(identity), ..refused });
+    }
+    remember(ctx, sa, &verified, identity, grant);
+    sign(ctx, sa);
+    plan(ctx, sa);
+    finish_if_ready(ctx, sa);
+}
+
+/// Asks for our signature over our own IKE_SA_INIT response (RFC 7296 2.15).
+fn sign(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(protection) = &sa.protection else {
+        return;
+    };
+    let (prf, sk_p) = (protection.prf(), protection.keys().pr.clone());
+    let Some(responder) = responder(sa) else {
+        return;
+    };
+    let id = IdPayload::from(responder.id_r.clone());
+    let message = auth_octets(
+        prf,
+        &sk_p,
+        &responder.exchanged.response,
+        responder.exchanged.ni.as_bytes(),
+        &id.body(),
+        None,
+    );
+    let action =
+        Action::Sign { credential: responder.credential, scheme: responder.how.scheme, message };
+    ctx.act(sa.id, Purpose::Sign, action);
+}
+
+/// Decides over the child SA, and reserves its SPI.
+fn plan(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let offer = match responder(sa) {
+        Some(responder) => match responder.offer.take() {
+            Some(offer) => offer,
+            None => {
+                responder.child = ChildOutcome::None;
+                return;
+            }
+        },
+        None => return,
+    };
+    let wanted = responder(sa).map(|responder| responder.wanted).unwrap_or_default();
+    let outcome = match decide(ctx, sa, &offer, wanted) {
+        Ok(plan) => {
+            ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
+            ChildOutcome::Planned(plan)
+        }
+        Err(refused) => ChildOutcome::Refused(refused),
+    };
+    if let Some(responder) = responder(sa) {
+        responder.child = outcome;
+    }
+}
+
+fn decide(
+    ctx: &Ctx,
+    sa: &IkeSa,
+    offer: &ChildOffer,
+    wanted: Wanted,
+) -> Result<Plan, Box<ChildRefused>> {
+    let Some(grant) = sa.auth.as_ref().map(|auth| &auth.grant) else {
+        let what = "no lease".to_owned();
+        let notify = NotifyType::TemporaryFailure;
+        return Err(child_refused(sa, notify, Blame::Internal, "internal", what, "report this"));
+    };
+    if wanted.any() && !config::satisfiable(wanted, grant) {
+        return Err(child_refused(
+            sa,
+            NotifyType::InternalAddressFailure,
+            Blame::Incompatible,
+            "no_address",
+            format!("lease {} has no address of the family asked for", grant.lease.0),
+            "let the client ask for a family the role's pool has (strongSwan: `vips`)",
+        ));
+    }
+    let ours = &ctx.config.esp_suites;
+    let Some(chosen) = proposal::choose_esp(ours, &offer.sa, EspKex::Ignored) else {
+        return Err(esp_refused(sa, ours, &offer.sa));
+    };
+    let hosts = if grant.addresses.is_empty() {
+        // Without a virtual address the peer speaks for its own address only.
+        narrowing::hosts(&[sa.path.remote.ip().to_canonical()])
+    } else {
+        narrowing::hosts(&grant.addresses)
+    };
+    let remote = narrowing::narrow(&offer.ts_i, &hosts);
+    if remote.selectors.is_empty() {
+        return Err(ts_unacceptable(sa, "the client's", &offer.ts_i, &hosts));
+    }
+    let local = narrowing::narrow(&offer.ts_r, &grant.allowed);
+    if local.selectors.is_empty() {
+        return Err(ts_unacceptable(sa, "our", &offer.ts_r, &grant.allowed));
+    }
+    Ok(Plan {
+        chosen,
+        ts_local: local.selectors,
+        ts_remote: remote.selectors,
+        more: local.more || remote.more,
+        spi_in: 0,
+    })
+}
+
+/// No common ESP proposal.
+pub(crate) fn esp_refused(
+    sa: &IkeSa,
+    ours: &[EspSuite],
+    offer: &SecurityAssociation,
+) -> Box<ChildRefused> {
+    let fix = proposal::advice(offer).unwrap_or_else(|| {
+        format!(
+            "let the client's ESP proposal contain one of ours (strongSwan: `esp_proposals = {}`)",
+            ours.first().map(EspSuite::to_string).unwrap_or_default()
+        )
+    });
+    child_refused(
+        sa,
+        NotifyType::NoProposalChosen,
+        Blame::Incompatible,
+        "no_esp_proposal_chosen",
+        format!(
+            "no common ESP proposal: the peer offered {}; accepted here are {}",
+            proposal::text(offer),
+            proposal::suites_text(ours)
+        ),
+        fix,
+    )
+}
+
+pub(super) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
+    let Some(responder) = responder(sa) else {
+        return;
+    };
+    let ChildOutcome::Planned(plan) = &responder.child else {
+        return;
+    };
+    let mut plan = plan.clone();
+    let outcome = match answer {
+        Ok(spi) => {
+            plan.spi_in = spi;
+            install(ctx, sa, plan)
+        }
+        Err(why) => ChildOutcome::Refused(unavailable(sa, &why)),
+    };
+    if let Some(responder) = self::responder(sa) {
+        responder.child = outcome;
+    }
+    finish_if_ready(ctx, sa);
+}
+
+fn unavailable(sa: &IkeSa, why: &str) -> Box<ChildRefused> {
+    child_refused(
+        sa,
+        NotifyType::TemporaryFailure,
+        Blame::Internal,
+        "data_plane",
+        format!("the data plane refused the child SA: {why}"),
+        "see the gateway's log for the data plane",
+    )
+}
+
+fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
+    let nonces = responder(sa)
+        .map(|responder| (responder.exchanged.ni.clone(), responder.exchanged.nr.clone()));
+    let (Some((ni, nr)), Some(protection)) = (nonces, &sa.protection) else {
+        return ChildOutcome::Refused(unavailable(sa, "no keys"));
+    };
+    let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
+    let keys = child::derive_keys(protection, &plan.chosen.suite, nonces, &[], false);
+    let spi_out = <[u8; 4]>::try_from(plan.chosen.spi.as_slice()).map(u32::from_be_bytes);
+    let (Ok((keys_in, keys_out)), Ok(spi_out)) = (keys, spi_out) else {
+        return ChildOutcome::Refused(unavailable(sa, "no keys"));
+    };
+    let new = NewChild {
+        spi_in: plan.spi_in,
+        spi_out,
+        suite: plan.chosen.suite.clone(),
+        keys_in,
+        keys_out,
+        ts_local: plan.ts_local.clone(),
+        ts_remote: plan.ts_remote.clone(),
+        outbound_active: true,
+        rekeys: None,
+    };
+    match child::install(ctx, sa, new) {
+        Some(id) => ChildOutcome::Installing(id, plan),
+        None => ChildOutcome::Refused(unavailable(sa, "no lease")),
+    }
+}
+
+pub(super) fn installed(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    id: ChildSaId,
+    answer: Result<(), String>,
+) {
+    let Some(responder) = responder(sa) else {
+        return;
+    };
+    let ChildOutcome::Installing(child, plan) = &responder.child else {
+        return;
+    };
+    if *child != id {
+        return;
+    }
+    let plan = plan.clone();
+    match answer {
+        Ok(()) => responder.child = ChildOutcome::Installed(id, plan),
+        Err(why) => {
+            let reason = CloseReason::Failed(why.clone());
+            child::remove_from_dataplane(ctx, sa, id, reason);
+            sa.children.remove(&id);
+            let refused = unavailable(sa, &why);
+            if let Some(responder) = self::responder(sa) {
+                responder.child = ChildOutcome::Refused(refused);
+            }
+        }
+    }
+    finish_if_ready(ctx, sa);
+}
+
+pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+    match answer {
+        Ok(signature) => {
+            if let Some(responder) = responder(sa) {
+                responder.signature = Some(signature);
+            }
+            finish_if_ready(ctx, sa);
+        }
+        Err(why) => fail_signing(ctx, sa, &why),
+    }
+}
+
+fn fail_signing(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
+    let refused = about(
+        sa,
+        refusal(
+            Blame::Internal,
+            Some(NotifyType::AuthenticationFailed),
+            "sign",
+            format!("our own signature failed: {why}"),
+            "check the gateway's key and certificate",
+        ),
+    );
+    fail(ctx, sa, refused);
+}
+
+/// Answers when signature and child are decided.
+fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let ready = responder(sa).is_some_and(|responder| {
+        responder.signature.is_some()
+            && matches!(
+                responder.child,
+                ChildOutcome::None | ChildOutcome::Refused(_) | ChildOutcome::Installed(..)
+            )
+    });
+    if !ready {
+        return;
+    }
+    let phase = std::mem::replace(&mut sa.phase, Phase::Lingering);
+    let Phase::Authenticating(task) = phase else {
+        sa.phase = phase;
+        return;
+    };
+    let AuthTask::Responder(responder) = *task else {
+        return;
+    };
+    let mut responder = *responder;
+    let signature = responder.signature.take().unwrap_or_default();
+    let auth = match certs::auth_payload(responder.how, signature) {
+        Ok(auth) => auth,
+        Err(error) => return fail_signing(ctx, sa, &error.to_string()),
+    };
+
+    let mut payloads = Payloads::from(vec![Payload::id_r(responder.id_r.clone())]);
+    certs::payloads(&responder.chain).for_each(|cert| payloads.push(cert));
+    payloads.push(auth);
+    let mut child_up = None;
+    match responder.child {
+        ChildOutcome::Installed(id, plan) => {
+            let grant = sa.auth.as_ref().map(|auth| &auth.grant);
+            if let Some(reply) = grant.and_then(|grant| config::reply(responder.wanted, grant)) {
+                payloads.push(Payload::Cp(reply));
+            }
+            payloads.push(Payload::Sa(proposal::answer_esp(&plan.chosen, plan.spi_in)));
+            payloads.push(Payload::TsI(TrafficSelectors::new(plan.ts_remote)));
+            payloads.push(Payload::TsR(TrafficSelectors::new(plan.ts_local)));
+            if plan.more {
+                payloads.push_notify(Notify::new(NotifyType::AdditionalTsPossible));
+            }
+            child_up = Some(id);
+        }
+        ChildOutcome::Refused(refused) => {
+            payloads.push_notify(refused.notify);
+            ctx.refuse(refused.refusal);
+        }
+        _ => {}
+    }
+    up(ctx, sa, responder.initial_contact);
+    if let Some(id) = child_up {
+        child::up(ctx, sa, id, None);
+    }
+    send_response(ctx, sa, ExchangeType::IkeAuth, &payloads);
+}
+
+/// Ends the handshake: the peer hears AUTHENTICATION_FAILED and nothing more.
+fn fail(ctx: &mut Ctx, sa: &mut IkeSa, refused: Refusal) {
+    let refused = about(sa, refused);
+    // What the peer must fix in its bytes it may know; why it is not trusted it may not.
+    let notify = match refused.notify {
+        Some(NotifyType::InvalidSyntax) => NotifyType::InvalidSyntax,
+        _ => NotifyType::AuthenticationFailed,
+    };
+    let reason = CloseReason::Failed(refused.code.to_owned());
+    ctx.refuse(Refusal { notify: Some(notify), ..refused });
+    lifecycle::clear_dataplane(ctx, sa, &reason);
+    answer_error(ctx, sa, Notify::new(notify));
+}
+
+/// Ends the handshake because the operator or the lease's end wants it so.
+pub(super) fn reject(ctx: &mut Ctx, sa: &mut IkeSa) {
+    answer_error(ctx, sa, Notify::new(NotifyType::AuthenticationFailed));
+}
+
+fn answer_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
+    let mut payloads = Payloads::new();
+    payloads.push_notify(notify);
+    sa.phase = Phase::Lingering;
+    sa.children.clear();
+    send_response(ctx, sa, ExchangeType::IkeAuth, &payloads);
+    lifecycle::linger_failed(ctx, sa);
+}

@@ -1,0 +1,44 @@
+//! INFORMATIONAL requests of the peer (RFC 7296 1.4): deletes, notifications, liveness.
+
+use crate::event::CloseReason;
+use crate::exchange::{delete, send_response};
+use crate::sa::context::Ctx;
+use crate::sa::{IkeSa, Phase, lifecycle};
+use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads};
+
+/// Answers one request. An empty one gets an empty answer; what is not understood is ignored.
+pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    let mut answer = Payloads::new();
+    if payloads.deletes().any(|delete| *delete == Delete::Ike) {
+        return process_delete_ike(ctx, sa, &answer);
+    }
+    let deletes: Vec<Delete> = payloads.deletes().cloned().collect();
+    for delete in deletes {
+        if let Delete::Child { protocol, spis } = delete
+            && let Some(ours) = delete::process_children(ctx, sa, protocol, &spis)
+        {
+            answer.push(Payload::Delete(ours));
+        }
+    }
+    // RFC 4555 3.7: return routability is proven by echoing the data.
+    if let Some(cookie2) = payloads.notify(NotifyType::Cookie2) {
+        answer.push_notify(cookie2.clone());
+    }
+    if payloads.has_notify(NotifyType::AuthenticationFailed)
+        && matches!(sa.phase, Phase::Authenticating(_) | Phase::Established)
+    {
+        // RFC 7296 2.21.2: the initiator did not accept our AUTH; it will not use the SA.
+        send_response(ctx, sa, ExchangeType::Informational, &answer);
+        let reason = CloseReason::Failed("the peer did not accept our authentication".to_owned());
+        return lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody);
+    }
+    send_response(ctx, sa, ExchangeType::Informational, &answer);
+}
+
+/// The peer deletes the IKE SA, and with it all children. Our own DELETE, if one is out, is
+/// answered by the fact (RFC 7296 1.4.1).
+fn process_delete_ike(ctx: &mut Ctx, sa: &mut IkeSa, answer: &Payloads) {
+    // The data plane is clean before the peer hears so.
+    lifecycle::close(ctx, sa, CloseReason::PeerDeleted, lifecycle::Tell::Nobody);
+    send_response(ctx, sa, ExchangeType::Informational, answer);
+}

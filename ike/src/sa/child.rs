@@ -1,0 +1,227 @@
+//! A child SA: what is installed in the data plane, and when it ends.
+
+use crate::crypto::keymat::{self, Nonces};
+use crate::crypto::{CryptoError, EspSuite, SecretBytes, SharedSecret};
+use crate::event::{CloseReason, Event};
+use crate::io::{
+    Action, ChildKeys, ChildSaId, ChildUse, Hosts, IkeSaId, InstallChild, LeaseId, TimerKind,
+};
+use crate::policy::narrowing;
+use crate::sa::context::{Ctx, Purpose};
+use crate::sa::protect::Protection;
+use crate::sa::timers::TimerKey;
+use crate::sa::{IkeSa, jittered};
+use crate::time::Timestamp;
+use crate::view::ChildView;
+use crate::wire::TrafficSelector;
+
+/// Where a child SA is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChildState {
+    /// [`Action::InstallChild`] is not answered yet.
+    Installing,
+    /// Installed.
+    Up,
+    /// We are about to delete it: its DELETE is queued or sent. Removed from the data plane when
+    /// the peer's half is gone too, or at once when it must end.
+    Deleting,
+}
+
+/// A child SA of an IKE SA.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Child {
+    pub(crate) id: ChildSaId,
+    pub(crate) state: ChildState,
+    pub(crate) spi_in: u32,
+    pub(crate) spi_out: u32,
+    pub(crate) suite: EspSuite,
+    pub(crate) transport: bool,
+    pub(crate) ts_local: Vec<TrafficSelector>,
+    pub(crate) ts_remote: Vec<TrafficSelector>,
+    pub(crate) hosts: Hosts,
+    pub(crate) installed_at: Timestamp,
+    pub(crate) outbound_active: bool,
+    /// It is already gone from the data plane; only the DELETE exchange is left.
+    pub(crate) removed: bool,
+    /// Rekeyed: the successor, which survives this one.
+    pub(crate) replaced_by: Option<ChildSaId>,
+}
+
+impl Child {
+    pub(crate) fn view(&self, now: Timestamp) -> ChildView {
+        ChildView {
+            id: self.id,
+            spi_in: self.spi_in,
+            spi_out: self.spi_out,
+            suite: self.suite.clone(),
+            ts_local: self.ts_local.clone(),
+            ts_remote: self.ts_remote.clone(),
+            hosts: self.hosts,
+            installed_at: self.installed_at,
+            age: now.since(self.installed_at),
+            outbound_active: self.outbound_active,
+        }
+    }
+}
+
+/// Takes a child out of the data plane, at once. What the peer is told comes later, if at all:
+/// the end of a lease must not wait for the peer.
+pub(crate) fn remove_from_dataplane(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    id: ChildSaId,
+    reason: CloseReason,
+) {
+    let Some(child) = sa.children.get_mut(&id) else {
+        return;
+    };
+    if std::mem::replace(&mut child.removed, true) {
+        return;
+    }
+    child.state = ChildState::Deleting;
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0));
+    let lease = sa.lease_id();
+    let last = lease.as_ref().is_none_or(|lease| ctx.lease_child_out(lease, id));
+    ctx.act(
+        sa.id,
+        Purpose::Remove { child: id, lease, reason },
+        Action::RemoveChild { child: id, last },
+    );
+}
+
+/// What a child to be installed is made of.
+#[derive(Debug)]
+pub(crate) struct NewChild {
+    pub(crate) spi_in: u32,
+    pub(crate) spi_out: u32,
+    pub(crate) suite: EspSuite,
+    pub(crate) keys_in: ChildKeys,
+    pub(crate) keys_out: ChildKeys,
+    pub(crate) ts_local: Vec<TrafficSelector>,
+    pub(crate) ts_remote: Vec<TrafficSelector>,
+    pub(crate) outbound_active: bool,
+    pub(crate) rekeys: Option<ChildSaId>,
+}
+
+/// Has a child installed under the SA's lease. `None` when there is no lease.
+pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<ChildSaId> {
+    let grant = &sa.auth.as_ref()?.grant;
+    let id = ChildSaId(ctx.fresh_id());
+    let hosts = sa.hosts();
+    let child = Child {
+        id,
+        state: ChildState::Installing,
+        spi_in: new.spi_in,
+        spi_out: new.spi_out,
+        suite: new.suite.clone(),
+        transport: false,
+        ts_local: new.ts_local.clone(),
+        ts_remote: new.ts_remote.clone(),
+        hosts,
+        installed_at: ctx.now.mono,
+        outbound_active: new.outbound_active,
+        removed: false,
+        replaced_by: None,
+    };
+    let action = InstallChild {
+        ike: sa.id,
+        child: id,
+        lease: grant.lease.clone(),
+        role: grant.role.clone(),
+        reqid: grant.reqid,
+        addresses: if sa.is_initiator() { Vec::new() } else { grant.addresses.clone() },
+        spi_in: new.spi_in,
+        spi_out: new.spi_out,
+        suite: new.suite,
+        keys_in: new.keys_in,
+        keys_out: new.keys_out,
+        transport: false,
+        hosts,
+        ts_local: new.ts_local,
+        ts_remote: new.ts_remote,
+        outbound_active: new.outbound_active,
+        rekeys: new.rekeys,
+    };
+    ctx.lease_child_in(&action.lease, id);
+    sa.children.insert(id, child);
+    ctx.act(sa.id, Purpose::Install(id), Action::InstallChild(Box::new(action)));
+    Some(id)
+}
+
+/// The keys of both directions (RFC 7296 2.17): ours to send is the initiator's when the exchange
+/// that makes the child is ours.
+///
+/// # Errors
+/// When the suite is not implemented, which its choice excludes.
+pub(crate) fn derive_keys(
+    protection: &Protection,
+    suite: &EspSuite,
+    nonces: Nonces<'_>,
+    shared: &[&SharedSecret],
+    we_initiate: bool,
+) -> Result<(ChildKeys, ChildKeys), CryptoError> {
+    let (encr, integ) = suite.key_lengths()?;
+    let keys = keymat::ChildKeys::derive(
+        protection.prf(),
+        &protection.keys().d,
+        nonces,
+        shared,
+        encr,
+        integ,
+    )?;
+    let pair = |encr: &SecretBytes, integ: &SecretBytes| ChildKeys {
+        encr: encr.expose().to_vec(),
+        integ: integ.expose().to_vec(),
+    };
+    let (from_i, from_r) = (pair(&keys.ei, &keys.ai), pair(&keys.er, &keys.ar));
+    Ok(if we_initiate { (from_r, from_i) } else { (from_i, from_r) })
+}
+
+/// The data plane has the child.
+pub(crate) fn up(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, rekeys: Option<ChildSaId>) {
+    let Some(lease) = sa.lease_id() else {
+        return;
+    };
+    let Some(child) = sa.children.get_mut(&id) else {
+        return;
+    };
+    child.state = ChildState::Up;
+    child.installed_at = ctx.now.mono;
+    let event = Event::ChildUp {
+        child: id,
+        ike: sa.id,
+        lease,
+        spi_in: child.spi_in,
+        spi_out: child.spi_out,
+        suite: child.suite.to_string(),
+        ts_local: narrowing::text(&child.ts_local),
+        ts_remote: narrowing::text(&child.ts_remote),
+        rekeys,
+    };
+    ctx.event(event);
+    arm_rekey(ctx, sa, id);
+}
+
+/// The data plane has let go of a child, with its final counters when it gave them.
+pub(crate) fn down(
+    ctx: &mut Ctx,
+    ike: IkeSaId,
+    child: ChildSaId,
+    lease: Option<LeaseId>,
+    reason: CloseReason,
+    usage: Option<ChildUse>,
+) {
+    if let Some(lease) = lease {
+        ctx.event(Event::ChildDown { child, ike, lease, reason, usage });
+    }
+}
+
+/// Arms the rekey timer of a child that is now up.
+pub(crate) fn arm_rekey(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) {
+    let after = ctx.config.timers.rekey_child;
+    if after.is_zero() {
+        return;
+    }
+    let at = ctx.now.mono + jittered(&mut sa.rng, after);
+    ctx.timers.set(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0), at);
+}

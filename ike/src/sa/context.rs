@@ -1,0 +1,241 @@
+//! What every exchange works with beside its own SA: configuration, time, timers, outputs, the
+//! actions in flight. An exchange never reaches another SA; what concerns others is deferred.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::config::EngineConfig;
+use crate::crypto::{CryptoProvider, KexRequest};
+use crate::event::{Blame, CloseReason, Event, Refusal};
+use crate::io::{
+    Action, Checkpoint, ChildSaId, IkeSaId, LeaseId, Output, TimerKind, Token, Transmit,
+};
+use crate::policy::limits::HalfOpen;
+use crate::sa::IkeSa;
+use crate::sa::timers::{TimerKey, TimerQueue};
+use crate::time::Now;
+use crate::view::EngineStats;
+use crate::wire::NotifyType;
+
+/// What an action in flight is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Our key pair for IKE_SA_INIT (or a KEM's encapsulation, as responder).
+    InitKeyPair,
+    /// g^ir of IKE_SA_INIT.
+    InitSecret,
+    /// Our AUTH signature.
+    Sign,
+    /// The peer's chain and AUTH signature.
+    Verify,
+    /// The peer's lease.
+    Authorise,
+    /// The inbound SPI of the child SA that IKE_AUTH makes.
+    AuthSpi,
+    /// The inbound SPI of a child SA that the peer asks for in CREATE_CHILD_SA.
+    RespondSpi,
+    /// The inbound SPI of a child SA that we ask for.
+    RequestSpi,
+    /// Our key pair for the CREATE_CHILD_SA we answer (or a KEM's encapsulation).
+    RespondKeyPair,
+    /// The shared secret of the CREATE_CHILD_SA we answer.
+    RespondSecret,
+    /// Our key pair for the CREATE_CHILD_SA we send.
+    RequestKeyPair,
+    /// The shared secret of the CREATE_CHILD_SA we sent.
+    RequestSecret,
+    /// Installation of a child SA.
+    Install(ChildSaId),
+    /// Activation of a child SA's outbound half.
+    Activate(ChildSaId),
+    /// Move of a child SA.
+    Move(ChildSaId),
+    /// Removal of a child SA; its end is reported with the final counters.
+    Remove {
+        child: ChildSaId,
+        lease: Option<LeaseId>,
+        reason: CloseReason,
+    },
+    /// Whether ESP came in lately.
+    Use(ChildSaId),
+    /// An answer nobody waits for: a forgotten key pair.
+    Nothing,
+}
+
+/// An action in flight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pending {
+    pub(crate) sa: IkeSaId,
+    pub(crate) purpose: Purpose,
+}
+
+/// What concerns other SAs than the one in work.
+#[derive(Debug)]
+pub(crate) enum Deferred {
+    /// The SA holds nothing any more.
+    Remove(IkeSaId),
+    /// Close the lease's other SAs: a newer connection replaced them.
+    ReplaceOthers { lease: LeaseId, keep: IkeSaId },
+    /// An IKE SA made by rekeying another.
+    Adopt(Box<IkeSa>),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Ctx {
+    pub(crate) config: EngineConfig,
+    pub(crate) crypto: &'static CryptoProvider,
+    pub(crate) now: Now,
+    pub(crate) timers: TimerQueue,
+    pub(crate) out: VecDeque<Output>,
+    pub(crate) pending: BTreeMap<Token, Pending>,
+    pub(crate) deferred: VecDeque<Deferred>,
+    pub(crate) half_open: HalfOpen,
+    pub(crate) stats: EngineStats,
+    /// Leases with an established IKE SA, and how many.
+    pub(crate) leases: BTreeMap<LeaseId, u32>,
+    /// Children of each lease in the data plane, over all of its IKE SAs: the filter goes with
+    /// the last of them.
+    pub(crate) lease_children: BTreeMap<LeaseId, BTreeSet<ChildSaId>>,
+    /// Ids of IKE SAs, child SAs, tokens and key exchanges: one counter, so that no two things
+    /// in one log share a number.
+    next_id: u64,
+}
+
+impl Ctx {
+    pub(crate) fn new(
+        config: EngineConfig,
+        crypto: &'static CryptoProvider,
+        now: Now,
+        first_id: u64,
+    ) -> Self {
+        Self {
+            config,
+            crypto,
+            now,
+            timers: TimerQueue::default(),
+            out: VecDeque::new(),
+            pending: BTreeMap::new(),
+            deferred: VecDeque::new(),
+            half_open: HalfOpen::default(),
+            stats: EngineStats::default(),
+            leases: BTreeMap::new(),
+            lease_children: BTreeMap::new(),
+            next_id: first_id.max(1),
+        }
+    }
+
+    /// A number never given out before by this engine.
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id = self.next_id.saturating_add(1);
+        id
+    }
+
+    /// Makes sure that no number up to `id` is given out again.
+    pub(crate) fn reserve_id(&mut self, id: u64) {
+        self.next_id = self.next_id.max(id.saturating_add(1));
+    }
+
+    /// Emits an action and waits for its answer.
+    pub(crate) fn act(&mut self, sa: IkeSaId, purpose: Purpose, action: Action) -> Token {
+        let token = Token(self.fresh_id());
+        self.pending.insert(token, Pending { sa, purpose });
+        let at = self.now.mono + self.config.timers.action;
+        self.timers.set(TimerKey::sub(sa, TimerKind::Action, token.0), at);
+        self.out.push_back(Output::Action(token, action));
+        token
+    }
+
+    /// Takes an action that is answered or given up.
+    pub(crate) fn take_pending(&mut self, token: Token) -> Option<Pending> {
+        let pending = self.pending.remove(&token)?;
+        self.timers.cancel(TimerKey::sub(pending.sa, TimerKind::Action, token.0));
+        Some(pending)
+    }
+
+    /// Lets the driver forget a private key that will not be used.
+    pub(crate) fn drop_key_pair(&mut self, sa: IkeSaId, handle: u64) {
+        self.act(sa, Purpose::Nothing, Action::KeyExchange(KexRequest::Drop { handle }));
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.out.push_back(Output::Event(event));
+    }
+
+    pub(crate) fn transmit(&mut self, transmit: Transmit) {
+        self.out.push_back(Output::Transmit(transmit));
+    }
+
+    /// Reports a refusal.
+    pub(crate) fn refuse(&mut self, refusal: Refusal) {
+        self.stats.refused = self.stats.refused.saturating_add(1);
+        self.event(Event::Refused(refusal));
+    }
+
+    /// Emits what must be stored before the next transmission.
+    pub(crate) fn checkpoint(&mut self, sa: &IkeSa) {
+        if let Some(snapshot) = sa.snapshot(self) {
+            let snapshot = Some(Box::new(snapshot));
+            self.out.push_back(Output::Checkpoint(Checkpoint { ike: sa.id, snapshot }));
+        }
+    }
+
+    /// The SA must not come back after a restart.
+    pub(crate) fn forget(&mut self, ike: IkeSaId) {
+        self.out.push_back(Output::Checkpoint(Checkpoint { ike, snapshot: None }));
+    }
+
+    /// Counts a lease's established SAs.
+    pub(crate) fn lease_up(&mut self, lease: &LeaseId) {
+        let held = self.leases.entry(lease.clone()).or_default();
+        *held = held.saturating_add(1);
+    }
+
+    /// A child of the lease goes into the data plane.
+    pub(crate) fn lease_child_in(&mut self, lease: &LeaseId, child: ChildSaId) {
+        self.lease_children.entry(lease.clone()).or_default().insert(child);
+    }
+
+    /// A child of the lease leaves the data plane; whether it was the last.
+    pub(crate) fn lease_child_out(&mut self, lease: &LeaseId, child: ChildSaId) -> bool {
+        let Some(children) = self.lease_children.get_mut(lease) else {
+            return true;
+        };
+        children.remove(&child);
+        let last = children.is_empty();
+        if last {
+            self.lease_children.remove(lease);
+        }
+        last
+    }
+
+    /// The opposite of [`Ctx::lease_up`].
+    pub(crate) fn lease_down(&mut self, lease: &LeaseId) {
+        if let Some(held) = self.leases.get_mut(lease) {
+            *held = held.saturating_sub(1);
+            if *held == 0 {
+                self.leases.remove(lease);
+            }
+        }
+    }
+}
+
+/// A refusal under construction: what every one of them says.
+pub(crate) fn refusal(
+    blame: Blame,
+    notify: Option<NotifyType>,
+    code: &'static str,
+    what: impl Into<String>,
+    fix: impl Into<String>,
+) -> Refusal {
+    Refusal {
+        ike: None,
+        remote: None,
+        identity: None,
+        blame,
+        notify,
+        code,
+        what: what.into(),
+        fix: fix.into(),
+    }
+}

@@ -540,7 +540,3 @@ impl From<Vec<Payload>> for Payloads {
         payloads.into_iter().collect()
     }
 }
-
-#[cfg(test)]
-#[path = "chain_tests.rs"]
-mod tests;

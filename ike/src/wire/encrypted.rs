@@ -377,7 +377,3 @@ fn unpad(buffer: &mut Vec<u8>) -> Result<(), WireError> {
     buffer.truncate(length);
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "encrypted_tests.rs"]
-mod tests;

@@ -249,7 +249,3 @@ impl Collection {
         })
     }
 }
-
-#[cfg(test)]
-#[path = "fragment_tests.rs"]
-mod tests;

@@ -477,3 +477,7 @@ impl std::fmt::Display for Proposal {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "sa_tests.rs"]
+mod tests;

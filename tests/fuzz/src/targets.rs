@@ -1,0 +1,189 @@
+//! What each fuzz target does with its input. Panics are findings.
+
+use ike::wire::{
+    AdditionalAddresses, FragmentLimits, Frame, Header, Message, Notify, Opened, Payload,
+    PayloadType, Payloads, Progress, Reassembler, SignatureData, SkCipher, WireError, open, seal,
+    seal_fragments, seal_plaintext,
+};
+
+use crate::toy::{ToyAead, ToyCbcMac, counting_iv};
+
+const KEY: u64 = 0x0123_4567_89ab_cdef;
+
+/// Names of the targets and their functions.
+pub const TARGETS: [(&str, fn(&[u8])); 3] =
+    [("message", fuzz_message), ("encrypted", fuzz_encrypted), ("fragments", fuzz_fragments)];
+
+/// Any datagram: parsing must not panic, and what parses must have one canonical encoding.
+pub fn fuzz_message(data: &[u8]) {
+    let _ = Header::peek(data);
+    let _ = Frame::locate(data).map(|frame| (frame.fragment(), frame.first_inner()));
+    let message = match Message::parse(data) {
+        Ok(message) => message,
+        Err(error) => {
+            let _ = (error.to_string(), error.notify());
+            return;
+        }
+    };
+    use_payloads(&message.payloads);
+    let _ = (message.one_line().to_string(), message.detailed().to_string());
+    let encoded = message.encode().expect("what parses can be encoded");
+    let again = Message::parse(&encoded).expect("what is encoded can be parsed");
+    assert_eq!(again.payloads.items().len(), message.payloads.items().len());
+    assert_eq!(again, message, "parsing the canonical form gives the same message");
+    assert_eq!(again.encode().as_ref(), Ok(&encoded), "encoding is stable");
+}
+
+/// A datagram under known keys, and then the same octets as content of a sealed message.
+pub fn fuzz_encrypted(data: &[u8]) {
+    for cipher in ciphers() {
+        if let Ok(opened) = open(data, cipher.as_ref()) {
+            use_opened(&opened);
+        }
+        let Some((first, plaintext)) = data.split_first() else { continue };
+        let first = PayloadType::from(*first);
+        let sealed =
+            seal_plaintext(header(), first, plaintext, cipher.as_ref(), &mut counting_iv());
+        let Ok(sealed) = sealed else {
+            assert!(plaintext.len() > 65_000, "content that fits can be sealed");
+            continue;
+        };
+        let opened = open(&sealed, cipher.as_ref()).expect("what was sealed opens");
+        assert_eq!(opened.plaintext.as_bytes(), plaintext);
+        assert_eq!(opened.first_inner, first);
+        use_opened(&opened);
+        refuse_changes(&sealed, cipher.as_ref());
+    }
+}
+
+/// A script of fragments: the first octet chooses the datagram size, the second how they are
+/// shuffled and repeated, the rest is the content.
+pub fn fuzz_fragments(data: &[u8]) {
+    let [size, order, plaintext @ ..] = data else { return };
+    let max_len = 60 + usize::from(*size);
+    for cipher in ciphers() {
+        insert_raw(data, cipher.as_ref());
+        let sealed = seal_fragments(
+            header(),
+            PayloadType::Notify,
+            plaintext,
+            max_len,
+            cipher.as_ref(),
+            &mut counting_iv(),
+        );
+        let datagrams = match sealed {
+            Ok(datagrams) => datagrams,
+            Err(WireError::NoRoom { .. } | WireError::TooMany { .. }) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(datagrams.iter().all(|datagram| datagram.len() <= max_len));
+        if datagrams.len() == 1 {
+            let opened = open(&datagrams[0], cipher.as_ref()).expect("a whole message opens");
+            assert_eq!(opened.plaintext.as_bytes(), plaintext);
+            continue;
+        }
+        reassemble(&datagrams, *order, plaintext, cipher.as_ref());
+    }
+}
+
+fn ciphers() -> [Box<dyn SkCipher>; 2] {
+    [Box::new(ToyAead(KEY)), Box::new(ToyCbcMac(KEY))]
+}
+
+fn header() -> Header {
+    use ike::wire::{ExchangeType, Flags, IkeSpi};
+    Header::new(IkeSpi(1), IkeSpi(2), ExchangeType::IkeAuth, Flags::REQUEST, 1)
+}
+
+/// Asks everything that looks into payloads.
+fn use_payloads(payloads: &Payloads) {
+    let _ = payloads.check_critical();
+    let _ = AdditionalAddresses::gather(payloads.notifies());
+    for payload in payloads.iter() {
+        let _ = format!("{payload:?}");
+        match payload {
+            Payload::Notify(notify) => use_notify(notify),
+            Payload::Auth(auth) => {
+                if let Ok(split) = SignatureData::split(&auth.data) {
+                    assert_eq!(split.join().as_ref(), Ok(&auth.data));
+                }
+            }
+            Payload::Cert(cert) => {
+                let _ = cert.hash_and_url();
+            }
+            Payload::CertReq(request) => {
+                let _ = request.hashes().count();
+            }
+            Payload::IdI(id) | Payload::IdR(id) => {
+                let _ = (id.body(), id.id.to_string());
+            }
+            Payload::Sa(sa) => {
+                let _ = sa.is_numbered();
+                for proposal in &sa.proposals {
+                    let _ = (proposal.child_spi(), proposal.ike_spi(), proposal.to_string());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn use_notify(notify: &Notify) {
+    let _ = (notify.ke_method(), notify.critical_payload(), notify.number(), notify.address());
+    let _ = (notify.hash_algorithms(), notify.as_message_id_sync(), notify.as_redirect());
+    let _ = notify.child_spi();
+}
+
+fn use_opened(opened: &Opened) {
+    let Ok(payloads) = opened.payloads() else { return };
+    use_payloads(&payloads);
+    for cipher in ciphers() {
+        let sealed = seal(opened.header, &payloads, cipher.as_ref(), &mut counting_iv());
+        let again = open(&sealed.expect("what parses can be sealed"), cipher.as_ref());
+        assert_eq!(again.and_then(|opened| opened.payloads()).as_ref(), Ok(&payloads));
+    }
+}
+
+/// No octet of a sealed message can be changed unnoticed.
+fn refuse_changes(sealed: &[u8], cipher: &dyn SkCipher) {
+    let step = (sealed.len() / 64).max(1);
+    for at in (0..sealed.len()).step_by(step) {
+        let mut changed = sealed.to_vec();
+        changed[at] ^= 0x01;
+        assert!(open(&changed, cipher).is_err(), "octet {at} changed unnoticed");
+    }
+}
+
+/// The input itself as a fragment.
+fn insert_raw(data: &[u8], cipher: &dyn SkCipher) {
+    let mut reassembler = Reassembler::new(FragmentLimits::default());
+    if let Ok(frame) = Frame::locate(data) {
+        let _ = reassembler.insert(&frame, cipher);
+    }
+}
+
+fn reassemble(datagrams: &[Vec<u8>], order: u8, plaintext: &[u8], cipher: &dyn SkCipher) {
+    let total = u16::try_from(datagrams.len()).expect("counted in 16 bits");
+    let limits = FragmentLimits { fragments: total, bytes: plaintext.len() };
+    let mut reassembler = Reassembler::new(limits);
+    let mut complete = None;
+    // A rotation and a stride that visit every fragment, some of them several times.
+    let (start, stride) = (usize::from(order & 0x0f), usize::from(order >> 4) + 1);
+    let visits = (0..datagrams.len() * stride).map(|i| i * stride);
+    for visit in visits.chain(0..datagrams.len()) {
+        let datagram = &datagrams[(start + visit) % datagrams.len()];
+        let frame = Frame::locate(datagram).expect("fragments are well formed");
+        match reassembler.insert(&frame, cipher).expect("fragments are authentic") {
+            Progress::Complete(opened) => {
+                assert!(complete.replace(opened).is_none(), "complete once");
+            }
+            Progress::Stored { have, total: of } => assert!(have < of && of == total),
+            Progress::Duplicate { number } => assert!((1..=total).contains(&number)),
+            Progress::Superseded => panic!("all fragments have the same total"),
+        }
+        assert!(reassembler.stored_bytes() <= plaintext.len());
+    }
+    let opened = complete.expect("every fragment was seen");
+    assert_eq!(opened.plaintext.as_bytes(), plaintext);
+    assert_eq!(opened.first_inner, PayloadType::Notify);
+}

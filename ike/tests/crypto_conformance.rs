@@ -1,4 +1,5 @@
 //! One suite for every provider, and for every two of them as the two ends.
+#![allow(clippy::unwrap_used)]
 
 #[path = "data/crypto_vectors.rs"]
 mod vectors;

@@ -1,4 +1,5 @@
 //! Known answers of every primitive, for every provider.
+#![allow(clippy::unwrap_used)]
 
 #[path = "data/crypto_vectors.rs"]
 mod vectors;

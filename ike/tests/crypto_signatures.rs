@@ -1,4 +1,5 @@
 //! Signature verification against OpenSSL's signatures, and what must be refused.
+#![allow(clippy::unwrap_used)]
 
 #[path = "data/crypto_vectors.rs"]
 mod vectors;

@@ -109,3 +109,7 @@ pub fn default_provider() -> &'static CryptoProvider {
     #[cfg(not(feature = "aws-lc"))]
     &ring::PROVIDER
 }
+
+#[cfg(test)]
+#[path = "../../tests/data/crypto_vectors.rs"]
+mod vectors;

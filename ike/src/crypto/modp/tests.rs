@@ -1,8 +1,5 @@
 use super::*;
-use crate::crypto::{HashFunction, ring};
-
-#[path = "../../../tests/data/crypto_vectors.rs"]
-mod vectors;
+use crate::crypto::{HashFunction, ring, vectors};
 
 fn digest(bytes: &[u8]) -> String {
     let hash = ring::PROVIDER.digest(HashFunction::Sha256, &[bytes]);

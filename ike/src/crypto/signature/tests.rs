@@ -1,7 +1,5 @@
 use super::*;
-
-#[path = "../../../tests/data/crypto_vectors.rs"]
-mod vectors;
+use crate::crypto::vectors;
 
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
@@ -228,4 +226,51 @@ fn an_rsa_modulus_beyond_the_bound_is_refused_before_it_costs_anything() {
     let mut spki = Vec::new();
     der::push_element(&mut spki, der::SEQUENCE, &contents);
     assert_eq!(PublicKey::from_spki(&spki), Err(SignatureError::RsaTooLong(8193)));
+}
+
+/// A provider that accepts everything it is asked.
+#[derive(Debug)]
+struct Gullible;
+
+impl SignatureVerifier for Gullible {
+    fn supports(&self, _: SignatureScheme, _: &PublicKey<'_>) -> bool {
+        true
+    }
+
+    fn verify(
+        &self,
+        _: SignatureScheme,
+        _: &PublicKey<'_>,
+        _: &[u8],
+        _: &[u8],
+    ) -> Result<(), SignatureError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_must_hold_for_every_provider_does_not_depend_on_it() {
+    let ring = &crate::crypto::ring::PROVIDER;
+    let provider = CryptoProvider {
+        name: "gullible",
+        kex: ring.kex,
+        prfs: ring.prfs,
+        ciphers: ring.ciphers,
+        integs: ring.integs,
+        signatures: &Gullible,
+        hashes: ring.hashes,
+    };
+    let verify = |scheme, spki: &str, signature: &[u8]| {
+        provider.verify(scheme, &hex(spki), b"anything", signature)
+    };
+    let der = hex(vectors::P256_SHA256);
+    assert_eq!(verify(SignatureScheme::EcdsaSha256, vectors::P256_SPKI, &der), Ok(()));
+    let trailing = [&der[..], &[0]].concat();
+    assert!(verify(SignatureScheme::EcdsaSha256, vectors::P256_SPKI, &trailing).is_err());
+    assert!(verify(SignatureScheme::EcdsaSha256, vectors::P256_SPKI, b"").is_err());
+    assert!(verify(SignatureScheme::Ed25519, vectors::P256_SPKI, &der).is_err());
+    assert_eq!(
+        verify(SignatureScheme::RsaPkcs1Sha256, vectors::RSA1024_SPKI, b""),
+        Err(SignatureError::RsaTooShort(1024))
+    );
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::crypto::ring;
+use crate::crypto::{ring, weak};
 
 fn ike(text: &str) -> IkeSuite {
     text.parse().unwrap()

@@ -56,6 +56,7 @@ pub(super) fn set_tos(bytes: &mut [u8], tos: u8) {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::packet::Packet;
     use super::super::packet::build::{checksums_ok, udp};

@@ -315,5 +315,6 @@ fn cipher(suite: EspSuite, keys: &SaKeys) -> Option<Cipher> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "esp_tests.rs"]
 mod tests;

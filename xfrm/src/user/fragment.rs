@@ -157,6 +157,7 @@ fn key(child: u64, packet: &Packet, wanted: bool) -> Option<Passed> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::packet::build::{checksums_ok, ip, udp};
     use super::super::packet::{V4_HEADER, fold, sum};

@@ -253,5 +253,6 @@ fn same_headers(a: &[u8], b: &[u8], candidate: &Candidate) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "gro_tests.rs"]
 mod tests;

@@ -136,6 +136,7 @@ impl Limiter {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::packet::build::{checksums_ok, ip, udp};
     use super::*;

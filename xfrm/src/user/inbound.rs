@@ -124,7 +124,7 @@ impl Worker<'_> {
     fn triage(&mut self, datagram: &Datagram<'_>) -> Option<(u32, u32)> {
         match &*datagram.payload {
             [0xff] => None,
-            [marker @ ..] if marker.first_chunk() == Some(&NON_ESP_MARKER) => {
+            marker if marker.first_chunk() == Some(&NON_ESP_MARKER) => {
                 self.events.push(PlaneEvent::Ike {
                     local: datagram.local,
                     remote: datagram.remote,

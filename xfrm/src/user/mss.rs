@@ -59,6 +59,7 @@ fn lower(segment: &mut [u8], at: usize, limit: u16) {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::packet::build::{checksums_ok, tcp};
     use super::*;

@@ -56,6 +56,7 @@ pub fn interface_mtu(path: u16, outer_v6: bool) -> u16 {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

@@ -208,5 +208,6 @@ impl Segments {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "offload_tests.rs"]
 mod tests;

@@ -267,11 +267,13 @@ pub(super) fn update_checksum(packet: &mut [u8], at: usize, old: u16, new: u16) 
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "packet_tests.rs"]
 mod tests;
 
 /// Builders for the tests of this plane.
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 pub(super) mod build {
     use super::*;
 

@@ -101,6 +101,7 @@ fn within(selector: &Selector, address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::packet::build::{ip, tcp, udp};
     use super::super::packet::{ICMP, put16};

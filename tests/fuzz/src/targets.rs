@@ -10,8 +10,11 @@ use crate::toy::{ToyAead, ToyCbcMac, counting_iv};
 
 const KEY: u64 = 0x0123_4567_89ab_cdef;
 
-/// Names of the targets and their functions.
-pub const TARGETS: [(&str, fn(&[u8])); 3] =
+/// A target's name and function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 3] =
     [("message", fuzz_message), ("encrypted", fuzz_encrypted), ("fragments", fuzz_fragments)];
 
 /// Any datagram: parsing must not panic, and what parses must have one canonical encoding.

@@ -5,6 +5,7 @@
 use ring::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
+use x509_parser::der_parser::asn1_rs::Tag;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -104,12 +105,14 @@ fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
     let refuse = |what: &str| Err(CsrError::Key(what.to_owned()));
     match spki.algorithm.algorithm.to_id_string().as_str() {
         OID_EC => {
-            let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.as_oid().ok());
+            // The tag decides: explicit curve parameters are a SEQUENCE.
+            let curve = spki.algorithm.parameters.as_ref();
+            let curve = curve.filter(|any| any.tag() == Tag::Oid).and_then(|any| any.as_oid().ok());
             match curve.map(|oid| oid.to_id_string()).as_deref() {
                 Some(OID_P256) => Ok(KeyKind::P256),
                 Some(OID_P384) => Ok(KeyKind::P384),
                 Some(OID_P521) => refuse("an ECDSA key on P-521, which cannot be verified here"),
-                Some(other) => refuse(&format!("an ECDSA key on curve {other}")),
+                Some(other) => refuse(&format!("an ECDSA key on curve {}", short(other))),
                 None => refuse("an ECDSA key without a named curve"),
             }
         }
@@ -128,8 +131,13 @@ fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
             }
             _ => refuse("an RSA key that does not parse"),
         },
-        other => refuse(&format!("a key of algorithm {other}")),
+        other => refuse(&format!("a key of algorithm {}", short(other))),
     }
+}
+
+/// An object identifier from a stranger, cut to what real ones need.
+fn short(oid: &str) -> &str {
+    oid.get(..64).unwrap_or(oid)
 }
 
 fn bit_length(bytes: &[u8]) -> usize {
@@ -169,6 +177,8 @@ fn verifiers(
         (KeyKind::P256 | KeyKind::P384, "1.2.840.10045.4.3.4") => {
             return refuse("ECDSA with SHA-512, which does not fit the curve");
         }
-        (_, other) => return refuse(&format!("algorithm {other}, which does not fit its key")),
+        (_, other) => {
+            return refuse(&format!("algorithm {}, which does not fit its key", short(other)));
+        }
     })
 }

@@ -124,6 +124,26 @@ impl Settings {
             }
             crate::lease::pool::check(name, pool)?;
         }
+        self.check_overlaps()
+    }
+
+    /// One address must not belong to two networks: it would be handed out twice.
+    fn check_overlaps(&self) -> Result<(), Error> {
+        let all = || {
+            let pools = self.pools.iter();
+            pools.flat_map(|(name, pool)| pool.networks.iter().map(move |net| (name, net)))
+        };
+        for (position, (name, network)) in all().enumerate() {
+            let overlapping = all().skip(position + 1).find(|(_, other)| {
+                network.contains(&other.network()) || other.contains(&network.network())
+            });
+            if let Some((other_name, other)) = overlapping {
+                return Err(Error::Invalid(format!(
+                    "network {network} of pool {name} overlaps {other} of pool {other_name}: \
+                     separate them"
+                )));
+            }
+        }
         Ok(())
     }
 }

@@ -280,7 +280,7 @@ impl Authority {
             (Some(label), user) if label != user => {
                 return Err(Refusal::new(
                     RefusalCode::TokenWrongRole,
-                    format!("the URL names role {label}, the credentials {user}: use one role"),
+                    format!("the URL names role {label:?}, the credentials {user:?}: use one role"),
                 ));
             }
             (_, user) => user,

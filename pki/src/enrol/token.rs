@@ -177,7 +177,7 @@ pub(crate) fn judge(token: Stored<Token>, by: Presenter<'_>) -> Result<Presented
     if by.role != role {
         return refuse(
             RefusalCode::TokenWrongRole,
-            format!("token {id} is for role {role}, not {}: use {role} as user name", by.role),
+            format!("token {id} is for role {role}, not {:?}: use {role} as user name", by.role),
         );
     }
     if let Some(revoked) = token.value.revoked {

@@ -58,10 +58,11 @@ pub(crate) fn verify(
         return Err(PeerError::NotForSigning { subject });
     }
 
-    let malformed =
-        |cause: webpki::Error| PeerError::Malformed { position: 0, cause: format!("{cause:?}") };
+    let context =
+        Context { subject: &subject, issuer: &issuer, leaf, anchors, now, parsed: &parsed };
     let leaf_ref = CertificateDer::from(leaf_der.as_slice());
-    let end_entity = EndEntityCert::try_from(&leaf_ref).map_err(malformed)?;
+    let end_entity =
+        EndEntityCert::try_from(&leaf_ref).map_err(|error| explain(&error, &context))?;
     let anchor_ders: Vec<CertificateDer<'_>> =
         anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let trust: Vec<TrustAnchor<'_>> =
@@ -90,12 +91,7 @@ pub(crate) fn verify(
             _ => break,
         }
     }
-    let path = result.map_err(|error| {
-        explain(
-            &error,
-            &Context { subject: &subject, issuer: &issuer, leaf, anchors, now, parsed: &parsed },
-        )
-    })?;
+    let path = result.map_err(|error| explain(&error, &context))?;
 
     // The anchor's own validity counts as well: nothing outlives its chain.
     let mut not_after = end_of(leaf);
@@ -235,6 +231,10 @@ fn explain(error: &webpki::Error, context: &Context<'_>) -> PeerError {
             subject,
             cause: "its issuer is not a CA certificate".to_owned(),
         },
+        E::UnsupportedCriticalExtension => PeerError::InvalidPath {
+            subject,
+            cause: "it has a critical extension that is not understood here".to_owned(),
+        },
         E::PathLenConstraintViolated => PeerError::InvalidPath {
             subject,
             cause: "a CA above it allows fewer CAs below itself".to_owned(),
@@ -243,6 +243,7 @@ fn explain(error: &webpki::Error, context: &Context<'_>) -> PeerError {
             subject,
             cause: "a CA above it does not allow this name".to_owned(),
         },
+        E::BadDer => PeerError::Malformed { position: 0, cause: error.to_string() },
         other => PeerError::InvalidPath { subject, cause: other.to_string() },
     }
 }

@@ -1,11 +1,10 @@
 //! What the integration tests share: an authority with one role, and clients with keys.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pki::signer::{FileSigner, KeyAlgorithm};
 use pki::store::{MemoryStore, Store};
 use pki::*;
 
@@ -124,6 +123,8 @@ pub fn openssl(arguments: &[&str], input: &[u8]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub fn signer(algorithm: KeyAlgorithm) -> FileSigner {
-    FileSigner::generate(algorithm).unwrap()
+/// The client whose key lies in `DIRECTORY/keyN.pem`.
+pub fn client(directory: &std::path::Path, number: usize) -> Client {
+    let pem = std::fs::read_to_string(directory.join(format!("key{number}.pem"))).unwrap();
+    Client { key: rcgen::KeyPair::from_pem(&pem).unwrap() }
 }

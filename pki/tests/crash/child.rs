@@ -1,0 +1,76 @@
+//! A life of an authority, told step by step to a journal, until a failpoint ends it.
+//!
+//! `pki-crash-child DIRECTORY`: the state goes to `DIRECTORY/state`, each acknowledged step to
+//! `DIRECTORY/journal`. Runs again on the same directory take up tokens of their own.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use common::*;
+use pki::*;
+
+fn main() {
+    let directory = std::env::args().nth(1).unwrap();
+    let directory = Path::new(&directory);
+    let mut journal =
+        OpenOptions::new().create(true).append(true).open(directory.join("journal")).unwrap();
+    let mut tell = |line: String| journal.write_all(format!("{line}\n").as_bytes()).unwrap();
+
+    let options = Options::new(settings());
+    let authority = Authority::open(&directory.join("state"), options, NOW).unwrap();
+    tell(format!("root {}", authority.root_fingerprint()));
+    let names = ServerNames::new("gw.example.com");
+    let identity = authority.server_identity(&names, NOW).unwrap();
+    tell(format!("server {}", validate::serial_of(&identity.chain[0]).unwrap()));
+
+    let mut enrol = |key: usize| {
+        let secret = token(&authority);
+        tell(format!("token {key} {}", secret.expose()));
+        let enrolled = enrol_over_est(&authority, &client(directory, key), &secret);
+        tell(format!("enrolled {key} {enrolled}"));
+        enrolled
+    };
+    let (kept, released, revoked, unused) = (enrol(0), enrol(1), enrol(2), enrol(3));
+
+    authority.connected(&kept, after(1)).unwrap();
+    tell(format!("connected {kept}"));
+    let certificate = current_certificate(&authority, &kept);
+    let peer = authority.verify_peer(&[certificate], None, after(2)).unwrap();
+    let renewed = authority.renew(&peer, &client(directory, 0).csr(), None, after(2)).unwrap();
+    tell(format!("renewed {kept} {}", renewed.lease.certs[1].serial));
+    authority.release(&released, "client", &OPERATOR, after(3)).unwrap();
+    tell(format!("released {released}"));
+    authority
+        .revoke(
+            &RevokeSelector::Lease(revoked.clone()),
+            RevocationReason::KeyCompromise,
+            &OPERATOR,
+            after(4),
+        )
+        .unwrap();
+    tell(format!("revoked {revoked}"));
+    tell(format!("crl {}", authority.crl(after(5)).unwrap().number));
+    authority.disconnected(&kept, "dead peer", after(299)).unwrap();
+    tell(format!("lost {kept}"));
+    authority.expire_due(after(300)).unwrap();
+    tell(format!("expired {unused}"));
+}
+
+fn enrol_over_est(authority: &Authority, client: &Client, secret: &TokenSecret) -> String {
+    let (auth, body) = (basic("builder", secret.expose()), client.body());
+    let request = est_request("/.well-known/est/simpleenroll", Some(&auth), &body);
+    match authority.est(&request, NOW).outcome {
+        EstOutcome::Issued { lease_id, .. } => lease_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn current_certificate(authority: &Authority, lease: &str) -> Vec<u8> {
+    let lease = authority.lease(lease).unwrap().unwrap();
+    authority.certificate(&lease.cert().unwrap().serial).unwrap().unwrap().der
+}

@@ -1,0 +1,178 @@
+//! Kills an authority at every failpoint and looks at what is left.
+//!
+//! What was acknowledged must be there; what was not may be there, but only whole.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+use common::*;
+use pki::*;
+
+/// Later visits of the same place are killed at too, up to this many.
+const VISITS: u32 = 4;
+
+fn run(directory: &Path, failpoint: Option<&str>) -> ExitStatus {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pki-crash-child"));
+    child.arg(directory).env_remove("RUNNEL_FAILPOINT");
+    if let Some(failpoint) = failpoint {
+        child.env("RUNNEL_FAILPOINT", failpoint);
+    }
+    child.status().unwrap()
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill_at_every_failpoint() {
+    let only = std::env::var("RUNNEL_CRASH_ONLY").ok();
+    for name in failpoint::LIST {
+        if only.as_deref().is_some_and(|only| only != *name) {
+            continue;
+        }
+        for visit in 1..=VISITS {
+            let directory = tempfile::tempdir().unwrap();
+            write_keys(directory.path());
+            let place = format!("{name}:{visit}");
+            let status = run(directory.path(), Some(&place));
+            if status.success() {
+                assert!(visit > 1, "{name} is listed but never visited");
+                break;
+            }
+            assert_eq!(signal(status), Some(6), "{place}: the child failed by itself");
+            inspect(directory.path(), &place);
+            assert!(run(directory.path(), None).success(), "{place}: the next start failed");
+        }
+    }
+}
+
+fn signal(status: ExitStatus) -> Option<i32> {
+    std::os::unix::process::ExitStatusExt::signal(&status)
+}
+
+fn write_keys(directory: &Path) {
+    for key in 0..4 {
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        std::fs::write(directory.join(format!("key{key}.pem")), pem).unwrap();
+    }
+}
+
+/// Compares the state with the journal and with itself.
+fn inspect(directory: &Path, place: &str) {
+    let journal = std::fs::read_to_string(directory.join("journal")).unwrap_or_default();
+    let options = Options::new(settings());
+    let authority = Authority::open(&directory.join("state"), options, after(200)).unwrap();
+    let lease = |id: &str| {
+        authority.lease(id).unwrap().unwrap_or_else(|| panic!("{place}: lease {id} is gone"))
+    };
+
+    let mut secrets: BTreeMap<usize, String> = BTreeMap::new();
+    let mut enrolled: BTreeMap<usize, String> = BTreeMap::new();
+    for line in journal.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["root", fingerprint] => {
+                assert_eq!(authority.root_fingerprint(), fingerprint, "{place}");
+                assert!(!authority.startup().created_ca, "{place}");
+            }
+            ["server", serial] => {
+                let identity =
+                    authority.server_identity(&ServerNames::new("gw.example.com"), NOW).unwrap();
+                assert!(!identity.issued_now, "{place}");
+                let found = validate::serial_of(&identity.chain[0]).unwrap();
+                assert_eq!(found.to_string(), serial, "{place}");
+            }
+            ["token", key, secret] => {
+                secrets.insert(key.parse().unwrap(), secret.to_owned());
+            }
+            ["enrolled", key, id] => {
+                lease(id);
+                enrolled.insert(key.parse().unwrap(), id.to_owned());
+            }
+            ["connected", id] => {
+                let state = lease(id).state;
+                assert!(
+                    matches!(state, LeaseState::Lost | LeaseState::Released),
+                    "{place}: {state}"
+                );
+                assert!(lease(id).first_connected.is_some(), "{place}");
+            }
+            ["renewed", id, serial] => {
+                assert_eq!(lease(id).cert().unwrap().serial.to_string(), serial, "{place}");
+            }
+            ["released", id] => assert_eq!(lease(id).state, LeaseState::Released, "{place}"),
+            ["revoked", id] => assert_eq!(lease(id).state, LeaseState::Revoked, "{place}"),
+            ["lost", id] => assert_eq!(lease(id).state, LeaseState::Lost, "{place}"),
+            ["expired", id] => assert_eq!(lease(id).state, LeaseState::Expired, "{place}"),
+            ["crl", number] => {
+                let crl = authority.crl(after(2_000)).unwrap();
+                assert!(crl.number > number.parse().unwrap(), "{place}: {}", crl.number);
+            }
+            _ => panic!("{place}: strange journal line {line:?}"),
+        }
+    }
+    whole(&authority, place);
+    retry(&authority, directory, place, &secrets, &enrolled);
+}
+
+/// Whatever is there is there with everything that belongs to it.
+fn whole(authority: &Authority, place: &str) {
+    let leases = authority.leases(true).unwrap();
+    let tokens = authority.tokens().unwrap();
+    for token in &tokens {
+        assert!(token.spends.len() <= 1, "{place}: spent twice");
+        for spend in &token.spends {
+            let lease = leases.iter().find(|lease| lease.id == spend.lease_id);
+            assert_eq!(lease.unwrap().token.as_ref(), Some(&token.id), "{place}");
+        }
+    }
+    let spent = tokens.iter().filter(|token| !token.spends.is_empty()).count();
+    assert_eq!(spent, leases.len(), "{place}: a lease without its token or the reverse");
+    for lease in &leases {
+        for cert in &lease.certs {
+            let record = authority.certificate(&cert.serial).unwrap().unwrap();
+            assert_eq!(record.lease_id.as_ref(), Some(&lease.id), "{place}");
+            assert_eq!(record.revoked.is_some(), !lease.state.is_live(), "{place}");
+        }
+    }
+    let live: Vec<_> = leases.iter().filter(|lease| lease.state.is_live()).collect();
+    assert_eq!(authority.leases(false).unwrap().len(), live.len(), "{place}");
+}
+
+/// The same token and key get the same lease, or their first one if nothing was committed.
+fn retry(
+    authority: &Authority,
+    directory: &Path,
+    place: &str,
+    secrets: &BTreeMap<usize, String>,
+    enrolled: &BTreeMap<usize, String>,
+) {
+    for (key, secret) in secrets {
+        let before = authority.leases(true).unwrap().len();
+        let id = secret.split('-').next().unwrap();
+        let token = authority.tokens().unwrap().into_iter().find(|token| token.id == id);
+        let spent = token.unwrap().spends.first().map(|spend| spend.lease_id.clone());
+        let csr = client(directory, *key).csr();
+        match (authority.enrol_with_token("builder", secret, &csr, None, after(200)), &spent) {
+            (Ok(again), Some(first)) => {
+                assert_eq!(&again.lease.id, first, "{place}");
+                assert!(again.replayed, "{place}");
+                assert_eq!(authority.leases(true).unwrap().len(), before, "{place}");
+            }
+            (Ok(fresh), None) => assert!(!fresh.replayed, "{place}"),
+            (Err(refusal), Some(first)) => {
+                assert_eq!(refusal.code, RefusalCode::LeaseEnded, "{place}: {refusal}");
+                assert!(!authority.lease(first).unwrap().unwrap().state.is_live(), "{place}");
+            }
+            (Err(refusal), None) => panic!("{place}: {refusal}"),
+        }
+        if let Some(acknowledged) = enrolled.get(key) {
+            assert_eq!(Some(acknowledged), spent.as_ref(), "{place}");
+        }
+        let other =
+            authority.enrol_with_token("builder", secret, &Client::new().csr(), None, after(200));
+        assert_eq!(other.unwrap_err().code, RefusalCode::TokenSpent, "{place}");
+    }
+}

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols};
 use zeroize::{Zeroize, Zeroizing};
@@ -509,30 +510,15 @@ impl EventSocket {
         Ok(Self { socket, protocol, buffer: Zeroizing::new(vec![0; RECEIVE_LEN]) })
     }
 
-    /// Waits up to `timeout` for events and hands each to `each`. A malformed datagram counts as
-    /// lost events, since what it said is unknown.
+    /// Takes one datagram, if there is one, and hands its events to `each`. Poll the descriptor
+    /// to wait. A malformed datagram counts as lost events, since what it said is unknown.
     ///
     /// # Errors
     /// When the socket fails.
-    pub fn wait(
-        &mut self,
-        timeout: Duration,
-        mut each: impl FnMut(Event),
-    ) -> Result<(), PlaneError> {
-        let deadline = Instant::now() + timeout;
-        let left = deadline.saturating_duration_since(Instant::now());
-        // A zero timeout would mean "wait for ever" to the kernel.
-        let left = left.max(Duration::from_millis(1));
-        rustix::net::sockopt::set_socket_timeout(
-            &self.socket,
-            rustix::net::sockopt::Timeout::Recv,
-            Some(left),
-        )
-        .map_err(|errno| {
-            Refusal::from_io(&errno.into(), self.protocol).into_error("set a receive timeout")
-        })?;
+    pub fn receive(&mut self, mut each: impl FnMut(Event)) -> Result<(), PlaneError> {
         let mut space: &mut [u8] = &mut self.buffer;
-        let (length, from) = match self.socket.recv_from(&mut space, libc::MSG_TRUNC) {
+        let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+        let (length, from) = match self.socket.recv_from(&mut space, flags) {
             Ok(received) => received,
             Err(error) => {
                 return match error.raw_os_error() {
@@ -546,12 +532,10 @@ impl EventSocket {
                 };
             }
         };
-        if from.port_number() == 0 {
-            let datagram = self.buffer.get(..length).unwrap_or(&[]);
-            if length > self.buffer.len() {
-                each(Event::Lost);
-            }
-            for frame in Frames::new(datagram) {
+        if length > self.buffer.len() {
+            each(Event::Lost);
+        } else if from.port_number() == 0 {
+            for frame in Frames::new(self.buffer.get(..length).unwrap_or(&[])) {
                 match frame {
                     Ok(frame) => {
                         each(Event::Message(frame.kind, Zeroizing::new(frame.payload.to_vec())));
@@ -560,9 +544,17 @@ impl EventSocket {
                 }
             }
         }
-        self.buffer.zeroize();
-        self.buffer.resize(RECEIVE_LEN, 0);
+        let used = length.min(self.buffer.len());
+        if let Some(used) = self.buffer.get_mut(..used) {
+            used.zeroize();
+        }
         Ok(())
+    }
+}
+
+impl AsFd for EventSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

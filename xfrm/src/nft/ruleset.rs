@@ -12,6 +12,7 @@
 //! output       gateway -> tunnel    reply, destination -> ret.ROLE, else drop
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
@@ -249,11 +250,15 @@ fn role_chains(text: &mut String, role: &RoleFilter) {
                  accept\n",
             );
         }
+        let mut errors = BTreeSet::new();
         for rule in &role.allow {
             // Only a rule that names one address opens the gateway itself: a wide network in an
             // allow list is not meant to include the gateway's own ssh.
             if kind != ChainKind::Local || rule.destination.prefix_len() == full_length(rule) {
                 allow(text, kind, rule);
+                if kind != ChainKind::Return && errors.insert(rule.destination.trunc()) {
+                    icmp_errors(text, rule);
+                }
             }
         }
         text.push_str("  }\n");
@@ -265,8 +270,6 @@ fn full_length(rule: &AllowRule) -> u8 {
 }
 
 fn allow(text: &mut String, kind: ChainKind, rule: &AllowRule) {
-    let ipv6 = is_ipv6(&rule.destination);
-    let word = ip_word(ipv6);
     let (side, port) =
         if kind == ChainKind::Return { ("saddr", "sport") } else { ("daddr", "dport") };
     let net = rule.destination.trunc();
@@ -285,23 +288,30 @@ fn allow(text: &mut String, kind: ChainKind, rule: &AllowRule) {
         }
         (None, _) => {}
     }
-    // A prefix length of 0 would be no match at all, and nft wants none then.
-    let address = if net.prefix_len() == 0 {
-        format!("meta nfproto {}", if ipv6 { "ipv6" } else { "ipv4" })
-    } else {
-        format!("{word} {side} {net}")
-    };
+    let address = address_match(side, net);
     let state = if kind == ChainKind::Return { " ct state established" } else { "" };
     let _ = writeln!(text, "    {address}{service}{state} accept");
-    if kind != ChainKind::Return && rule.protocol.is_some() {
-        // A client's own errors about what it receives (port unreachable, too big).
-        let types = if ipv6 {
-            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, \
-             parameter-problem }"
-        } else {
-            "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
-        };
-        let _ = writeln!(text, "    {address} ct state related {types} accept");
+}
+
+/// A client's own errors about what it receives from an allowed destination (port unreachable,
+/// too big); conntrack ties them to a flow.
+fn icmp_errors(text: &mut String, rule: &AllowRule) {
+    let net = rule.destination.trunc();
+    let types = if is_ipv6(&net) {
+        "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
+    } else {
+        "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+    };
+    let _ = writeln!(text, "    {} ct state related {types} accept", address_match("daddr", net));
+}
+
+/// A match of one side's address. A prefix length of 0 leaves only the family to match.
+fn address_match(side: &str, net: IpNet) -> String {
+    let ipv6 = is_ipv6(&net);
+    if net.prefix_len() == 0 {
+        format!("meta nfproto {}", if ipv6 { "ipv6" } else { "ipv4" })
+    } else {
+        format!("{} {side} {net}", ip_word(ipv6))
     }
 }
 

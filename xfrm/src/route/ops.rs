@@ -40,6 +40,10 @@ const ROUTE_FIXED: usize = 12;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_XFRM_IF_ID: u16 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
@@ -69,6 +73,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// The identifier of an xfrm interface; `None` for other types.
+    pub xfrm_if_id: Option<u32>,
 }
 
 /// A route of the main table.
@@ -375,6 +381,7 @@ fn parse_link(payload: &[u8]) -> Result<Link, PlaneError> {
         name: String::new(),
         mtu: 0,
         up: number(head, 8)? & IFF_UP != 0,
+        xfrm_if_id: None,
     };
     for attr in Attrs::new(attrs) {
         let attr = attr?;
@@ -384,10 +391,21 @@ fn parse_link(payload: &[u8]) -> Result<Link, PlaneError> {
                 link.name = String::from_utf8_lossy(name).into_owned();
             }
             IFLA_MTU => link.mtu = attr_u32(attr.value)?,
+            IFLA_LINKINFO => link.xfrm_if_id = parse_xfrm_info(attr.value)?,
             _ => {}
         }
     }
     Ok(link)
+}
+
+fn parse_xfrm_info(info: &[u8]) -> Result<Option<u32>, PlaneError> {
+    if Attrs::find_kind(info, IFLA_INFO_KIND)?.is_none_or(|kind| !kind.starts_with(b"xfrm")) {
+        return Ok(None);
+    }
+    match Attrs::find_kind(info, IFLA_INFO_DATA)? {
+        Some(data) => Attrs::find_kind(data, IFLA_XFRM_IF_ID)?.map(attr_u32).transpose(),
+        None => Ok(None),
+    }
 }
 
 fn parse_address(payload: &[u8]) -> Result<(u32, IpAddr), PlaneError> {

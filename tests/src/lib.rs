@@ -7,3 +7,4 @@
 pub mod hostile;
 pub mod lab;
 pub mod labs;
+pub mod sim;

@@ -118,7 +118,7 @@ fn bench(name: &str) -> Result<()> {
 fn sim(walks: u64, seed: Option<u64>) -> Result<()> {
     let walks = walks.to_string();
     let mut args: Vec<String> =
-        ["run", "--quiet", "-p", "tests", "--bin", "sim", "--", "--walks", &walks]
+        ["run", "--quiet", "--workspace", "--bin", "sim", "--", "--walks", &walks]
             .map(str::to_owned)
             .to_vec();
     if let Some(seed) = seed {

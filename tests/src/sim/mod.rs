@@ -1,0 +1,11 @@
+//! The simulation world: engines, a bad network, a virtual clock, and what must always hold.
+//!
+//! A world is decided by its seed. Nothing here sleeps, opens a socket or reads a clock, so a
+//! failing seed fails again, and thousands of walks run in the time of one real handshake timeout.
+
+pub mod crypto;
+pub mod link;
+pub mod node;
+pub mod rng;
+pub mod walk;
+pub mod world;

@@ -1,0 +1,270 @@
+//! Nodes, network and clock together; moves time from event to event.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ike::io::Datagram;
+use ike::{Command, Completion, Input, Now, Timestamp, Token, WallTime};
+
+use super::crypto;
+use super::link::{Link, Packet, Weather};
+use super::node::{Effect, Kind, Node};
+use super::rng::Rng;
+
+/// The wall clock at the start of every world.
+pub const EPOCH: WallTime = WallTime(1_800_000_000_000_000);
+
+/// A world.
+pub struct World {
+    /// Its seed.
+    pub seed: u64,
+    /// Both clocks.
+    pub now: Now,
+    /// Gateway first, then clients.
+    pub nodes: Vec<Node>,
+    /// What lies between them.
+    pub link: Link,
+    /// What happens next: by time, then by order of creation.
+    agenda: BTreeMap<(Timestamp, u64), Happening>,
+    sequence: u64,
+    delays: Rng,
+}
+
+enum Happening {
+    Arrive(Packet),
+    Complete(usize, Token, Completion),
+}
+
+/// The gateway's name and address.
+pub const GATEWAY: &str = "gw.example.com";
+
+/// The gateway's address.
+pub fn gateway_address() -> IpAddr {
+    IpAddr::from([192, 0, 2, 1])
+}
+
+/// A client's address; every third one sits behind a NAT box.
+pub fn client_address(number: u8) -> IpAddr {
+    IpAddr::from([198, 51, 100, number + 2])
+}
+
+impl World {
+    /// One gateway and some clients; every third client is behind its own NAT box.
+    pub fn new(seed: u64, weather: Weather, clients: u8) -> Self {
+        Self::with_gateway(seed, weather, clients, super::node::config(GATEWAY))
+    }
+
+    /// The same with a configuration for the gateway.
+    pub fn with_gateway(
+        seed: u64,
+        weather: Weather,
+        clients: u8,
+        config: ike::EngineConfig,
+    ) -> Self {
+        crypto::reseed(seed);
+        let now = Now { mono: Timestamp(1_000_000), wall: EPOCH };
+        let mut seeds = Rng::new(seed, 0x73_65_65_64);
+        let gateway = Node::with_config(
+            config,
+            GATEWAY,
+            Kind::Gateway,
+            gateway_address(),
+            seeds.bytes(),
+            now,
+        );
+        let mut nodes = vec![gateway];
+        let mut link = Link::new(seed, weather);
+        for number in 0..clients {
+            let address = client_address(number);
+            if number % 3 == 2 {
+                link.nat(address, IpAddr::from([203, 0, 113, number + 2]));
+            }
+            let name = format!("client-{number}");
+            nodes.push(Node::new(&name, Kind::Client(number), address, seeds.bytes(), now));
+        }
+        Self {
+            seed,
+            now,
+            nodes,
+            link,
+            agenda: BTreeMap::new(),
+            sequence: 0,
+            delays: Rng::new(seed, 0x64_65_6c_61_79),
+        }
+    }
+
+    /// The gateway.
+    pub fn gateway(&mut self) -> &mut Node {
+        &mut self.nodes[0]
+    }
+
+    /// Starts a client's connection.
+    pub fn connect(&mut self, client: usize) {
+        let peer = self.nodes[client].peer(gateway_address(), GATEWAY);
+        self.command(client, Command::Initiate(Box::new(peer)));
+    }
+
+    /// Gives a node a command.
+    pub fn command(&mut self, node: usize, command: Command) {
+        self.handle(node, Input::Command(command));
+    }
+
+    /// Gives a node an input and puts what follows on the agenda.
+    pub fn handle(&mut self, node: usize, input: Input) {
+        let now = self.now;
+        let Some(host) = self.nodes.get_mut(node) else { return };
+        for effect in host.handle(now, input) {
+            match effect {
+                Effect::Send(packet) => {
+                    for (at, packet) in self.link.carry(now.mono, packet) {
+                        self.schedule(at, Happening::Arrive(packet));
+                    }
+                }
+                Effect::Complete(token, completion) => {
+                    let delay = Duration::from_micros(50 + self.delays.below(3000));
+                    self.schedule(now.mono + delay, Happening::Complete(node, token, completion));
+                }
+            }
+        }
+    }
+
+    fn schedule(&mut self, at: Timestamp, happening: Happening) {
+        self.sequence += 1;
+        self.agenda.insert((at, self.sequence), happening);
+    }
+
+    /// Lets the world run for a while of virtual time.
+    pub fn run(&mut self, span: Duration) {
+        let end = self.now.mono + span;
+        while let Some(at) = self.next_time().filter(|at| *at <= end) {
+            self.advance(at);
+            self.step();
+        }
+        self.advance(end);
+    }
+
+    fn advance(&mut self, to: Timestamp) {
+        let passed = i64::try_from(to.since(self.now.mono).as_micros()).unwrap_or(0);
+        self.now.mono = self.now.mono.max(to);
+        self.now.wall = WallTime(self.now.wall.0 + passed);
+    }
+
+    fn next_time(&self) -> Option<Timestamp> {
+        let agenda = self.agenda.keys().next().map(|(at, _)| *at);
+        let timers = self.nodes.iter().filter_map(|node| node.engine.poll_timeout());
+        agenda.into_iter().chain(timers.map(|deadline| deadline.at)).min()
+    }
+
+    /// Does everything that is due now: first what arrives, then timers.
+    fn step(&mut self) {
+        while let Some(entry) = self.agenda.first_entry() {
+            if entry.key().0 > self.now.mono {
+                break;
+            }
+            match entry.remove() {
+                Happening::Complete(node, token, completion) => {
+                    self.handle(node, Input::Completion(token, completion));
+                }
+                Happening::Arrive(packet) => {
+                    let to = packet.to.ip();
+                    let Some(node) = self.nodes.iter().position(|n| n.address == to) else {
+                        continue;
+                    };
+                    let datagram = Datagram {
+                        local: packet.to,
+                        remote: packet.from,
+                        encap: packet.encap,
+                        payload: packet.payload,
+                    };
+                    self.handle(node, Input::Datagram(datagram));
+                }
+            }
+        }
+        for node in 0..self.nodes.len() {
+            let due = |world: &Self| {
+                world.nodes[node].engine.poll_timeout().is_some_and(|d| d.at <= world.now.mono)
+            };
+            // A timer that re-arms itself for now would hang the world: bounded.
+            for _ in 0..64 {
+                if !due(self) {
+                    break;
+                }
+                self.handle(node, Input::Timeout);
+            }
+            if due(self) {
+                let deadline = self.nodes[node].engine.poll_timeout();
+                let name = self.nodes[node].name.clone();
+                self.nodes[node].violations.push(format!("{name}: {deadline:?} never passes"));
+            }
+        }
+    }
+
+    /// Every rule broken so far, with the seed to see it again.
+    pub fn violations(&self) -> Vec<String> {
+        self.nodes.iter().flat_map(|node| node.violations.clone()).collect()
+    }
+
+    /// Children that both a client and the gateway have installed, with keys that fit.
+    pub fn working_children(&self, client: usize) -> usize {
+        let (Some(gateway), Some(client)) = (self.nodes.first(), self.nodes.get(client)) else {
+            return 0;
+        };
+        client
+            .plane
+            .values()
+            .filter(|ours| {
+                gateway.plane.values().any(|theirs| {
+                    theirs.spi_in == ours.spi_out
+                        && theirs.spi_out == ours.spi_in
+                        && theirs.keys_in == ours.keys_out
+                        && theirs.keys_out == ours.keys_in
+                })
+            })
+            .count()
+    }
+
+    /// Children of a client that the gateway does not have, or the other way round.
+    pub fn half_children(&self, client: usize) -> usize {
+        let (Some(gateway), Some(node)) = (self.nodes.first(), self.nodes.get(client)) else {
+            return 0;
+        };
+        let lease = format!("lease-{}", node.name);
+        let theirs = gateway.plane.values().filter(|child| child.lease.0 == lease).count();
+        let working = self.working_children(client);
+        (node.plane.len() - working) + (theirs - working)
+    }
+
+    /// Closes everything everywhere in fine weather and names what is left: nothing may be.
+    pub fn leaks_after_shutdown(&mut self) -> Vec<String> {
+        self.link.weather = Weather::FINE;
+        for node in 0..self.nodes.len() {
+            let address = self.nodes[node].address;
+            self.link.partition(address, false);
+            self.command(node, Command::Shutdown);
+        }
+        self.run(Duration::from_secs(120));
+        let mut leaks = self.violations();
+        for node in &self.nodes {
+            leaks.extend(
+                node.engine.leaks().into_iter().map(|leak| format!("{}: {leak}", node.name)),
+            );
+            let stats = node.engine.stats();
+            if !node.engine.is_idle() {
+                leaks.push(format!("{}: not idle: {stats:?}", node.name));
+            }
+            if let Some(deadline) = node.engine.poll_timeout() {
+                if deadline.reason != ike::io::TimerKind::CookieSecret {
+                    leaks.push(format!("{}: timer {deadline:?} is left", node.name));
+                }
+            }
+            if node.kex.pending() > 0 {
+                leaks.push(format!("{}: {} private keys are left", node.name, node.kex.pending()));
+            }
+            for child in node.plane.values() {
+                leaks.push(format!("{}: child {:08x} is left", node.name, child.spi_in));
+            }
+        }
+        leaks
+    }
+}

@@ -61,7 +61,9 @@ impl Authority {
             let judged = judge(stored, presenter);
             let fresh = match judged {
                 Ok(Presented::Fresh(fresh)) => fresh,
-                Ok(Presented::Replay(lease_id)) => return self.replay(&lease_id, &csr.spki_sha256),
+                Ok(Presented::Replay(lease_id)) => {
+                    return self.replay(&lease_id, &csr.spki_sha256, now);
+                }
                 Err(refusal) => {
                     self.audit_refusal(&id, role, csr, &actor, &refusal, now)?;
                     return Err(refusal);
@@ -125,7 +127,12 @@ impl Authority {
     }
 
     /// The answer an earlier spend of the token got.
-    fn replay(&self, lease_id: &str, spki_sha256: &str) -> Result<Enrolled, Refusal> {
+    fn replay(
+        &self,
+        lease_id: &str,
+        spki_sha256: &str,
+        now: UnixTime,
+    ) -> Result<Enrolled, Refusal> {
         let gone = || {
             Refusal::new(
                 RefusalCode::LeaseEnded,
@@ -133,13 +140,10 @@ impl Authority {
             )
         };
         let lease = self.lease(lease_id)?.ok_or_else(gone)?;
-        if !lease.state.is_live() {
+        if let Err(error) = state::renewable(&lease, now, &self.settings().timers) {
             return Err(Refusal::new(
                 RefusalCode::LeaseEnded,
-                format!(
-                    "lease {lease_id}, which this token opened, is {} since {}: create a new token",
-                    lease.state, lease.state_since
-                ),
+                format!("this token opened a lease that is over: {error}"),
             ));
         }
         // The certificate of the key that asks: a renewal may have brought another key.

@@ -63,7 +63,7 @@ fn write_keys(directory: &Path) {
 fn inspect(directory: &Path, place: &str) {
     let journal = std::fs::read_to_string(directory.join("journal")).unwrap_or_default();
     let options = Options::new(settings());
-    let authority = Authority::open(&directory.join("state"), options, after(200)).unwrap();
+    let authority = Authority::open(&directory.join("state"), options, after(5)).unwrap();
     let lease = |id: &str| {
         authority.lease(id).unwrap().unwrap_or_else(|| panic!("{place}: lease {id} is gone"))
     };
@@ -155,7 +155,7 @@ fn retry(
         let token = authority.tokens().unwrap().into_iter().find(|token| token.id == id);
         let spent = token.unwrap().spends.first().map(|spend| spend.lease_id.clone());
         let csr = client(directory, *key).csr();
-        match (authority.enrol_with_token("builder", secret, &csr, None, after(200)), &spent) {
+        match (authority.enrol_with_token("builder", secret, &csr, None, after(6)), &spent) {
             (Ok(again), Some(first)) => {
                 assert_eq!(&again.lease.id, first, "{place}");
                 assert!(again.replayed, "{place}");
@@ -172,7 +172,7 @@ fn retry(
             assert_eq!(Some(acknowledged), spent.as_ref(), "{place}");
         }
         let other =
-            authority.enrol_with_token("builder", secret, &Client::new().csr(), None, after(200));
+            authority.enrol_with_token("builder", secret, &Client::new().csr(), None, after(6));
         assert_eq!(other.unwrap_err().code, RefusalCode::TokenSpent, "{place}");
     }
 }

@@ -17,6 +17,9 @@ use crate::model::{
 };
 use crate::nft::FilterCounters;
 
+/// Largest anti-replay window the mock accepts, the kernel's.
+const MAX_WINDOW: u32 = 4096;
+
 /// One recorded operation that took effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MockOp {
@@ -216,7 +219,7 @@ impl Dataplane for MockPlane {
             plain_esp: true,
             transport_mode: true,
             esn: true,
-            max_replay_window: 4096,
+            max_replay_window: MAX_WINDOW,
             update_hosts: true,
             suites: vec![
                 EspSuite::Aes256Gcm16,
@@ -260,6 +263,13 @@ impl Dataplane for MockPlane {
                 spec.id.0,
                 spec.suite.name()
             )));
+        }
+        if spec.replay_window > MAX_WINDOW {
+            return Err(PlaneError::Unsupported {
+                plane: PlaneKind::Mock.name(),
+                what: format!("keep a replay window of {}", spec.replay_window),
+                fix: "choose at most 4096",
+            });
         }
         inner.check(MockCall::InstallIn)?;
         inner.ops.push(MockOp::InstallIn(spec.id, spec.spi_in));

@@ -45,6 +45,8 @@ use crate::udp::UdpPort;
 
 /// SPIs 1 to 255 are reserved (RFC 4303 2.1).
 const FIRST_SPI: u32 = 256;
+/// SPIs handed out and not yet installed that are remembered.
+const RESERVED_SPIS: usize = 65_536;
 /// Largest anti-replay window of the kernel (`XFRMA_REPLAY_ESN_MAX`).
 const MAX_WINDOW: u32 = 4096;
 
@@ -370,6 +372,10 @@ impl Dataplane for KernelPlane {
         // The kernel's own allocation needs our outer address, which is not known this early;
         // a random number collides with a stranger's SA as good as never, and NEWSA tells.
         let random = SystemRandom::new();
+        // A negotiation that failed never gives its SPI back.
+        if self.reserved.len() >= RESERVED_SPIS {
+            self.reserved.clear();
+        }
         loop {
             let mut bytes = [0; 4];
             random.fill(&mut bytes).map_err(|_| PlaneError::System {
@@ -545,19 +551,4 @@ fn parse_stats(text: &str) -> Vec<(&'static str, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_give_stable_different_identifiers() {
-        assert_eq!(if_id_for("runnel0"), if_id_for("runnel0"));
-        assert_ne!(if_id_for("runnel0"), if_id_for("runnel1"));
-        assert_ne!(if_id_for(""), 0);
-    }
-
-    #[test]
-    fn counters_are_summed_by_reason() {
-        let text = "XfrmInNoStates 3\nXfrmOutNoStates 2\nXfrmInStateSeqError 1\nXfrmNew 9\nbad\n";
-        assert_eq!(parse_stats(text), [("no_sa", 5), ("replay", 1)]);
-    }
-}
+mod tests;

@@ -1,0 +1,167 @@
+//! Requests and answers of the admin socket.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The protocol's version; an unknown one is refused with both numbers.
+pub const VERSION: u32 = 1;
+
+/// Longest request line, bytes.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// One request line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What is wanted.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// What runs, since when, and what needs attention.
+    Status,
+    /// Stop; with `keep` leave the tunnels for the next start.
+    Stop {
+        /// Leave tunnels.
+        keep: bool,
+    },
+    /// Read the configuration again.
+    Reload,
+    /// Make a one-time token.
+    TokenCreate {
+        /// Role of the leases it opens.
+        role: String,
+        /// Life in seconds.
+        ttl: u64,
+        /// How many leases it opens.
+        uses: u32,
+    },
+    /// All tokens that can still be used, or could recently.
+    TokenList,
+    /// Make a token unusable.
+    TokenRevoke {
+        /// Its id (not the secret).
+        id: String,
+    },
+    /// Leases.
+    LeaseList {
+        /// Ended ones too.
+        all: bool,
+    },
+    /// One lease.
+    LeaseShow {
+        /// Id, or certificate serial.
+        id: String,
+    },
+    /// End leases because their work is done.
+    LeaseRelease {
+        /// Which.
+        selector: Selector,
+    },
+    /// End leases because they must not be trusted any more.
+    LeaseRevoke {
+        /// Which.
+        selector: Selector,
+        /// Reason for the certificate (RFC 5280 5.3.1).
+        reason: String,
+    },
+    /// Certificates that were issued.
+    CertList {
+        /// Expired ones too.
+        all: bool,
+    },
+    /// One certificate.
+    CertShow {
+        /// Serial number, hexadecimal.
+        serial: String,
+    },
+    /// Revoke one certificate and end what hangs on it.
+    CertRevoke {
+        /// Serial number, hexadecimal.
+        serial: String,
+        /// Reason (RFC 5280 5.3.1).
+        reason: String,
+    },
+    /// The root certificate.
+    CaRoot,
+    /// The authorities: names, ends, CRL.
+    CaStatus,
+    /// The issuing CA's CRL.
+    CaCrl,
+    /// IKE SAs with their children.
+    SaList,
+    /// One IKE SA.
+    SaShow {
+        /// Its id.
+        id: u64,
+    },
+    /// Close one IKE SA: DELETE to the peer, the lease stays.
+    SaClose {
+        /// Its id.
+        id: u64,
+    },
+    /// Recent refusals and the machine's checks.
+    Doctor,
+}
+
+/// Which leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// By lease id.
+    Id(String),
+    /// By certificate serial, hexadecimal.
+    Serial(String),
+    /// By the beginning of the identity.
+    Identity(String),
+    /// By role.
+    Role(String),
+}
+
+/// One answer line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// [`VERSION`].
+    pub v: u32,
+    /// The result, when it worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+    /// Why not, when it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<AdminError>,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminError {
+    /// Machine-readable kind.
+    pub code: ErrorCode,
+    /// One sentence, with what to do.
+    pub message: String,
+}
+
+impl AdminError {
+    /// An error of this kind.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// No such object.
+    NotFound,
+    /// The request makes no sense.
+    BadRequest,
+    /// Understood, and not allowed.
+    Denied,
+    /// It should have worked.
+    Failed,
+}

@@ -1,0 +1,331 @@
+//! What listings show. Field names are a contract with scripts; times are RFC 3339 in UTC.
+
+use serde::{Deserialize, Serialize};
+
+/// `runnel status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Program version.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// IKE identity of the gateway.
+    pub id: String,
+    /// When this process became ready.
+    pub started: String,
+    /// Seconds since then.
+    pub uptime_seconds: u64,
+    /// Configuration file, or none for the built-in defaults.
+    pub config: Option<String>,
+    /// State directory.
+    pub state: String,
+    /// The data plane.
+    pub dataplane: DataplaneStatus,
+    /// Addresses served.
+    pub listeners: Vec<Listener>,
+    /// Pools.
+    pub pools: Vec<PoolStatus>,
+    /// Leases that have not ended.
+    pub leases: LeaseCounts,
+    /// Established IKE SAs.
+    pub ike_sas: usize,
+    /// Installed child SAs.
+    pub child_sas: usize,
+    /// SAs without a live lease; must be 0.
+    pub sas_without_lease: usize,
+    /// Exchanges refused since the start.
+    pub refusals: u64,
+    /// IKE datagrams dropped because the engine was busy.
+    pub datagrams_dropped: u64,
+    /// End of the issuing CA.
+    pub ca_expires: String,
+    /// Number of the current CRL.
+    pub crl_number: u64,
+    /// What needs attention, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Which plane, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataplaneStatus {
+    /// `kernel` or `userspace`.
+    pub kind: String,
+    /// Its interface.
+    pub interface: String,
+    /// Why this one.
+    pub why: String,
+}
+
+/// One served address.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Listener {
+    /// What it serves.
+    pub service: String,
+    /// Where.
+    pub address: String,
+}
+
+/// One address pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Its name.
+    pub name: String,
+    /// Its networks.
+    pub addresses: Vec<String>,
+    /// The gateway's own addresses in it.
+    pub gateway: Vec<String>,
+}
+
+/// Leases by state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseCounts {
+    /// Enrolled, not connected yet.
+    pub issued: usize,
+    /// Connected.
+    pub active: usize,
+    /// Was connected, may come back.
+    pub lost: usize,
+}
+
+/// One token; never its secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its id.
+    pub id: String,
+    /// Role of the leases it opens.
+    pub role: String,
+    /// `usable`, `spent`, `expired` or `revoked`.
+    pub state: String,
+    /// Uses left.
+    pub uses_left: u32,
+    /// When it was made.
+    pub created: String,
+    /// When it ends.
+    pub expires: String,
+    /// Leases it opened.
+    pub leases: Vec<String>,
+}
+
+/// A token just made: the only time its secret is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// Its id, for `token revoke`.
+    pub id: String,
+    /// The secret itself.
+    pub token: String,
+    /// Role of the leases it opens.
+    pub role: String,
+    /// When it ends.
+    pub expires: String,
+    /// How many leases it opens.
+    pub uses: u32,
+}
+
+/// One lease.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Its id.
+    pub id: String,
+    /// Its role.
+    pub role: String,
+    /// `issued`, `active`, `lost`, `lapsed`, `released`, `revoked` or `expired`.
+    pub state: String,
+    /// The identity in its certificate.
+    pub identity: String,
+    /// The certificate's subject.
+    pub subject: String,
+    /// The certificate's DNS name.
+    pub dns: String,
+    /// Serial of the certificate, hexadecimal.
+    pub serial: String,
+    /// Virtual addresses.
+    pub addresses: Vec<String>,
+    /// When it was opened.
+    pub created: String,
+    /// When it ends.
+    pub expires: String,
+    /// How it was opened.
+    pub door: String,
+    /// Its IKE SAs now.
+    pub sas: Vec<u64>,
+    /// Why it ended, when it did.
+    pub ended: Option<String>,
+}
+
+/// One certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cert {
+    /// Serial, hexadecimal.
+    pub serial: String,
+    /// Subject.
+    pub subject: String,
+    /// `valid`, `expired` or `revoked`.
+    pub state: String,
+    /// Its lease.
+    pub lease: Option<String>,
+    /// Start.
+    pub not_before: String,
+    /// End.
+    pub not_after: String,
+    /// When it was revoked.
+    pub revoked: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The certificate itself (only in `cert show`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pem: Option<String>,
+}
+
+/// One authority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Authority {
+    /// `root` or `issuing`.
+    pub name: String,
+    /// Subject.
+    pub subject: String,
+    /// SHA-256 of the DER, hexadecimal, as clients pin it.
+    pub sha256: String,
+    /// Start.
+    pub not_before: String,
+    /// End.
+    pub not_after: String,
+}
+
+/// `runnel ca status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// Root first.
+    pub authorities: Vec<Authority>,
+    /// Number of the current CRL.
+    pub crl_number: u64,
+    /// Until when it is good.
+    pub crl_next_update: String,
+    /// Revoked certificates in it.
+    pub crl_entries: usize,
+}
+
+/// A PEM text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pem {
+    /// The text.
+    pub pem: String,
+}
+
+/// One IKE SA.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sa {
+    /// Its id.
+    pub id: u64,
+    /// Identity of the peer.
+    pub identity: String,
+    /// Its lease.
+    pub lease: Option<String>,
+    /// Its role.
+    pub role: Option<String>,
+    /// Our address.
+    pub local: String,
+    /// The peer's.
+    pub remote: String,
+    /// Suite.
+    pub suite: String,
+    /// SPIs, initiator's first, hexadecimal.
+    pub spi_i: String,
+    /// Responder's SPI.
+    pub spi_r: String,
+    /// Virtual addresses.
+    pub addresses: Vec<String>,
+    /// Established.
+    pub established: String,
+    /// Its children.
+    pub children: Vec<Child>,
+}
+
+/// One child SA.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Child {
+    /// Its id.
+    pub id: u64,
+    /// SPI of packets to us, hexadecimal.
+    pub spi_in: String,
+    /// SPI of packets to the peer.
+    pub spi_out: String,
+    /// Suite.
+    pub suite: String,
+    /// Our side's selectors.
+    pub ts_local: String,
+    /// The peer's.
+    pub ts_remote: String,
+    /// Inner bytes from the peer.
+    pub bytes_in: u64,
+    /// Inner bytes to the peer.
+    pub bytes_out: u64,
+    /// Packets from the peer.
+    pub packets_in: u64,
+    /// Packets to the peer.
+    pub packets_out: u64,
+    /// Seconds since the last packet from the peer.
+    pub idle_seconds: Option<u64>,
+    /// Packets dropped: replayed, forged, or not of this SA.
+    pub drops: u64,
+    /// Installed.
+    pub installed: String,
+}
+
+/// What ending leases did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Leases (or certificates) ended by this request.
+    pub revoked: usize,
+    /// Which.
+    pub leases: Vec<String>,
+    /// IKE SAs closed.
+    pub sas_closed: usize,
+    /// CRL number after it.
+    pub crl_number: u64,
+    /// How long it took, data plane included.
+    pub elapsed_ms: u64,
+    /// It had ended before: nothing was left to do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub already: bool,
+}
+
+/// `runnel doctor`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Doctor {
+    /// Checks of the machine.
+    pub checks: Vec<Check>,
+    /// Recent refusals, newest first.
+    pub refusals: Vec<RefusalView>,
+}
+
+/// One check of the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found, and what to do.
+    pub detail: String,
+}
+
+/// One refusal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RefusalView {
+    /// When it happened last.
+    pub time: String,
+    /// Machine-readable code.
+    pub code: String,
+    /// The peer.
+    pub peer: String,
+    /// The identity it claimed.
+    pub identity: String,
+    /// What the peer was told.
+    pub notify: String,
+    /// What differed.
+    pub what: String,
+    /// What to change.
+    pub fix: String,
+    /// How many times in a row.
+    pub count: u64,
+}

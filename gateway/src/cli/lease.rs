@@ -1,0 +1,172 @@
+//! `runnel lease`
+
+use clap::{ArgGroup, Args, Subcommand};
+
+use super::output::{OutputArg, pairs, table};
+use super::{Context, Failure};
+use crate::admin::proto::{Request, Selector};
+use crate::admin::view::{Ended, Lease};
+
+const LIST: &str = "\
+Examples:
+  runnel lease list
+  runnel lease list --all -o json    ended ones too";
+const SHOW: &str = "\
+Examples:
+  runnel lease show r-7f3k9q";
+const RELEASE: &str = "\
+Examples:
+  runnel lease release r-7f3k9q      its job is done; packets stop before this answers
+  runnel lease release --role builder";
+const REVOKE: &str = "\
+Examples:
+  runnel lease revoke r-7f3k9q --reason key-compromise
+  runnel lease revoke --identity spiffe://ci.example.com/ci/github/
+  runnel lease revoke --serial 4f2a...";
+
+/// Leases: one workload's identity, certificate, address and tunnels
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Live leases
+    #[command(after_help = LIST)]
+    List {
+        /// Ended leases too
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Everything about one lease
+    #[command(after_help = SHOW)]
+    Show {
+        /// Lease id
+        id: String,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// End leases whose work is done; tunnels end before this answers
+    #[command(after_help = RELEASE)]
+    Release {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// End leases that must not be trusted any more, and revoke their certificates
+    #[command(after_help = REVOKE)]
+    Revoke {
+        #[command(flatten)]
+        which: Which,
+        /// Why, as in RFC 5280: unspecified, key-compromise, superseded, cessation-of-operation, ...
+        #[arg(long, default_value = "unspecified")]
+        reason: String,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+}
+
+/// Which leases; exactly one way of saying so.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("selector").required(true))]
+pub(super) struct Which {
+    /// Lease id
+    #[arg(group = "selector")]
+    id: Option<String>,
+    /// By certificate serial, hexadecimal
+    #[arg(long, group = "selector")]
+    serial: Option<String>,
+    /// By the beginning of the identity
+    #[arg(long, group = "selector", value_name = "PREFIX")]
+    identity: Option<String>,
+    /// Every lease of a role
+    #[arg(long, group = "selector")]
+    role: Option<String>,
+}
+
+impl Which {
+    fn selector(self) -> Result<Selector, Failure> {
+        self.id
+            .map(Selector::Id)
+            .or(self.serial.map(Selector::Serial))
+            .or(self.identity.map(Selector::Identity))
+            .or(self.role.map(Selector::Role))
+            .ok_or_else(|| Failure::Usage("say which lease".to_owned()))
+    }
+}
+
+pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
+    let mut client = context.client()?;
+    match command {
+        Command::List { all, output } => {
+            let leases: Vec<Lease> = client.ask(Request::LeaseList { all })?;
+            output.print(&leases, |leases| list(leases));
+        }
+        Command::Show { id, output } => {
+            let lease: Lease = client.ask(Request::LeaseShow { id })?;
+            output.print(&lease, show);
+        }
+        Command::Release { which, output } => {
+            let ended: Ended = client.ask(Request::LeaseRelease { selector: which.selector()? })?;
+            output.print(&ended, |ended| ended_text(ended, "released"));
+        }
+        Command::Revoke { which, reason, output } => {
+            let request = Request::LeaseRevoke { selector: which.selector()?, reason };
+            let ended: Ended = client.ask(request)?;
+            output.print(&ended, |ended| ended_text(ended, "revoked"));
+        }
+    }
+    Ok(())
+}
+
+fn list(leases: &[Lease]) -> String {
+    let rows: Vec<_> = leases
+        .iter()
+        .map(|l| {
+            vec![
+                l.id.clone(),
+                l.role.clone(),
+                l.state.clone(),
+                l.addresses.join(","),
+                l.expires.clone(),
+                l.sas.len().to_string(),
+                l.dns.clone(),
+            ]
+        })
+        .collect();
+    table(&["ID", "ROLE", "STATE", "ADDRESSES", "EXPIRES", "SAS", "NAME"], &rows)
+}
+
+fn show(lease: &Lease) -> String {
+    let sas: Vec<_> = lease.sas.iter().map(ToString::to_string).collect();
+    let mut rows = vec![
+        ("id", lease.id.clone()),
+        ("role", lease.role.clone()),
+        ("state", lease.state.clone()),
+        ("identity", lease.identity.clone()),
+        ("subject", lease.subject.clone()),
+        ("name", lease.dns.clone()),
+        ("serial", lease.serial.clone()),
+        ("addresses", lease.addresses.join(", ")),
+        ("opened", format!("{} by {}", lease.created, lease.door)),
+        ("expires", lease.expires.clone()),
+        ("IKE SAs", if sas.is_empty() { "none".to_owned() } else { sas.join(", ") }),
+    ];
+    if let Some(ended) = &lease.ended {
+        rows.push(("ended", ended.clone()));
+    }
+    pairs(&rows)
+}
+
+/// What ending did, in one line; shared with `cert revoke`.
+pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
+    if ended.already {
+        return format!("{} had ended before; nothing was left to do", ended.leases.join(", "));
+    }
+    format!(
+        "{verb} {}: {} IKE SA(s) closed, CRL number {}, {} ms",
+        if ended.leases.is_empty() { "nothing".to_owned() } else { ended.leases.join(", ") },
+        ended.sas_closed,
+        ended.crl_number,
+        ended.elapsed_ms
+    )
+}

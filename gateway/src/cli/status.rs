@@ -1,0 +1,74 @@
+//! `runnel status`
+
+use super::output::{OutputArg, pairs};
+use super::{Context, Failure};
+use crate::admin::proto::Request;
+use crate::admin::view::Status;
+use crate::sys::clock::human;
+
+const EXAMPLES: &str = "\
+Examples:
+  runnel status
+  runnel status -o json | jq .sas_without_lease     must always be 0";
+
+/// What runs, since when, and what needs attention
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    output: OutputArg,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let status: Status = context.client()?.ask(Request::Status)?;
+    args.output.print(&status, text);
+    Ok(())
+}
+
+fn text(status: &Status) -> String {
+    let leases = &status.leases;
+    let mut rows = vec![
+        ("gateway", status.id.clone()),
+        (
+            "running",
+            format!(
+                "{} (pid {}), version {}",
+                human(status.uptime_seconds),
+                status.pid,
+                status.version
+            ),
+        ),
+        ("config", status.config.clone().unwrap_or_else(|| "built-in".to_owned())),
+        ("state", status.state.clone()),
+        (
+            "data plane",
+            format!(
+                "{} on {} ({})",
+                status.dataplane.kind, status.dataplane.interface, status.dataplane.why
+            ),
+        ),
+        (
+            "leases",
+            format!("{} active, {} issued, {} lost", leases.active, leases.issued, leases.lost),
+        ),
+        (
+            "tunnels",
+            format!(
+                "{} IKE SA(s), {} child SA(s), {} without lease",
+                status.ike_sas, status.child_sas, status.sas_without_lease
+            ),
+        ),
+        ("refused", format!("{} (see `runnel doctor`)", status.refusals)),
+        ("CA", format!("until {}, CRL number {}", status.ca_expires, status.crl_number)),
+    ];
+    for pool in &status.pools {
+        rows.push(("pool", format!("{} {}", pool.name, pool.addresses.join(", "))));
+    }
+    for listener in &status.listeners {
+        rows.push(("listens", format!("{} {}", listener.service, listener.address)));
+    }
+    for warning in &status.warnings {
+        rows.push(("warning", warning.clone()));
+    }
+    pairs(&rows)
+}

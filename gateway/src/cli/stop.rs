@@ -1,0 +1,36 @@
+//! `runnel stop`
+
+use std::time::Duration;
+
+use super::{Context, Failure, output};
+use crate::admin::proto::Request;
+
+const EXAMPLES: &str = "\
+Examples:
+  runnel stop          DELETE to every peer; no interface, route, rule or SA stays behind";
+
+/// Longest wait for the end: answers to DELETE are awaited for a few seconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Stop the running instance fully and wait until it is gone
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Leave tunnels for the next start (not available yet)
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
+    let mut client = context.client()?;
+    let () = client.ask(Request::Stop { keep: args.keep })?;
+    if client.wait_for_end(PATIENCE) {
+        output::line("stopped");
+        Ok(())
+    } else {
+        Err(Failure::Failed(format!(
+            "the instance is still stopping after {} s; see its log",
+            PATIENCE.as_secs()
+        )))
+    }
+}

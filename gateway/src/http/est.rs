@@ -1,0 +1,89 @@
+//! Enrolment over HTTPS: carries requests to the PKI's pure EST decisions and answers back.
+
+use std::sync::Arc;
+
+use hyper::header::AUTHORIZATION;
+use pki::{Authority, EstOutcome, EstRequest, UnixTime};
+
+use super::{Reply, Request, Service};
+use crate::obs::{Refusals, Report};
+use crate::sys::{clock, failpoint};
+
+/// The enrolment service.
+#[derive(Debug)]
+pub struct EstService {
+    authority: Arc<Authority>,
+    refusals: Arc<Refusals>,
+}
+
+impl EstService {
+    /// Over the PKI.
+    pub fn new(authority: Arc<Authority>, refusals: Arc<Refusals>) -> Self {
+        Self { authority, refusals }
+    }
+}
+
+impl Service for EstService {
+    async fn answer(&self, request: Request) -> Reply {
+        let (authority, refusals) = (Arc::clone(&self.authority), Arc::clone(&self.refusals));
+        // Signing and the store's sync to disk block.
+        let answered = tokio::task::spawn_blocking(move || answer(&authority, &refusals, &request));
+        match answered.await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::error!(%error, "enrolment request failed");
+                Reply::text(500, "internal error\n")
+            }
+        }
+    }
+}
+
+fn answer(authority: &Authority, refusals: &Refusals, request: &Request) -> Reply {
+    let authorization = request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let reply = authority.est(
+        &EstRequest {
+            method: &request.method,
+            path: &request.path,
+            authorization,
+            body: &request.body,
+            peer: Some(request.peer),
+            client_chain: &request.client_chain,
+        },
+        UnixTime::from_micros(clock::wall().0),
+    );
+    log(&reply.outcome, request, reply.status, refusals);
+    if matches!(reply.outcome, EstOutcome::Issued { .. }) {
+        failpoint::hit("est.before_answer");
+    }
+    Reply { status: reply.status, headers: reply.headers, body: reply.body }
+}
+
+fn log(outcome: &EstOutcome, request: &Request, status: u16, refusals: &Refusals) {
+    let (peer, id) = (request.peer, &request.id);
+    match outcome {
+        EstOutcome::CaCerts => tracing::info!(%peer, request = %id, "CA certificates sent"),
+        EstOutcome::CsrAttrs => tracing::debug!(%peer, request = %id, "CSR attributes sent"),
+        EstOutcome::Issued { lease_id, serial, role, replayed, renewed } => tracing::info!(
+            %peer, request = %id, lease = %lease_id, %serial, %role, replayed, renewed,
+            "certificate issued"
+        ),
+        EstOutcome::Refused(refusal) => {
+            let (what, fix) = match refusal.detail.rsplit_once(": ") {
+                Some((what, fix)) => (what.to_owned(), fix.to_owned()),
+                None => (refusal.detail.clone(), "see the enrolment guide".to_owned()),
+            };
+            refusals.report(
+                &Report {
+                    code: format!("enrol_{}", refusal.code.name()),
+                    peer: peer.to_string(),
+                    source: Some(peer.ip()),
+                    identity: "-".to_owned(),
+                    told: format!("HTTP {status}, request {id}"),
+                    what,
+                    fix,
+                },
+                clock::now(),
+            );
+        }
+    }
+}

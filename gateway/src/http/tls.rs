@@ -1,0 +1,141 @@
+//! TLS of the enrolment listener: 1.2 and 1.3, client certificates asked for and not required.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use pki::validate::PeerError;
+use pki::{Authority, UnixTime};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, UnixTime as TlsTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
+    SignatureScheme,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// The certificate in use; replaced while connections live.
+#[derive(Debug)]
+pub struct CertificateSlot {
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+impl CertificateSlot {
+    /// A slot with its first certificate.
+    pub fn new(first: Arc<CertifiedKey>) -> Self {
+        Self { current: RwLock::new(first) }
+    }
+
+    /// Uses another certificate from the next handshake on.
+    pub fn replace(&self, next: Arc<CertifiedKey>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
+impl ResolvesServerCert for CertificateSlot {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// Makes the acceptor.
+///
+/// # Errors
+/// When the provider lacks a protocol version, which would be a build mistake.
+pub fn acceptor(
+    authority: Arc<Authority>,
+    certificate: Arc<CertificateSlot>,
+) -> Result<TlsAcceptor, Error> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = PeerVerifier::new(authority, Arc::clone(&provider));
+    // strongSwan's own TLS stops at 1.2 (5.9.8 and 6.0.6).
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(certificate);
+    // No resumption: a resumed session would carry a certificate that may be revoked by now.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Accepts certificates of our own CA and lets clients without one in as well; what a certificate
+/// is good for, the enrolment rules decide.
+#[derive(Debug)]
+struct PeerVerifier {
+    authority: Arc<Authority>,
+    provider: Arc<CryptoProvider>,
+    hints: Vec<DistinguishedName>,
+}
+
+impl PeerVerifier {
+    fn new(authority: Arc<Authority>, provider: Arc<CryptoProvider>) -> Self {
+        let hints = authority
+            .ca_certificates()
+            .iter()
+            .filter_map(|der| {
+                let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+                Some(DistinguishedName::from(certificate.subject().as_raw().to_vec()))
+            })
+            .collect();
+        Self { authority, provider, hints }
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: TlsTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let chain: Vec<Vec<u8>> = std::iter::once(end_entity)
+            .chain(intermediates)
+            .map(|certificate| certificate.to_vec())
+            .collect();
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        match self.authority.verify_peer(&chain, None, UnixTime::from_secs(seconds)) {
+            // An expired certificate may still renew within its lease's grace: the enrolment
+            // rules decide, and say why not.
+            Ok(_) | Err(PeerError::Expired { .. }) => Ok(ClientCertVerified::assertion()),
+            Err(error) => {
+                tracing::debug!(%error, "client certificate refused");
+                Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

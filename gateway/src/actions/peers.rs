@@ -1,0 +1,294 @@
+//! Who a peer is, and what it may have: the PKI's answers in the engine's words.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ike::crypto::CryptoProvider;
+use ike::event::{Blame, Refusal};
+use ike::io::{Authorise, Grant, IkeSaId, LeaseId, UniquePolicy, VerifiedPeer, VerifyPeer};
+use ike::time::WallTime;
+use ike::wire::{Identification, NotifyType};
+use pki::validate::PeerError;
+use pki::{AccessError, Authority, IkeId, Serial, UnixTime};
+
+use crate::lease::{Epoch, LeaseRegistry};
+use crate::live::LiveConfig;
+use crate::policy;
+use crate::sys::clock;
+
+/// Verifies and authorises peers.
+#[derive(Debug)]
+pub struct Peers {
+    authority: Arc<Authority>,
+    registry: Arc<LeaseRegistry>,
+    config: LiveConfig,
+    provider: &'static CryptoProvider,
+}
+
+impl Peers {
+    /// Over the PKI and the current configuration.
+    pub fn new(
+        authority: Arc<Authority>,
+        registry: Arc<LeaseRegistry>,
+        config: LiveConfig,
+        provider: &'static CryptoProvider,
+    ) -> Self {
+        Self { authority, registry, config, provider }
+    }
+
+    /// Validates the chain, matches the identity and verifies the AUTH signature
+    /// (RFC 7296 2.15).
+    ///
+    /// # Errors
+    /// The refusal, explained.
+    pub fn verify(&self, request: &VerifyPeer) -> Result<Box<VerifiedPeer>, Refusal> {
+        let context = Context {
+            ike: Some(request.ike),
+            remote: Some(request.remote),
+            identity: Some(request.identity.clone()),
+        };
+        let id = IkeId { kind: request.identity.id_type.value(), data: &request.identity.data };
+        let peer = self
+            .authority
+            .verify_peer(&request.certificates, Some(id), now())
+            .map_err(|error| context.peer(&error))?;
+        if let Some(expected) = &request.expected
+            && *expected != request.identity
+        {
+            return Err(context.refuse(
+                "identity_mismatch",
+                format!("the peer is {}, we expected {expected}", request.identity),
+                "correct the expected identity of this connection".to_owned(),
+            ));
+        }
+        self.provider
+            .verify(request.scheme, &peer.spki, &request.message, &request.signature)
+            .map_err(|error| {
+                context.refuse(
+                    "signature_invalid",
+                    format!(
+                        "the AUTH signature ({}) does not verify with the key of certificate {}: \
+                         {error}",
+                        request.scheme.name(),
+                        peer.subject
+                    ),
+                    "check that the client's private key belongs to its certificate".to_owned(),
+                )
+            })?;
+        let issuer = issuer_name(&peer.certificate).ok_or_else(|| {
+            context.refuse(
+                "certificate_malformed",
+                format!("certificate {} does not parse", peer.subject),
+                "enrol again".to_owned(),
+            )
+        })?;
+        Ok(Box::new(VerifiedPeer {
+            identity: display_identity(&request.identity, &peer.subject),
+            issuer,
+            serial: peer.serial.as_bytes().to_vec(),
+            not_after: WallTime(peer.not_after.micros()),
+        }))
+    }
+
+    /// Finds the lease of the presented certificate and what it grants. The epoch tells whether
+    /// the answer is still good when it takes effect (see [`LeaseRegistry`]).
+    pub fn authorise(&self, request: &Authorise) -> (Epoch, Result<Box<Grant>, Refusal>) {
+        let epoch = self.registry.epoch();
+        (epoch, self.grant(request))
+    }
+
+    /// Checks an authorisation again at the moment it takes effect.
+    ///
+    /// # Errors
+    /// The refusal, when the lease ended meanwhile.
+    pub fn confirm(
+        &self,
+        request: &Authorise,
+        epoch: Epoch,
+        result: Result<Box<Grant>, Refusal>,
+    ) -> Result<Box<Grant>, Refusal> {
+        let grant = result?;
+        if self.registry.ended_since(&grant.lease, epoch) {
+            return Err(Context::of(request).refuse(
+                "lease_ended",
+                format!("lease {} ended while its peer was connecting", grant.lease.0),
+                "enrol again".to_owned(),
+            ));
+        }
+        Ok(grant)
+    }
+
+    /// The refusal when there is no capacity to decide.
+    pub fn busy(&self, ike: Option<IkeSaId>, remote: Option<SocketAddr>) -> Refusal {
+        Refusal {
+            ike,
+            remote,
+            identity: None,
+            blame: Blame::Internal,
+            notify: Some(NotifyType::TemporaryFailure),
+            code: "busy",
+            what: super::BUSY.to_owned(),
+            fix: "the client may try again; add capacity if this persists".to_owned(),
+        }
+    }
+
+    fn grant(&self, request: &Authorise) -> Result<Box<Grant>, Refusal> {
+        let context = Context::of(request);
+        let peer = pki::VerifiedPeer {
+            certificate: Vec::new(),
+            issuer_id: pki::issuer_id(&request.peer.issuer),
+            issuer: issuer_text(&request.peer.issuer),
+            serial: Serial::from_bytes(&request.peer.serial),
+            not_after: UnixTime::from_micros(request.peer.not_after.0),
+            spki: Vec::new(),
+            spki_sha256: String::new(),
+            subject: request.peer.identity.clone(),
+            sans: Vec::new(),
+        };
+        let access =
+            self.authority.authorise(&peer, now()).map_err(|error| context.access(&error))?;
+        let config = self.config.get();
+        let lease = &access.lease;
+        let (Some(role), Some(pool)) = (config.role(&lease.role), config.pool(&lease.pool)) else {
+            return Err(context.refuse(
+                "unknown_role",
+                format!("role {} or pool {} is not configured", lease.role, lease.pool),
+                "add it to the configuration, or enrol with another role".to_owned(),
+            ));
+        };
+        let id = LeaseId(lease.id.clone());
+        Ok(Box::new(Grant {
+            reqid: self.registry.reqid(&id),
+            lease: id,
+            role: lease.role.clone(),
+            addresses: lease.addresses.clone(),
+            dns: pool.dns.clone(),
+            allowed: policy::allowed_selectors(role, pool),
+            deadline: WallTime(access.deadline.micros()),
+            unique: UniquePolicy::Replace,
+        }))
+    }
+}
+
+/// Who a refusal is about.
+struct Context {
+    ike: Option<IkeSaId>,
+    remote: Option<SocketAddr>,
+    identity: Option<Identification>,
+}
+
+impl Context {
+    fn of(request: &Authorise) -> Self {
+        Self {
+            ike: Some(request.ike),
+            remote: Some(request.remote),
+            identity: Some(request.identity.clone()),
+        }
+    }
+
+    fn refuse(&self, code: &'static str, what: String, fix: String) -> Refusal {
+        Refusal {
+            ike: self.ike,
+            remote: self.remote,
+            identity: self.identity.clone(),
+            blame: Blame::Incompatible,
+            notify: Some(NotifyType::AuthenticationFailed),
+            code,
+            what,
+            fix,
+        }
+    }
+
+    fn peer(&self, error: &PeerError) -> Refusal {
+        let code = match error {
+            PeerError::NoCertificate => "no_certificate",
+            PeerError::Malformed { .. } => "certificate_malformed",
+            PeerError::TooMany(_) => "too_many_certificates",
+            PeerError::UnknownIssuer { .. } => "unknown_issuer",
+            PeerError::Expired { .. } => "certificate_expired",
+            PeerError::NotYetValid { .. } => "certificate_not_yet_valid",
+            PeerError::BadSignature { .. } => "certificate_signature_invalid",
+            PeerError::WrongUsage { .. } => "certificate_wrong_usage",
+            PeerError::NotForSigning { .. } => "certificate_not_for_signing",
+            PeerError::UnsupportedAlgorithm { .. } => "certificate_algorithm_unsupported",
+            PeerError::IdentityMismatch { .. } => "identity_mismatch",
+            PeerError::UnsupportedIdentity(_) => "identity_unsupported",
+            PeerError::InvalidPath { .. } => "certificate_path_invalid",
+        };
+        let (what, fix) = match error {
+            PeerError::InvalidPath { .. } => (
+                error.to_string(),
+                "reissue the certificate with a chain that follows RFC 5280".to_owned(),
+            ),
+            _ => split(&error.to_string()),
+        };
+        self.refuse(code, what, fix)
+    }
+
+    fn access(&self, error: &AccessError) -> Refusal {
+        let code = match error {
+            AccessError::NoLease { .. } => "no_lease",
+            AccessError::Revoked { .. } => "revoked",
+            AccessError::LeaseNotLive { .. } => "lease_ended",
+            AccessError::UnknownRole { .. } => "unknown_role",
+            AccessError::Failed(_) => "internal",
+        };
+        let (what, fix) = split(&error.to_string());
+        let mut refusal = self.refuse(code, what, fix);
+        if matches!(error, AccessError::Failed(_)) {
+            refusal.blame = Blame::Internal;
+            refusal.notify = Some(NotifyType::TemporaryFailure);
+        }
+        refusal
+    }
+}
+
+/// The PKI's sentences are `what: fix`; the last colon followed by a space parts them.
+fn split(sentence: &str) -> (String, String) {
+    match sentence.rsplit_once(": ") {
+        Some((what, fix)) => (what.to_owned(), fix.to_owned()),
+        None => (sentence.to_owned(), "see `runnel doctor`".to_owned()),
+    }
+}
+
+fn display_identity(identity: &Identification, subject: &str) -> String {
+    match identity.as_text() {
+        Some(_) => identity.to_string(),
+        None if identity.as_address().is_some() => identity.to_string(),
+        None => subject.to_owned(),
+    }
+}
+
+fn issuer_name(certificate: &[u8]) -> Option<Vec<u8>> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(certificate.issuer().as_raw().to_vec())
+}
+
+fn issuer_text(name_der: &[u8]) -> String {
+    distinguished_name(name_der).unwrap_or_else(|| "an unreadable issuer".to_owned())
+}
+
+/// A distinguished name in DER, as people write it.
+pub fn distinguished_name(der: &[u8]) -> Option<String> {
+    use x509_parser::prelude::FromDer;
+    let (_, name) = x509_parser::x509::X509Name::from_der(der).ok()?;
+    Some(name.to_string())
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_part_into_what_and_fix() {
+        let error = PeerError::NoCertificate.to_string();
+        let (what, fix) = split(&error);
+        assert_eq!(what, "the peer sent no certificate");
+        assert!(fix.starts_with("set `certs`"), "{fix}");
+        assert_eq!(split("nothing to part").1, "see `runnel doctor`");
+    }
+}

@@ -1,0 +1,263 @@
+//! The data plane's thread: everything about packets happens here, in the order it was asked for.
+//! Netlink blocks, so nothing else shares the thread.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use ike::io::{Action, ChildSaId, Completion, Token};
+use xfrm::model::{Capabilities, ChildId, RoleFilter, Usage};
+use xfrm::{Enforcer, PlaneError};
+
+use super::translate;
+use crate::driver::{EngineHandle, Message};
+use crate::sys::queue::Queue;
+
+/// The firewall is looked after this often.
+const ENSURE_EVERY: Duration = Duration::from_secs(5);
+
+/// Final counters of children that ended with their lease, kept until the engine asks.
+const KEPT_COUNTERS: usize = 4096;
+
+enum Job {
+    Action(Token, Action),
+    EndLease(u32, mpsc::Sender<Result<(), String>>),
+    Call(Box<dyn FnOnce(&mut Enforcer) + Send>),
+    Shutdown(mpsc::Sender<Result<(), String>>),
+}
+
+/// What asks the thread. Cheap to clone.
+#[derive(Clone)]
+pub struct PlaneHandle {
+    queue: Arc<Queue<Job>>,
+}
+
+impl std::fmt::Debug for PlaneHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlaneHandle").finish_non_exhaustive()
+    }
+}
+
+/// The answer to come.
+#[derive(Debug)]
+pub struct Confirmation<T = ()> {
+    answer: mpsc::Receiver<Result<T, String>>,
+}
+
+impl<T> Confirmation<T> {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// What went wrong, or that nothing came in time.
+    pub fn wait(self, patience: Duration) -> Result<T, String> {
+        match self.answer.recv_timeout(patience) {
+            Ok(result) => result,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(format!("the data plane gave no answer within {} s", patience.as_secs()))
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Err("the data plane has stopped".to_owned())
+            }
+        }
+    }
+}
+
+impl Default for PlaneHandle {
+    fn default() -> Self {
+        Self { queue: Arc::new(Queue::new(0)) }
+    }
+}
+
+impl PlaneHandle {
+    /// Executes an action; its completion goes to the engine.
+    pub fn action(&self, token: Token, action: Action) {
+        // When the thread has ended, so has the engine.
+        let _ = self.queue.push(Job::Action(token, action));
+    }
+
+    /// Ends a lease: its filter first, then its SAs.
+    pub fn end_lease(&self, reqid: u32) -> Confirmation {
+        let (answer, confirmation) = mpsc::channel();
+        let _ = self.queue.push(Job::EndLease(reqid, answer));
+        Confirmation { answer: confirmation }
+    }
+
+    /// Replaces the allow lists of all roles; live flows obey at once.
+    pub fn replace_roles(&self, roles: Vec<RoleFilter>) -> Confirmation {
+        self.call(move |enforcer| enforcer.replace_roles(&roles).map_err(|e| e.to_string()))
+    }
+
+    /// Counters of children, those that are installed.
+    pub fn usages(&self, children: Vec<ChildSaId>) -> Confirmation<BTreeMap<u64, Usage>> {
+        self.call(move |enforcer| {
+            let mut usages = BTreeMap::new();
+            for child in children {
+                if let Ok(usage) = enforcer.plane().usage(ChildId(child.0)) {
+                    usages.insert(child.0, usage);
+                }
+            }
+            Ok(usages)
+        })
+    }
+
+    /// Children installed, whoever knows of them.
+    pub fn children(&self) -> Confirmation<Vec<ChildId>> {
+        self.call(|enforcer| Ok(enforcer.plane().children()))
+    }
+
+    /// Removes everything and ends the thread.
+    pub fn shutdown(&self) -> Confirmation {
+        let (answer, confirmation) = mpsc::channel();
+        let _ = self.queue.push(Job::Shutdown(answer));
+        Confirmation { answer: confirmation }
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Enforcer) -> Result<T, String> + Send + 'static,
+    ) -> Confirmation<T> {
+        let (answer, confirmation) = mpsc::channel();
+        let job = move |enforcer: &mut Enforcer| {
+            // Nobody waits any more: nothing to tell.
+            let _ = answer.send(job(enforcer));
+        };
+        let _ = self.queue.push(Job::Call(Box::new(job)));
+        Confirmation { answer: confirmation }
+    }
+}
+
+/// The thread's state.
+pub struct PlaneThread {
+    queue: Arc<Queue<Job>>,
+    enforcer: Enforcer,
+    capabilities: Capabilities,
+    engine: EngineHandle,
+    ended: BTreeMap<ChildId, Usage>,
+    ensured: Instant,
+}
+
+impl PlaneThread {
+    /// Takes over the enforcer; requests come through `handle`.
+    pub fn new(handle: &PlaneHandle, mut enforcer: Enforcer, engine: EngineHandle) -> Self {
+        let capabilities = enforcer.plane().capabilities();
+        Self {
+            queue: Arc::clone(&handle.queue),
+            enforcer,
+            capabilities,
+            engine,
+            ended: BTreeMap::new(),
+            ensured: Instant::now(),
+        }
+    }
+
+    /// Works until [`PlaneHandle::shutdown`].
+    pub fn run(mut self) {
+        loop {
+            match self.queue.take(ENSURE_EVERY) {
+                Some(Job::Action(token, action)) => {
+                    let completion = self.execute(action);
+                    self.engine.post(Message::Completion(token, completion));
+                }
+                Some(Job::EndLease(reqid, answer)) => {
+                    let _ = answer.send(self.end_lease(reqid));
+                }
+                Some(Job::Call(job)) => job(&mut self.enforcer),
+                Some(Job::Shutdown(answer)) => {
+                    self.queue.close();
+                    let leftovers = self.enforcer.shutdown();
+                    let result =
+                        if leftovers.is_empty() { Ok(()) } else { Err(leftovers.join("; ")) };
+                    let _ = answer.send(result);
+                    return;
+                }
+                None => {}
+            }
+            self.look_after();
+        }
+    }
+
+    fn look_after(&mut self) {
+        if self.ensured.elapsed() < ENSURE_EVERY {
+            return;
+        }
+        self.ensured = Instant::now();
+        match self.enforcer.ensure_filter() {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!(
+                "the firewall rules had been removed by something else and were put back"
+            ),
+            Err(error) => tracing::error!(%error, "the firewall rules are missing"),
+        }
+    }
+
+    fn execute(&mut self, action: Action) -> Completion {
+        match action {
+            Action::AllocSpi => Completion::AllocSpi(
+                self.enforcer.plane().alloc_spi().map(|spi| spi.0).map_err(|e| e.to_string()),
+            ),
+            Action::InstallChild(request) => {
+                let result =
+                    translate::child(&request, &self.capabilities).and_then(|(spec, filter)| {
+                        self.enforcer.install_child(&spec, &filter).map_err(|e| e.to_string())
+                    });
+                if let Err(error) = &result {
+                    tracing::error!(child = request.child.0, %error, "child SA not installed");
+                }
+                Completion::InstallChild(result)
+            }
+            Action::ActivateChild(child) => Completion::ActivateChild(
+                self.enforcer.activate_outbound(ChildId(child.0)).map_err(|e| e.to_string()),
+            ),
+            Action::UpdateHosts { child, hosts } => Completion::UpdateHosts(
+                self.enforcer
+                    .update_hosts(ChildId(child.0), &translate::hosts(&hosts))
+                    .map_err(|e| e.to_string()),
+            ),
+            Action::RemoveChild { child, last: _ } => {
+                Completion::RemoveChild(self.remove(ChildId(child.0)))
+            }
+            Action::QueryUse(child) => Completion::QueryUse(
+                self.enforcer
+                    .plane()
+                    .usage(ChildId(child.0))
+                    .map(|usage| translate::usage(&usage))
+                    .map_err(|e| e.to_string()),
+            ),
+            // The dispatcher sends nothing else here.
+            other => {
+                tracing::error!(?other, "not an action of the data plane");
+                Completion::QueryUse(Err("not an action of the data plane".to_owned()))
+            }
+        }
+    }
+
+    fn remove(&mut self, child: ChildId) -> Result<ike::io::ChildUse, String> {
+        if let Some(usage) = self.ended.remove(&child) {
+            return Ok(translate::usage(&usage));
+        }
+        match self.enforcer.remove_child(child) {
+            Ok(usage) => Ok(translate::usage(&usage)),
+            Err(error) => {
+                tracing::error!(child = child.0, %error, "child SA not removed cleanly");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    fn end_lease(&mut self, reqid: u32) -> Result<(), String> {
+        match self.enforcer.end_lease(reqid) {
+            Ok(usages) => {
+                self.ended.extend(usages);
+                while self.ended.len() > KEPT_COUNTERS {
+                    self.ended.pop_first();
+                }
+                Ok(())
+            }
+            Err(PlaneError::Unknown(_)) => Ok(()),
+            Err(error) => {
+                tracing::error!(reqid, %error, "lease not ended cleanly");
+                Err(error.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The engine's thread: take messages, let the engine handle them, execute what it wants.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ike::Engine;
+use ike::io::{Command, Completion, Input, LeaseId, Output};
+use ike::time::Timestamp;
+
+use super::{EngineHandle, IkeSockets, Message};
+use crate::actions::{Dispatcher, Peers};
+use crate::obs::Journal;
+use crate::sys::clock;
+
+/// Datagrams handled before commands and completions are looked at again.
+const BATCH: usize = 32;
+
+/// Longest sleep; the timer is exact, this only bounds a mistake.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct EventLoop {
+    engine: Engine,
+    inbox: EngineHandle,
+    sockets: IkeSockets,
+    dispatcher: Dispatcher,
+    peers: Arc<Peers>,
+    journal: Journal,
+    stop_by: Option<Instant>,
+}
+
+impl EventLoop {
+    /// A loop around an engine; messages come through `inbox`.
+    pub fn new(
+        engine: Engine,
+        inbox: EngineHandle,
+        sockets: IkeSockets,
+        dispatcher: Dispatcher,
+        peers: Arc<Peers>,
+        journal: Journal,
+    ) -> Self {
+        Self { engine, inbox, sockets, dispatcher, peers, journal, stop_by: None }
+    }
+
+    /// Runs until [`Message::Stop`] and the engine is idle, or its time is over.
+    pub fn run(mut self) {
+        let mut urgent = Vec::new();
+        let mut datagrams = Vec::new();
+        self.drain();
+        while !self.is_over() {
+            self.inbox.queue.take_batch(self.patience(), BATCH, &mut urgent, &mut datagrams);
+            for message in urgent.drain(..).chain(datagrams.drain(..)) {
+                self.message(message);
+            }
+            self.timeout();
+        }
+        self.inbox.queue.close();
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop_by.is_some_and(|by| self.engine.is_idle() || Instant::now() >= by)
+    }
+
+    fn patience(&self) -> Duration {
+        let now = clock::mono();
+        let timer = self.engine.poll_timeout().map(|deadline| until(deadline.at, now));
+        let stop = self.stop_by.map(|by| by.saturating_duration_since(Instant::now()));
+        [timer, stop].into_iter().flatten().fold(LONGEST_SLEEP, Duration::min)
+    }
+
+    fn timeout(&mut self) {
+        let now = clock::now();
+        if self.engine.poll_timeout().is_some_and(|deadline| deadline.at <= now.mono) {
+            self.engine.handle(now, Input::Timeout);
+            self.drain();
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Datagram(datagram) => self.handle(Input::Datagram(datagram)),
+            Message::Completion(token, completion) => {
+                self.handle(Input::Completion(token, completion));
+            }
+            Message::KeyExchanged(token, outcome) => {
+                let completion = self.dispatcher.absorb(outcome);
+                self.handle(Input::Completion(token, completion));
+            }
+            Message::Authorised { token, epoch, request, result } => {
+                let result = self.peers.confirm(&request, epoch, result);
+                self.handle(Input::Completion(token, Completion::Authorise(result)));
+            }
+            Message::Dataplane(event) => self.handle(Input::Dataplane(event)),
+            Message::Command(command) => self.handle(Input::Command(command)),
+            Message::CloseLease(lease, reason, answer) => {
+                let closed = self.established(&lease);
+                self.handle(Input::Command(Command::CloseLease(lease, reason)));
+                let _ = answer.send(closed);
+            }
+            Message::CloseSa(ike, reason, answer) => {
+                let exists = self.engine.sa(ike).is_some();
+                self.handle(Input::Command(Command::CloseIkeSa(ike, reason)));
+                let _ = answer.send(exists);
+            }
+            Message::Look(look) => look(&self.engine),
+            Message::Stop(patience) => {
+                self.stop_by = Some(Instant::now() + patience);
+                self.handle(Input::Command(Command::Shutdown));
+            }
+        }
+    }
+
+    fn established(&self, lease: &LeaseId) -> usize {
+        self.engine
+            .sas()
+            .filter(|sa| sa.state == ike::SaState::Established && sa.lease.as_ref() == Some(lease))
+            .count()
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.engine.handle(clock::now(), input);
+        self.drain();
+    }
+
+    /// Executes outputs in order until there are none. A completion that is ready at once goes
+    /// back in only then: every change of the engine is followed by a full drain.
+    fn drain(&mut self) {
+        let mut ready = VecDeque::new();
+        loop {
+            while let Some(output) = self.engine.poll_output() {
+                match output {
+                    Output::Transmit(transmit) => self.sockets.send(&transmit),
+                    Output::Action(token, action) => {
+                        let completion = self.dispatcher.dispatch(token, action);
+                        ready.extend(completion.map(|completion| (token, completion)));
+                    }
+                    Output::Event(event) => self.journal.push(event),
+                    // Tunnels do not outlive the process yet: there is no start that would read
+                    // a checkpoint back.
+                    Output::Checkpoint(_) => {}
+                }
+            }
+            let Some((token, completion)) = ready.pop_front() else { return };
+            self.engine.handle(clock::now(), Input::Completion(token, completion));
+        }
+    }
+}
+
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    at.since(now)
+}

@@ -1,0 +1,237 @@
+//! Ending leases: durable first, then denied, then the tunnels, and only then the answer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ike::event::CloseReason;
+use ike::io::LeaseId;
+use pki::{Actor, Authority, Lease, LeaseChange, LeaseState, RevocationReason, RevokeSelector};
+use pki::{Serial, UnixTime};
+use thiserror::Error;
+
+use super::LeaseRegistry;
+use crate::actions::PlaneHandle;
+use crate::admin::proto::Selector;
+use crate::admin::view::Ended;
+use crate::driver::EngineHandle;
+use crate::sys::{clock, failpoint};
+
+/// Longest wait for engine and data plane together.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why an ending could not be completed.
+#[derive(Debug, Error)]
+pub enum EndError {
+    /// The PKI refused.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// Nothing matches.
+    #[error("no live lease matches {0}; see `runnel lease list --all`")]
+    NoMatch(String),
+    /// The lease ended, and its tunnels may not have.
+    #[error(
+        "the lease has ended and cannot connect again, but removing its tunnel was not \
+         confirmed: {0}; see `runnel doctor`"
+    )]
+    NotConfirmed(String),
+}
+
+/// Ends the tunnels of leases that have ended.
+#[derive(Debug, Clone)]
+pub struct Tunnels {
+    engine: EngineHandle,
+    plane: PlaneHandle,
+    registry: Arc<LeaseRegistry>,
+}
+
+impl Tunnels {
+    /// Over the running engine and data plane.
+    pub fn new(engine: EngineHandle, plane: PlaneHandle, registry: Arc<LeaseRegistry>) -> Self {
+        Self { engine, plane, registry }
+    }
+
+    /// Ends every tunnel of a lease; returns how many IKE SAs were closed, once the data plane
+    /// has confirmed that no packet passes. Does not wait for the peer.
+    ///
+    /// # Errors
+    /// A sentence when engine or plane did not confirm.
+    pub fn end(&self, lease: &Lease, reason: CloseReason) -> Result<usize, String> {
+        let id = LeaseId(lease.id.clone());
+        self.registry.end(&id);
+        let reqid = self.registry.known_reqid(&id);
+        // Packets stop first: the engine's orderly removal may queue behind a handshake.
+        let first = reqid.map(|reqid| self.plane.end_lease(reqid));
+        let closed = self.engine.close_lease(id.clone(), reason, PATIENCE)?;
+        if let Some(first) = first {
+            first.wait(PATIENCE)?;
+        }
+        // What an exchange installed between the two is behind us in the plane's queue by now.
+        if let Some(reqid) = self.registry.known_reqid(&id) {
+            self.plane.end_lease(reqid).wait(PATIENCE)?;
+        }
+        if !lease.state.is_live() {
+            self.registry.forget(&id);
+        }
+        Ok(closed)
+    }
+}
+
+/// Release and revocation as one operation.
+#[derive(Debug, Clone)]
+pub struct LeaseEnder {
+    authority: Arc<Authority>,
+    tunnels: Tunnels,
+}
+
+impl LeaseEnder {
+    /// Over the PKI and the tunnels.
+    pub fn new(authority: Arc<Authority>, tunnels: Tunnels) -> Self {
+        Self { authority, tunnels }
+    }
+
+    /// Ends leases whose work is done.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn release(&self, selector: &Selector, actor: &Actor) -> Result<Ended, EndError> {
+        let started = Instant::now();
+        let now = now();
+        let leases = self.select(selector)?;
+        let mut changes = Vec::new();
+        for lease in &leases {
+            changes.push(self.authority.release(&lease.id, "admin", actor, now)?);
+        }
+        failpoint::hit("end.after_durable");
+        self.finish(&changes, &CloseReason::Released, started)
+    }
+
+    /// Ends leases that must not be trusted and revokes their certificates.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn revoke(
+        &self,
+        selector: &Selector,
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<Ended, EndError> {
+        let started = Instant::now();
+        let reason: RevocationReason = reason.parse()?;
+        let mut changes = Vec::new();
+        for lease in self.select(selector)? {
+            let selector = RevokeSelector::Lease(lease.id);
+            changes.extend(self.authority.revoke(&selector, reason, actor, now())?.changes);
+        }
+        failpoint::hit("end.after_durable");
+        self.finish(&changes, &CloseReason::Revoked, started)
+    }
+
+    /// Revokes one certificate with its lease.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn revoke_certificate(
+        &self,
+        serial: &str,
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<Ended, EndError> {
+        let started = Instant::now();
+        let reason: RevocationReason = reason.parse()?;
+        let serial: Serial = serial.parse()?;
+        let outcome =
+            self.authority.revoke(&RevokeSelector::Serial(serial), reason, actor, now())?;
+        failpoint::hit("end.after_durable");
+        let mut ended = self.finish(&outcome.changes, &CloseReason::Revoked, started)?;
+        if ended.leases.is_empty() {
+            // A certificate without a lease, like the gateway's own.
+            ended.revoked = outcome.revoked_now;
+            ended.already = outcome.revoked_now == 0;
+        }
+        Ok(ended)
+    }
+
+    /// Ends the tunnels of leases whose time has come; how many leases moved.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn expire(&self) -> Result<usize, EndError> {
+        let changes = self.authority.expire_due(now())?;
+        for change in &changes {
+            tracing::info!(
+                lease = %change.lease.id, from = %change.from, to = %change.lease.state,
+                "lease moved"
+            );
+        }
+        let ended = self.finish(&changes, &CloseReason::Expired, Instant::now())?;
+        Ok(ended.leases.len())
+    }
+
+    fn select(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
+        let live = || self.authority.leases(false);
+        let (leases, name) = match selector {
+            Selector::Id(id) => (self.authority.lease(id)?.into_iter().collect(), id.clone()),
+            Selector::Serial(text) => {
+                let serial: Serial = text.parse()?;
+                let lease = self.authority.lease_by_serial(None, &serial)?;
+                (lease.into_iter().collect(), format!("serial {text}"))
+            }
+            Selector::Identity(prefix) => {
+                let mut leases = live()?;
+                leases.retain(|lease| lease.identity.starts_with(prefix.as_str()));
+                (leases, format!("identity {prefix}..."))
+            }
+            Selector::Role(role) => {
+                let mut leases = live()?;
+                leases.retain(|lease| lease.role == *role);
+                (leases, format!("role {role}"))
+            }
+        };
+        let leases: Vec<Lease> = leases;
+        if leases.is_empty() { Err(EndError::NoMatch(name)) } else { Ok(leases) }
+    }
+
+    fn finish(
+        &self,
+        changes: &[LeaseChange],
+        reason: &CloseReason,
+        started: Instant,
+    ) -> Result<Ended, EndError> {
+        let mut closed = 0;
+        let mut failed = None;
+        for change in changes {
+            // An ended lease is closed again when asked again: a first attempt may have been cut.
+            let over = change.end_tunnels
+                || matches!(change.lease.state, LeaseState::Released | LeaseState::Revoked);
+            if over {
+                match self.tunnels.end(&change.lease, reason.clone()) {
+                    Ok(count) => closed += count,
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        if let Some(error) = failed {
+            return Err(EndError::NotConfirmed(error));
+        }
+        failpoint::hit("end.before_answer");
+        let changed = changes.iter().filter(|change| change.changed()).count();
+        let crl_number = if changed > 0 { self.authority.crl(now())?.number } else { 0 };
+        let crl_number = if crl_number == 0 { self.crl_number() } else { crl_number };
+        Ok(Ended {
+            revoked: changed,
+            leases: changes.iter().map(|change| change.lease.id.clone()).collect(),
+            sas_closed: closed,
+            crl_number,
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            already: changed == 0 && !changes.is_empty(),
+        })
+    }
+
+    fn crl_number(&self) -> u64 {
+        self.authority.crl(now()).map_or(0, |crl| crl.number)
+    }
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}

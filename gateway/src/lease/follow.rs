@@ -1,0 +1,165 @@
+//! Follows the engine's events: leases become active and lost, the audit trail and the log are
+//! written. Runs on its own thread, because the store syncs to disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ike::event::{CloseReason, Event};
+use ike::io::{ChildUse, IkeSaId, LeaseId};
+use pki::{Actor, AuditEvent, Authority, Lease, UnixTime};
+
+use super::Tunnels;
+use crate::obs::{Refusals, Report};
+use crate::sys::clock;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Follower {
+    authority: Arc<Authority>,
+    tunnels: Tunnels,
+    refusals: Arc<Refusals>,
+    up: BTreeMap<LeaseId, BTreeSet<IkeSaId>>,
+    totals: BTreeMap<IkeSaId, (u64, u64)>,
+}
+
+impl Follower {
+    /// A follower that has seen nothing.
+    pub fn new(authority: Arc<Authority>, tunnels: Tunnels, refusals: Arc<Refusals>) -> Self {
+        Self { authority, tunnels, refusals, up: BTreeMap::new(), totals: BTreeMap::new() }
+    }
+
+    /// Acts on one event.
+    pub fn event(&mut self, event: &Event) {
+        match event {
+            Event::IkeUp { ike, local, remote, identity, lease, suite, addresses, .. } => {
+                tracing::info!(
+                    ike = ike.0, %local, %remote, %identity, lease = %lease.0, %suite, ?addresses,
+                    "IKE SA established"
+                );
+                self.connected(*ike, lease, remote, suite);
+            }
+            Event::IkeDown { ike, lease, reason } => {
+                tracing::info!(ike = ike.0, lease = %name(lease.as_ref()), %reason, "IKE SA closed");
+                if let Some(lease) = lease {
+                    self.disconnected(*ike, lease, reason);
+                }
+            }
+            Event::ChildUp {
+                child,
+                ike,
+                lease,
+                spi_in,
+                spi_out,
+                suite,
+                ts_local,
+                ts_remote,
+                rekeys,
+            } => {
+                tracing::info!(
+                    ike = ike.0, child = child.0, lease = %lease.0,
+                    spi_in = %format_args!("{spi_in:08x}"),
+                    spi_out = %format_args!("{spi_out:08x}"),
+                    %suite, %ts_local, %ts_remote, rekeys = rekeys.map(|c| c.0),
+                    "child SA installed"
+                );
+            }
+            Event::ChildDown { child, ike, lease, reason, usage } => {
+                let ChildUse { bytes_in, bytes_out, .. } = usage.unwrap_or_default();
+                let total = self.totals.entry(*ike).or_default();
+                total.0 = total.0.saturating_add(bytes_in);
+                total.1 = total.1.saturating_add(bytes_out);
+                tracing::info!(
+                    ike = ike.0, child = child.0, lease = %lease.0, %reason, bytes_in, bytes_out,
+                    "child SA removed"
+                );
+            }
+            Event::Refused(refusal) => {
+                self.refusals.report(&Report::from(refusal), clock::now());
+            }
+            Event::Moved { ike, from, to } => {
+                tracing::info!(ike = ike.0, %from, %to, "peer moved");
+            }
+            Event::CookieMode(on) => {
+                if *on {
+                    tracing::warn!("many half-open IKE SAs: new peers must return a cookie");
+                } else {
+                    tracing::info!("cookies are no longer asked for");
+                }
+            }
+        }
+    }
+
+    fn connected(
+        &mut self,
+        ike: IkeSaId,
+        lease: &LeaseId,
+        remote: &std::net::SocketAddr,
+        suite: &str,
+    ) {
+        self.up.entry(lease.clone()).or_default().insert(ike);
+        match self.authority.connected(&lease.0, now()) {
+            Ok(change) => {
+                let event = AuditEvent::new("ike.sa.up", &Actor::Peer(remote.ip()), now())
+                    .lease(&change.lease)
+                    .reason(format!("from {remote}, {suite}"));
+                self.audit(&event);
+            }
+            Err(error) => {
+                // It ended between authorisation and establishment; its tunnels end with it.
+                tracing::warn!(lease = %lease.0, %error, "tunnel of an ended lease closed");
+                if let Some(record) = self.lease(lease)
+                    && let Err(error) = self.tunnels.end(&record, CloseReason::Revoked)
+                {
+                    tracing::error!(lease = %lease.0, %error, "tunnel not confirmed closed");
+                }
+            }
+        }
+    }
+
+    fn disconnected(&mut self, ike: IkeSaId, lease: &LeaseId, reason: &CloseReason) {
+        let last = match self.up.get_mut(lease) {
+            Some(sas) => {
+                sas.remove(&ike);
+                sas.is_empty()
+            }
+            None => false,
+        };
+        let (bytes_in, bytes_out) = self.totals.remove(&ike).unwrap_or_default();
+        if let Some(record) = self.lease(lease) {
+            let event = AuditEvent::new("ike.sa.down", &Actor::System, now())
+                .lease(&record)
+                .reason(format!("{reason}; {bytes_in} bytes in, {bytes_out} bytes out"));
+            self.audit(&event);
+        }
+        if last {
+            self.up.remove(lease);
+            if let Err(error) = self.authority.disconnected(&lease.0, &reason.to_string(), now()) {
+                tracing::debug!(lease = %lease.0, %error, "disconnection not recorded");
+            }
+        }
+    }
+
+    fn lease(&self, lease: &LeaseId) -> Option<Lease> {
+        match self.authority.lease(&lease.0) {
+            Ok(lease) => lease,
+            Err(error) => {
+                tracing::error!(lease = %lease.0, %error, "lease not readable");
+                None
+            }
+        }
+    }
+
+    fn audit(&self, event: &AuditEvent) {
+        if let Err(error) = self.authority.record_audit(event) {
+            tracing::error!(action = %event.action, %error, "audit event not recorded");
+        }
+    }
+}
+
+fn name(lease: Option<&LeaseId>) -> &str {
+    lease.map_or("-", |lease| &lease.0)
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}

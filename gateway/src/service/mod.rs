@@ -1,0 +1,448 @@
+//! What the running instance can be asked: the admin API's operations over PKI, engine and data
+//! plane.
+
+mod identity;
+mod setup;
+mod views;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ike::event::CloseReason;
+use ike::io::{Command, IkeSaId};
+use pki::{Actor, AuditEvent, Authority, LeaseState, Serial, TokenCreate, UnixTime};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::watch;
+use xfrm::model::Capabilities;
+
+pub use identity::GatewayIdentity;
+pub use setup::{client_host, engine_config, enrol_url, gateway_id, pki_settings, server_names};
+
+use crate::actions::PlaneHandle;
+use crate::admin::Handler;
+use crate::admin::proto::{AdminError, ErrorCode, Request};
+use crate::admin::view;
+use crate::config::Config;
+use crate::driver::{EngineHandle, Message};
+use crate::lease::{EndError, LeaseEnder};
+use crate::live::LiveConfig;
+use crate::obs::Refusals;
+use crate::policy;
+use crate::sys::{clock, failpoint};
+
+/// Longest wait for a look at the engine or the data plane.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What does not change while the instance runs.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// IKE identity.
+    pub id: String,
+    /// State directory, as text.
+    pub state: String,
+    /// Seconds since the epoch.
+    pub started: i64,
+    /// Data plane.
+    pub dataplane: view::DataplaneStatus,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Served addresses.
+    pub listeners: Vec<view::Listener>,
+    /// Where `--config` pointed.
+    pub config_path: Option<std::path::PathBuf>,
+}
+
+/// The running instance.
+#[derive(Debug)]
+pub struct Instance {
+    /// The PKI.
+    pub authority: Arc<Authority>,
+    /// The engine's thread.
+    pub engine: EngineHandle,
+    /// The data plane's thread.
+    pub plane: PlaneHandle,
+    /// Ends leases.
+    pub ender: LeaseEnder,
+    /// Recent refusals.
+    pub refusals: Arc<Refusals>,
+    /// The configuration in force.
+    pub config: LiveConfig,
+    /// The gateway's keys and certificate.
+    pub identity: Arc<GatewayIdentity>,
+    /// The rest.
+    pub facts: Facts,
+    /// True: stop.
+    pub stop: watch::Sender<bool>,
+}
+
+/// A handle on the instance for the admin socket.
+#[derive(Debug, Clone)]
+pub struct Admin(pub Arc<Instance>);
+
+impl Handler for Admin {
+    async fn handle(&self, uid: Option<u32>, request: Request) -> Result<Value, AdminError> {
+        let instance = Arc::clone(&self.0);
+        let actor = uid.map_or(Actor::System, Actor::Uid);
+        // The store syncs to disk and the engine answers from its own thread.
+        let done = tokio::task::spawn_blocking(move || instance.execute(&actor, request));
+        done.await.unwrap_or_else(|_| {
+            let sentence = "the request failed inside; see the log of the instance";
+            Err(AdminError::new(ErrorCode::Failed, sentence))
+        })
+    }
+}
+
+impl Instance {
+    fn execute(&self, actor: &Actor, request: Request) -> Result<Value, AdminError> {
+        match request {
+            Request::Status => value(self.status()?),
+            Request::Stop { keep: true } => Err(AdminError::new(
+                ErrorCode::BadRequest,
+                "keeping tunnels for the next start is not available yet; use `runnel stop`, \
+                 after which runners reconnect by themselves",
+            )),
+            Request::Stop { keep: false } => {
+                tracing::info!(%actor, "asked to stop");
+                self.stop.send_replace(true);
+                value(())
+            }
+            Request::Reload => value(self.reload(actor)?),
+            Request::TokenCreate { role, ttl, uses } => {
+                value(self.token_create(actor, role, ttl, uses)?)
+            }
+            Request::TokenList => {
+                let now = now();
+                let tokens = self.authority.tokens().map_err(pki_error)?;
+                value(tokens.iter().map(|token| views::token(token, now)).collect::<Vec<_>>())
+            }
+            Request::TokenRevoke { id } => {
+                self.authority.token_revoke(&id, actor, now()).map_err(pki_error)?;
+                value(())
+            }
+            Request::LeaseList { all } => value(self.leases(all)?),
+            Request::LeaseShow { id } => value(self.lease(&id)?),
+            Request::LeaseRelease { selector } => {
+                value(self.ender.release(&selector, actor).map_err(end_error)?)
+            }
+            Request::LeaseRevoke { selector, reason } => {
+                value(self.ender.revoke(&selector, &reason, actor).map_err(end_error)?)
+            }
+            Request::CertList { all } => value(self.certificates(all)?),
+            Request::CertShow { serial } => value(self.certificate(&serial)?),
+            Request::CertRevoke { serial, reason } => {
+                let ended = self.ender.revoke_certificate(&serial, &reason, actor);
+                value(ended.map_err(end_error)?)
+            }
+            Request::CaRoot => value(view::Pem { pem: self.authority.root_pem() }),
+            Request::CaCrl => {
+                let crl = self.authority.crl(now()).map_err(pki_error)?;
+                value(view::Pem { pem: views::pem("X509 CRL", &crl.der) })
+            }
+            Request::CaStatus => {
+                let crl = self.authority.crl(now()).map_err(pki_error)?;
+                value(views::ca(&self.authority.ca_status(), &crl))
+            }
+            Request::SaList => value(self.sas()?),
+            Request::SaShow { id } => {
+                let sa = self.sas()?.into_iter().find(|sa| sa.id == id);
+                value(sa.ok_or_else(|| no_sa(id))?)
+            }
+            Request::SaClose { id } => value(self.sa_close(actor, id)?),
+            Request::Doctor => value(self.doctor()),
+        }
+    }
+
+    /// Renews the gateway's certificate when it is time; new handshakes use the new one.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn renew_identity(&self) -> Result<(), AdminError> {
+        if self.identity.renew(now()).map_err(failed)? {
+            let engine = self.engine_config(&self.config.get())?;
+            self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
+            tracing::info!("the gateway's certificate was renewed");
+        }
+        Ok(())
+    }
+
+    fn engine_config(&self, config: &Config) -> Result<ike::EngineConfig, AdminError> {
+        setup::engine_config(config, &self.facts.id, &self.identity, &self.facts.capabilities)
+            .map_err(failed)
+    }
+
+    fn status(&self) -> Result<view::Status, AdminError> {
+        let config = self.config.get();
+        let leases = self.authority.leases(false).map_err(pki_error)?;
+        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let crl = self.authority.crl(now()).map_err(pki_error)?;
+        let ca = self.authority.ca_status();
+        let established: Vec<_> =
+            sas.iter().filter(|sa| sa.state == ike::SaState::Established).collect();
+        let live = |sa: &&&ike::IkeSaView| {
+            sa.lease.as_ref().is_some_and(|id| leases.iter().any(|lease| lease.id == id.0))
+        };
+        let without = established.iter().filter(|sa| !live(sa)).count();
+        let count = |state: LeaseState| leases.iter().filter(|l| l.state == state).count();
+        let mut warnings = config.warnings.clone();
+        if self.authority.startup().seal_key_beside_state {
+            warnings.push(
+                "the CA's sealing key lies beside what it seals: pass --seal-key FILE to `up`"
+                    .to_owned(),
+            );
+        }
+        let uptime = clock::unix_seconds().saturating_sub(self.facts.started);
+        Ok(view::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            id: self.facts.id.clone(),
+            started: clock::rfc3339(self.facts.started),
+            uptime_seconds: u64::try_from(uptime).unwrap_or(0),
+            config: config.source.as_ref().map(|path| path.display().to_string()),
+            state: self.facts.state.clone(),
+            dataplane: self.facts.dataplane.clone(),
+            listeners: self.facts.listeners.clone(),
+            pools: config.pools.iter().map(views::pool).collect(),
+            leases: view::LeaseCounts {
+                issued: count(LeaseState::Issued),
+                active: count(LeaseState::Active),
+                lost: count(LeaseState::Lost),
+            },
+            ike_sas: established.len(),
+            child_sas: established.iter().map(|sa| sa.children.len()).sum(),
+            sas_without_lease: without,
+            refusals: self.refusals.total(),
+            datagrams_dropped: self.engine.dropped(),
+            ca_expires: ca
+                .certificates
+                .iter()
+                .map(|certificate| certificate.not_after)
+                .min()
+                .map(|end| end.to_string())
+                .unwrap_or_default(),
+            crl_number: crl.number,
+            warnings,
+        })
+    }
+
+    fn reload(&self, actor: &Actor) -> Result<String, AdminError> {
+        let before = self.config.get();
+        let config = Config::load(self.facts.config_path.as_deref())
+            .map_err(|errors| AdminError::new(ErrorCode::BadRequest, errors.to_string()))?;
+        if let Some(what) = needs_restart(&before, &config) {
+            return Err(AdminError::new(
+                ErrorCode::BadRequest,
+                format!("{what} changed, which a reload cannot apply: restart the gateway"),
+            ));
+        }
+        let settings = setup::pki_settings(&config, &self.facts.id);
+        self.authority.reconfigure(settings).map_err(pki_error)?;
+        self.plane.replace_roles(policy::role_filters(&config)).wait(PATIENCE).map_err(failed)?;
+        let engine = self.engine_config(&config)?;
+        self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
+        let roles = config.roles.len();
+        self.config.replace(config);
+        let event = AuditEvent::new("config.reload", actor, now());
+        self.authority.record_audit(&event).map_err(pki_error)?;
+        tracing::info!(%actor, roles, "configuration reloaded");
+        Ok(format!("reloaded: {roles} role(s); live tunnels obey the new allow lists"))
+    }
+
+    fn token_create(
+        &self,
+        actor: &Actor,
+        role: String,
+        ttl: u64,
+        uses: u32,
+    ) -> Result<view::NewToken, AdminError> {
+        if self.config.get().role(&role).is_none() {
+            let known: Vec<_> = self.config.get().roles.iter().map(|r| r.name.clone()).collect();
+            return Err(AdminError::new(
+                ErrorCode::BadRequest,
+                format!("there is no role \"{role}\"; use one of {}", known.join(", ")),
+            ));
+        }
+        let create = TokenCreate { ttl: Duration::from_secs(ttl), uses, ..TokenCreate::new(role) };
+        let (token, secret) =
+            self.authority.token_create(&create, actor, now()).map_err(pki_error)?;
+        failpoint::hit("token.before_answer");
+        Ok(view::NewToken {
+            id: token.id,
+            token: secret.expose().to_owned(),
+            role: token.role,
+            expires: token.expires.to_string(),
+            uses: token.uses,
+        })
+    }
+
+    fn leases(&self, all: bool) -> Result<Vec<view::Lease>, AdminError> {
+        let leases = self.authority.leases(all).map_err(pki_error)?;
+        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        Ok(leases.iter().map(|lease| views::lease(lease, &sas)).collect())
+    }
+
+    fn lease(&self, id: &str) -> Result<view::Lease, AdminError> {
+        let mut found = self.authority.lease(id).map_err(pki_error)?;
+        if found.is_none()
+            && let Ok(serial) = id.parse::<Serial>()
+        {
+            found = self.authority.lease_by_serial(None, &serial).map_err(pki_error)?;
+        }
+        let lease = found.ok_or_else(|| {
+            AdminError::new(
+                ErrorCode::NotFound,
+                format!("there is no lease {id}; see `runnel lease list --all`"),
+            )
+        })?;
+        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        Ok(views::lease(&lease, &sas))
+    }
+
+    fn certificates(&self, all: bool) -> Result<Vec<view::Cert>, AdminError> {
+        let now = now();
+        let certificates = self.authority.certificates().map_err(pki_error)?;
+        Ok(certificates
+            .iter()
+            .map(|record| views::certificate(record, now))
+            .filter(|certificate| all || certificate.state == "valid")
+            .collect())
+    }
+
+    fn certificate(&self, text: &str) -> Result<view::Cert, AdminError> {
+        let serial: Serial = text.parse().map_err(pki_error)?;
+        let record = self.authority.certificate(&serial).map_err(pki_error)?.ok_or_else(|| {
+            AdminError::new(
+                ErrorCode::NotFound,
+                format!("there is no certificate {text}; see `runnel cert list --all`"),
+            )
+        })?;
+        let mut certificate = views::certificate(&record, now());
+        certificate.pem = Some(views::pem("CERTIFICATE", &record.der));
+        Ok(certificate)
+    }
+
+    fn sas(&self) -> Result<Vec<view::Sa>, AdminError> {
+        let mut sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        sas.retain(|sa| sa.state == ike::SaState::Established);
+        let children = sas.iter().flat_map(|sa| sa.children.iter().map(|c| c.id)).collect();
+        let usages = self.plane.usages(children).wait(PATIENCE).map_err(failed)?;
+        Ok(sas.iter().map(|sa| views::sa(sa, &usages)).collect())
+    }
+
+    fn sa_close(&self, actor: &Actor, id: u64) -> Result<view::Ended, AdminError> {
+        let started = std::time::Instant::now();
+        tracing::info!(%actor, ike = id, "asked to close an IKE SA");
+        let existed =
+            self.engine.close_sa(IkeSaId(id), CloseReason::Operator, PATIENCE).map_err(failed)?;
+        if !existed {
+            return Err(no_sa(id));
+        }
+        // Its removal is ahead of this question in the plane's queue.
+        self.plane.children().wait(PATIENCE).map_err(failed)?;
+        Ok(view::Ended {
+            revoked: 0,
+            leases: Vec::new(),
+            sas_closed: 1,
+            crl_number: self.authority.crl(now()).map_or(0, |crl| crl.number),
+            elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            already: false,
+        })
+    }
+
+    fn doctor(&self) -> view::Doctor {
+        let config = self.config.get();
+        let mut checks = Vec::new();
+        let destinations: Vec<_> =
+            config.roles.iter().flat_map(|role| role.allow.iter().map(|a| a.net)).collect();
+        match xfrm::route::forwarding_report(&destinations) {
+            Ok(problems) if problems.is_empty() => {
+                checks.push(views::check("forwarding", true, "enabled where it is needed"));
+            }
+            Ok(problems) => checks.extend(problems.iter().map(|problem| {
+                views::check(
+                    "forwarding",
+                    false,
+                    &format!("{}: {}", problem.subject, problem.sentence),
+                )
+            })),
+            Err(error) => checks.push(views::check("forwarding", false, &error.to_string())),
+        }
+        let plane = &self.facts.dataplane;
+        let found = format!("{} on {}: {}", plane.kind, plane.interface, plane.why);
+        checks.push(views::check("data plane", true, &found));
+        match self.authority.crl(now()) {
+            Ok(crl) => checks.push(views::check(
+                "CRL",
+                crl.next_update > now(),
+                &format!("number {}, good until {}", crl.number, crl.next_update),
+            )),
+            Err(error) => checks.push(views::check("CRL", false, &error.to_string())),
+        }
+        match self.status() {
+            Ok(status) => checks.push(views::check(
+                "tunnels without lease",
+                status.sas_without_lease == 0,
+                &status.sas_without_lease.to_string(),
+            )),
+            Err(error) => checks.push(views::check("status", false, &error.message)),
+        }
+        view::Doctor { checks, refusals: self.refusals.recent() }
+    }
+}
+
+/// What a reload cannot apply.
+fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
+    if before.gateway != after.gateway {
+        return Some("[gateway]");
+    }
+    if before.pki != after.pki || before.enrol != after.enrol {
+        return Some("[pki] or [enrol]");
+    }
+    let networks = |config: &Config| {
+        config
+            .pools
+            .iter()
+            .map(|pool| (pool.name.clone(), pool.addresses.clone(), pool.masquerade))
+            .collect::<Vec<_>>()
+    };
+    (networks(before) != networks(after)).then_some("a [[pool]]'s networks")
+}
+
+/// The address a socket is bound to, for listings.
+pub fn listener(service: &str, address: SocketAddr) -> view::Listener {
+    view::Listener { service: service.to_owned(), address: address.to_string() }
+}
+
+fn value(result: impl Serialize) -> Result<Value, AdminError> {
+    serde_json::to_value(result).map_err(failed)
+}
+
+fn failed(error: impl std::fmt::Display) -> AdminError {
+    AdminError::new(ErrorCode::Failed, error.to_string())
+}
+
+fn pki_error(error: pki::Error) -> AdminError {
+    let code = match error {
+        pki::Error::NotFound { .. } => ErrorCode::NotFound,
+        pki::Error::Invalid(_) => ErrorCode::BadRequest,
+        _ => ErrorCode::Failed,
+    };
+    AdminError::new(code, error.to_string())
+}
+
+fn end_error(error: EndError) -> AdminError {
+    match error {
+        EndError::Pki(error) => pki_error(error),
+        EndError::NoMatch(_) => AdminError::new(ErrorCode::NotFound, error.to_string()),
+        EndError::NotConfirmed(_) => AdminError::new(ErrorCode::Failed, error.to_string()),
+    }
+}
+
+fn no_sa(id: u64) -> AdminError {
+    AdminError::new(ErrorCode::NotFound, format!("there is no IKE SA {id}; see `runnel sa list`"))
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}

@@ -1,0 +1,185 @@
+//! From the parts' values to what listings show.
+
+use std::collections::BTreeMap;
+
+use ike::{ChildView, IkeSaView};
+use pki::{CaStatus, CertRecord, Crl, Lease, Token, TokenState, UnixTime};
+use xfrm::model::Usage;
+
+use crate::admin::view;
+use crate::config::Pool;
+use crate::sys::clock;
+
+pub(super) fn token(token: &Token, now: UnixTime) -> view::Token {
+    let state = match token.state(now) {
+        TokenState::Valid => "usable",
+        TokenState::Spent => "spent",
+        TokenState::Expired => "expired",
+        TokenState::Revoked => "revoked",
+    };
+    let used = u32::try_from(token.spends.len()).unwrap_or(u32::MAX);
+    view::Token {
+        id: token.id.clone(),
+        role: token.role.clone(),
+        state: state.to_owned(),
+        uses_left: token.uses.saturating_sub(used),
+        created: token.created.to_string(),
+        expires: token.expires.to_string(),
+        leases: token.spends.iter().map(|spend| spend.lease_id.clone()).collect(),
+    }
+}
+
+pub(super) fn lease(lease: &Lease, sas: &[IkeSaView]) -> view::Lease {
+    let own = |sa: &&IkeSaView| {
+        sa.state == ike::SaState::Established
+            && sa.lease.as_ref().is_some_and(|id| id.0 == lease.id)
+    };
+    view::Lease {
+        id: lease.id.clone(),
+        role: lease.role.clone(),
+        state: lease.state.name().to_owned(),
+        identity: lease.identity.clone(),
+        subject: lease.subject.clone(),
+        dns: lease.dns_name.clone(),
+        serial: lease.cert().map(|cert| cert.serial.to_string()).unwrap_or_default(),
+        addresses: lease.addresses.iter().map(ToString::to_string).collect(),
+        created: lease.created.to_string(),
+        expires: lease.expires.to_string(),
+        door: lease.door.clone(),
+        sas: sas.iter().filter(own).map(|sa| sa.id.0).collect(),
+        ended: lease.end.as_ref().map(|end| format!("{} by {}, {}", end.at, end.actor, end.cause)),
+    }
+}
+
+pub(super) fn certificate(record: &CertRecord, now: UnixTime) -> view::Cert {
+    let state = if record.revoked.is_some() {
+        "revoked"
+    } else if now >= record.not_after {
+        "expired"
+    } else {
+        "valid"
+    };
+    view::Cert {
+        serial: record.serial.to_string(),
+        subject: record.subject.clone(),
+        state: state.to_owned(),
+        lease: record.lease_id.clone(),
+        not_before: record.not_before.to_string(),
+        not_after: record.not_after.to_string(),
+        revoked: record.revoked.as_ref().map(|revoked| revoked.at.to_string()),
+        reason: record.revoked.as_ref().map(|revoked| revoked.reason.to_string()),
+        pem: None,
+    }
+}
+
+pub(super) fn ca(status: &CaStatus, crl: &Crl) -> view::CaStatus {
+    view::CaStatus {
+        authorities: status
+            .certificates
+            .iter()
+            .map(|certificate| view::Authority {
+                name: certificate.kind.to_owned(),
+                subject: certificate.subject.clone(),
+                sha256: certificate.sha256.clone(),
+                not_before: certificate.not_before.to_string(),
+                not_after: certificate.not_after.to_string(),
+            })
+            .collect(),
+        crl_number: crl.number,
+        crl_next_update: crl.next_update.to_string(),
+        crl_entries: crl.entries,
+    }
+}
+
+pub(super) fn pool(pool: &Pool) -> view::PoolStatus {
+    view::PoolStatus {
+        name: pool.name.clone(),
+        addresses: pool.addresses.iter().map(ToString::to_string).collect(),
+        gateway: pool
+            .addresses
+            .iter()
+            .map(|network| Pool::gateway_address(*network).to_string())
+            .collect(),
+    }
+}
+
+pub(super) fn sa(sa: &IkeSaView, usages: &BTreeMap<u64, Usage>) -> view::Sa {
+    let age = sa.age.map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(0));
+    view::Sa {
+        id: sa.id.0,
+        identity: sa.identity.clone().unwrap_or_default(),
+        lease: sa.lease.as_ref().map(|lease| lease.0.clone()),
+        role: sa.lease_role.clone(),
+        local: sa.local.to_string(),
+        remote: sa.remote.to_string(),
+        suite: sa.suite.clone().unwrap_or_default(),
+        spi_i: format!("{:016x}", sa.spis.0),
+        spi_r: format!("{:016x}", sa.spis.1),
+        addresses: sa.addresses.iter().map(ToString::to_string).collect(),
+        established: clock::rfc3339(clock::unix_seconds().saturating_sub(age)),
+        children: sa
+            .children
+            .iter()
+            .map(|child| view_child(child, usages.get(&child.id.0).copied().unwrap_or_default()))
+            .collect(),
+    }
+}
+
+fn view_child(child: &ChildView, usage: Usage) -> view::Child {
+    let age = i64::try_from(child.age.as_secs()).unwrap_or(0);
+    let selectors = |list: &[ike::wire::TrafficSelector]| {
+        list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    view::Child {
+        id: child.id.0,
+        spi_in: format!("{:08x}", child.spi_in),
+        spi_out: format!("{:08x}", child.spi_out),
+        suite: child.suite.to_string(),
+        ts_local: selectors(&child.ts_local),
+        ts_remote: selectors(&child.ts_remote),
+        bytes_in: usage.bytes_in,
+        bytes_out: usage.bytes_out,
+        packets_in: usage.packets_in,
+        packets_out: usage.packets_out,
+        idle_seconds: usage.idle_in_micros.map(|micros| micros / 1_000_000),
+        drops: usage
+            .drops_replay
+            .saturating_add(usage.drops_auth)
+            .saturating_add(usage.drops_selector),
+        installed: clock::rfc3339(clock::unix_seconds().saturating_sub(age)),
+    }
+}
+
+pub(super) fn check(name: &str, ok: bool, detail: &str) -> view::Check {
+    view::Check { name: name.to_owned(), ok, detail: detail.to_owned() }
+}
+
+/// DER as PEM (RFC 7468), lines of 64 characters.
+pub(super) fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let encoded = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for (index, symbol) in encoded.chars().enumerate() {
+        if index > 0 && index % 64 == 0 {
+            text.push('\n');
+        }
+        text.push(symbol);
+    }
+    text.push_str(&format!("\n-----END {label}-----\n"));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pem_pads_and_wraps() {
+        assert_eq!(pem("X", b"M"), "-----BEGIN X-----\nTQ==\n-----END X-----\n");
+        assert_eq!(pem("X", b"Ma"), "-----BEGIN X-----\nTWE=\n-----END X-----\n");
+        assert_eq!(pem("X", b"Man"), "-----BEGIN X-----\nTWFu\n-----END X-----\n");
+        let long = pem("X", &[0; 49]);
+        assert_eq!(long.lines().nth(1).unwrap().len(), 64);
+        assert_eq!(long.lines().count(), 4);
+    }
+}

@@ -1,0 +1,53 @@
+//! What happens by time: leases end, the audit file follows the store, certificates are renewed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::obs::audit::AuditFile;
+use crate::service::Instance;
+
+/// Leases and audit.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The gateway's own certificate.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
+
+/// Works until `stop` becomes true, then copies the last audit events.
+pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) {
+    let mut renewed = Instant::now();
+    let mut troubled = Troubles::default();
+    while !stop.load(Ordering::Relaxed) {
+        troubled.say("leases", instance.ender.expire().map_err(|e| e.to_string()));
+        troubled.say("audit", audit.follow(&instance.authority));
+        if renewed.elapsed() >= RENEW_EVERY {
+            renewed = Instant::now();
+            troubled.say("identity", instance.renew_identity().map_err(|e| e.message));
+        }
+        std::thread::sleep(TICK);
+    }
+    troubled.say("audit", audit.follow(&instance.authority));
+}
+
+/// Logs a trouble when it begins and when it ends, not four times a second.
+#[derive(Default)]
+struct Troubles {
+    current: std::collections::BTreeMap<&'static str, String>,
+}
+
+impl Troubles {
+    fn say<T>(&mut self, what: &'static str, result: Result<T, String>) {
+        match result {
+            Ok(_) => {
+                if self.current.remove(what).is_some() {
+                    tracing::info!(what, "works again");
+                }
+            }
+            Err(error) => {
+                if self.current.get(what) != Some(&error) {
+                    tracing::error!(what, %error, "housekeeping failed; it is tried again");
+                    self.current.insert(what, error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The HTTP listeners: enrolment, status, and the page inside the tunnel.
+
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+
+use super::UpError;
+use crate::http::{self, EstService, Limits, PageService, StatusService};
+use crate::service::Instance;
+
+/// The page's port: what a browser and `curl` use by default.
+const PAGE_PORT: u16 = 80;
+
+/// Binds the page on the gateway's tunnel addresses.
+pub(super) fn bind_page(addresses: &[IpAddr]) -> Result<Vec<TcpListener>, UpError> {
+    let bind = |address: SocketAddr| -> std::io::Result<TcpListener> {
+        let domain = Domain::for_address(address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        // A fresh IPv6 address is tentative for a moment and could not be bound otherwise.
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+            socket.set_freebind_v6(true)?;
+        } else {
+            socket.set_freebind_v4(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(128)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    addresses
+        .iter()
+        .map(|address| {
+            let address = SocketAddr::new(*address, PAGE_PORT);
+            bind(address).map_err(|error| {
+                UpError::Other(format!(
+                    "cannot listen on the tunnel address {address}: {error}; stop what listens \
+                     on TCP port 80 of every address, or bind that to its own address"
+                ))
+            })
+        })
+        .collect()
+}
+
+/// A listener's address.
+pub(super) fn address(listener: &TcpListener) -> Result<SocketAddr, UpError> {
+    listener.local_addr().map_err(|error| UpError::Other(format!("a listener is gone: {error}")))
+}
+
+/// Starts serving on all of them.
+pub(super) fn serve(
+    instance: &Arc<Instance>,
+    enrol: TcpListener,
+    status: TcpListener,
+    page: Vec<TcpListener>,
+    stopped: &watch::Receiver<bool>,
+) -> Result<(), UpError> {
+    let other = |error: &dyn std::fmt::Display| UpError::Other(error.to_string());
+    let tokio_listener = |listener: TcpListener| {
+        tokio::net::TcpListener::from_std(listener).map_err(|error| other(&error))
+    };
+    let authority = || Arc::clone(&instance.authority);
+    let limits = Limits::default();
+
+    let tls = http::acceptor(authority(), instance.identity.tls()).map_err(|e| other(&e))?;
+    let est = Arc::new(EstService::new(authority(), Arc::clone(&instance.refusals)));
+    tokio::spawn(http::serve(tokio_listener(enrol)?, Some(tls), est, limits, stopped.clone()));
+
+    let service = Arc::new(StatusService::new(authority()));
+    tokio::spawn(http::serve(tokio_listener(status)?, None, service, limits, stopped.clone()));
+
+    let service = Arc::new(PageService::new(authority(), instance.facts.id.clone()));
+    for listener in page {
+        let listener = tokio_listener(listener)?;
+        let service = Arc::clone(&service);
+        tokio::spawn(http::serve(listener, None, service, limits, stopped.clone()));
+    }
+    Ok(())
+}

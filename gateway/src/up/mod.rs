@@ -1,0 +1,368 @@
+//! `runnel up`: from nothing to a running gateway, and back to nothing.
+//!
+//! Everything that can be refused is looked at before anything is created; what a failing start
+//! created is removed again.
+
+mod greeting;
+mod housekeeping;
+mod listeners;
+mod plane;
+mod preflight;
+mod threads;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ike::Engine;
+use ike::crypto::default_provider;
+use pki::{Authority, UnixTime};
+use thiserror::Error;
+use tokio::sync::watch;
+use xfrm::PlaneError;
+
+use crate::actions::{Dispatcher, Peers, PlaneHandle, Workers};
+use crate::admin;
+use crate::config::Config;
+use crate::driver::{EngineHandle, EventLoop};
+use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
+use crate::live::LiveConfig;
+use crate::obs::{Journal, Refusals};
+use crate::service::{self, Admin, Facts, GatewayIdentity, Instance};
+use crate::state::{StateDir, StateError};
+use crate::sys::{self, clock, failpoint};
+use preflight::Preflight;
+use threads::Threads;
+
+/// Time for peers to answer our DELETE at a full stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
+
+/// What `up` was asked for.
+pub struct Options<'a> {
+    /// The checked configuration.
+    pub config: Config,
+    /// Where `--config` pointed, for reloads.
+    pub config_path: Option<PathBuf>,
+    /// State directory.
+    pub state: PathBuf,
+    /// File with the sealing key.
+    pub seal_key: Option<PathBuf>,
+    /// Tells the operator something.
+    pub say: &'a dyn Fn(&str),
+}
+
+/// Why the gateway did not start (or did not stop cleanly): one sentence with what to do.
+#[derive(Debug, Error)]
+pub enum UpError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Sockets, interfaces, routes or firewall.
+    #[error(transparent)]
+    Plane(#[from] PlaneError),
+    /// The PKI.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Runs the gateway until it is told to stop.
+///
+/// # Errors
+/// Why it could not start, or what a full stop left behind.
+pub fn run(options: Options<'_>) -> Result<(), UpError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .thread_name("async")
+        .enable_all()
+        .build()
+        .map_err(|error| UpError::Other(format!("cannot start threads: {error}; see ulimit -u")))?;
+    let result = runtime.block_on(start_and_serve(options));
+    // Connections that are still open must not hold the process.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn start_and_serve(options: Options<'_>) -> Result<(), UpError> {
+    // Signals are caught before anything exists that a death would leave behind.
+    let mut signals = Signals::catch()?;
+    let mut state = StateDir::inspect(&options.state)?;
+    let preflight = Preflight::look(&options.config)?;
+    state.create()?;
+    match start(&options, &state, preflight).await {
+        Ok(running) => {
+            state.keep();
+            serve(&options, &mut signals, &running).await;
+            stop(running, &state).await
+        }
+        Err(error) => {
+            let _ = std::fs::remove_file(StateDir::socket(state.path()));
+            state.undo();
+            Err(error)
+        }
+    }
+}
+
+/// Everything that was started.
+struct Running {
+    instance: Arc<Instance>,
+    threads: Threads,
+    journal: Journal,
+    stopped: watch::Receiver<bool>,
+}
+
+async fn start(
+    options: &Options<'_>,
+    state: &StateDir,
+    preflight: Preflight,
+) -> Result<Running, UpError> {
+    failpoint::hit("up.after_state");
+    let config = &options.config;
+    let id = preflight.id.clone();
+    let now = UnixTime::from_micros(clock::wall().0);
+    let mut pki_options = pki::Options::new(service::pki_settings(config, &id));
+    pki_options.seal_key = options.seal_key.clone();
+    let authority = Arc::new(Authority::open(state.path(), pki_options, now)?);
+    failpoint::hit("up.after_authority");
+    let names = service::server_names(config, &id);
+    let identity = Arc::new(
+        GatewayIdentity::open(Arc::clone(&authority), names, now).map_err(UpError::Other)?,
+    );
+
+    let engine_handle = EngineHandle::default();
+    let plane_handle = PlaneHandle::default();
+    let mut enforcer = plane::bring_up(config, &preflight, &engine_handle)?;
+    failpoint::hit("up.after_bring_up");
+    let capabilities = enforcer.plane().capabilities();
+    let interface = enforcer.plane().interface().to_owned();
+    // From here on something exists outside this process: whatever fails must take it down.
+    let built = build(Parts {
+        options,
+        state,
+        preflight,
+        authority,
+        identity,
+        engine: engine_handle.clone(),
+        plane: plane_handle.clone(),
+        capabilities,
+        interface,
+    });
+    match built {
+        Ok((running, event_loop)) => {
+            let mut running = running;
+            running.threads.plane(enforcer, &plane_handle, &engine_handle)?;
+            running.threads.engine(event_loop)?;
+            failpoint::hit("up.before_ready");
+            Ok(running)
+        }
+        Err(error) => {
+            for leftover in enforcer.shutdown() {
+                tracing::warn!("left behind by a failed start: {leftover}");
+            }
+            Err(error)
+        }
+    }
+}
+
+struct Parts<'a> {
+    options: &'a Options<'a>,
+    state: &'a StateDir,
+    preflight: Preflight,
+    authority: Arc<Authority>,
+    identity: Arc<GatewayIdentity>,
+    engine: EngineHandle,
+    plane: PlaneHandle,
+    capabilities: xfrm::model::Capabilities,
+    interface: String,
+}
+
+fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
+    let Parts { options, state, preflight, authority, identity, engine, plane, .. } = parts;
+    let other = |error: &dyn std::fmt::Display| UpError::Other(error.to_string());
+    let Preflight { id, kind, why, sockets, enrol, status } = preflight;
+    let config = LiveConfig::new(options.config.clone());
+    let registry = Arc::new(LeaseRegistry::default());
+    let tunnels = Tunnels::new(engine.clone(), plane.clone(), Arc::clone(&registry));
+    let ender = LeaseEnder::new(Arc::clone(&authority), tunnels.clone());
+    let refusals = Arc::new(Refusals::default());
+    let journal = Journal::default();
+    let provider = default_provider();
+    let peers = Arc::new(Peers::new(Arc::clone(&authority), registry, config.clone(), provider));
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let workers = Arc::new(Workers::start(cores).map_err(|error| other(&error))?);
+    let dispatcher = Dispatcher::new(
+        provider,
+        workers,
+        plane.clone(),
+        Arc::clone(&peers),
+        Arc::<GatewayIdentity>::clone(&identity),
+        engine.clone(),
+    );
+    let engine_config =
+        service::engine_config(&options.config, &id, &identity, &parts.capabilities)
+            .map_err(UpError::Other)?;
+    let protocol = Engine::new(engine_config, provider, seed()?, clock::now())
+        .map_err(|error| other(&error))?;
+    let receiving = sockets.of_port(crate::driver::IKE_PORT)?;
+
+    let (stop, stopped) = watch::channel(false);
+    let gateway_addresses = xfrm_gateways(&options.config);
+    let page = listeners::bind_page(&gateway_addresses)?;
+    let socket = StateDir::socket(state.path());
+    let admin_listener = admin::bind(&socket).map_err(|error| {
+        UpError::Other(format!(
+            "cannot create the admin socket {}: {error}; check the path's length (at most 107 \
+             bytes) and the directory's mode",
+            socket.display()
+        ))
+    })?;
+    let mut listening: Vec<_> =
+        sockets.addresses().into_iter().map(|a| service::listener("ike", a)).collect();
+    listening.push(service::listener("enrol", listeners::address(&enrol)?));
+    listening.push(service::listener("status", listeners::address(&status)?));
+    for listener in &page {
+        listening.push(service::listener("page", listeners::address(listener)?));
+    }
+    let facts = Facts {
+        id: id.clone(),
+        state: state.path().display().to_string(),
+        started: clock::unix_seconds(),
+        dataplane: admin::view::DataplaneStatus {
+            kind: kind.name().to_owned(),
+            interface: parts.interface,
+            why,
+        },
+        capabilities: parts.capabilities,
+        listeners: listening,
+        config_path: options.config_path.clone(),
+    };
+    let instance = Arc::new(Instance {
+        authority: Arc::clone(&authority),
+        engine: engine.clone(),
+        plane,
+        ender,
+        refusals: Arc::clone(&refusals),
+        config,
+        identity: Arc::clone(&identity),
+        facts,
+        stop,
+    });
+    listeners::serve(&instance, enrol, status, page, &stopped)?;
+    let handler = Arc::new(Admin(Arc::clone(&instance)));
+    tokio::spawn(admin::serve(admin_listener, handler, stopped.clone()));
+
+    let audit = crate::obs::audit::AuditFile::open(&state.path().join("audit.jsonl"))
+        .map_err(|error| UpError::Other(format!("cannot open the audit file: {error}")))?;
+    let mut threads = Threads::default();
+    threads.receiver(receiving, &engine)?;
+    threads.follower(Arc::clone(&authority), tunnels, refusals, &journal)?;
+    threads.housekeeping(Arc::clone(&instance), audit)?;
+    let event_loop = EventLoop::new(protocol, engine, sockets, dispatcher, peers, journal.clone());
+    Ok((Running { instance, threads, journal, stopped }, event_loop))
+}
+
+/// Says that it runs, then waits until it shall stop.
+async fn serve(options: &Options<'_>, signals: &mut Signals, running: &Running) {
+    let instance = &running.instance;
+    greeting::greet(options, instance);
+    (options.say)("ready");
+    sys::notify("READY=1");
+    let mut stopped = running.stopped.clone();
+    loop {
+        tokio::select! {
+            signal = signals.next() => {
+                if signal == Signal::Stop {
+                    instance.stop.send_replace(true);
+                    return;
+                }
+                sys::notify("RELOADING=1");
+                let handler = Admin(Arc::clone(instance));
+                let request = admin::proto::Request::Reload;
+                if let Err(error) = admin::Handler::handle(&handler, None, request).await {
+                    tracing::error!(error = %error.message, "reload refused; nothing changed");
+                }
+                sys::notify("READY=1");
+            }
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// DELETE to every peer, then everything away.
+async fn stop(running: Running, state: &StateDir) -> Result<(), UpError> {
+    tracing::info!("stopping");
+    sys::notify("STOPPING=1");
+    let Running { instance, threads, journal, .. } = running;
+    let plane = instance.plane.clone();
+    let engine = instance.engine.clone();
+    let done =
+        tokio::task::spawn_blocking(move || threads.stop(&engine, &plane, &journal, STOP_PATIENCE))
+            .await;
+    let _ = std::fs::remove_file(StateDir::socket(state.path()));
+    match done {
+        Ok(Ok(())) => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Ok(Err(error)) => Err(UpError::Other(format!(
+            "stopped, but something was left behind: {error}; starting and stopping again \
+             reconciles it"
+        ))),
+        Err(error) => Err(UpError::Other(format!("stopping failed: {error}"))),
+    }
+}
+
+/// The gateway's own addresses on the tunnel interface.
+fn xfrm_gateways(config: &Config) -> Vec<std::net::IpAddr> {
+    crate::policy::tunnel_networks(config).iter().map(|network| network.gateway).collect()
+}
+
+/// 256 bits for the engine, from the operating system.
+fn seed() -> Result<[u8; 32], UpError> {
+    let mut seed = [0u8; 32];
+    let mut filled = 0;
+    while let Some(rest) = seed.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
+            .map_err(|error| UpError::Other(format!("no randomness from the kernel: {error}")))?;
+    }
+    Ok(seed)
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    Stop,
+    Reload,
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP reloads.
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+    hup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, UpError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let catch = |kind| {
+            signal(kind).map_err(|error| UpError::Other(format!("cannot catch signals: {error}")))
+        };
+        Ok(Self {
+            term: catch(SignalKind::terminate())?,
+            int: catch(SignalKind::interrupt())?,
+            hup: catch(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.term.recv() => Signal::Stop,
+            _ = self.int.recv() => Signal::Stop,
+            _ = self.hup.recv() => Signal::Reload,
+        }
+    }
+}

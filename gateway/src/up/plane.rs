@@ -1,0 +1,109 @@
+//! Creates the chosen data plane and puts the firewall around it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ike::io::{ChildSaId, Datagram, DataplaneEvent};
+use xfrm::model::PlaneKind;
+use xfrm::user::{TunSource, UserPlane, UserPlaneConfig};
+use xfrm::{Dataplane, Enforcer, EventSink, PlaneEvent};
+
+use super::UpError;
+use super::preflight::Preflight;
+use crate::config::Config;
+use crate::driver::{EngineHandle, Message, NAT_PORT};
+use crate::policy;
+
+/// The default interface's name; only another one makes a second instance on one machine.
+const DEFAULT_INTERFACE: &str = "runnel0";
+
+/// Starts the plane, firewall, addresses and routes.
+pub(super) fn bring_up(
+    config: &Config,
+    preflight: &Preflight,
+    engine: &EngineHandle,
+) -> Result<Enforcer, UpError> {
+    let sink = sink(engine.clone());
+    let sockets = preflight.sockets.of_port(NAT_PORT)?;
+    let interface = config.gateway.interface.clone();
+    let mtu = xfrm::user::mtu::interface_mtu(PATH_MTU, false);
+    let plane: Box<dyn Dataplane> = match preflight.kind {
+        PlaneKind::Userspace => Box::new(UserPlane::start(
+            UserPlaneConfig {
+                tun: TunSource::Create { name: interface },
+                tun_mtu: Some(mtu),
+                sockets,
+                workers: 0,
+            },
+            sink,
+        )?),
+        PlaneKind::Kernel | PlaneKind::Mock => {
+            return Err(UpError::Other(format!(
+                "the {} data plane cannot run here; set dataplane = \"userspace\"",
+                preflight.kind.name()
+            )));
+        }
+    };
+    let setup = xfrm::enforcer::TunnelSetup {
+        instance: instance(&config.gateway.interface),
+        networks: policy::tunnel_networks(config),
+        roles: policy::role_filters(config),
+        mtu: u32::from(mtu),
+    };
+    Ok(Enforcer::bring_up(plane, &setup)?)
+}
+
+/// The outer path's MTU assumed for the interface; children with less are handled one by one.
+const PATH_MTU: u16 = 1500;
+
+/// The part of the firewall table's name that tells instances apart.
+fn instance(interface: &str) -> String {
+    if interface == DEFAULT_INTERFACE {
+        return String::new();
+    }
+    interface
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+        .collect()
+}
+
+/// Hands events to the engine. Runs on the plane's threads and never blocks.
+fn sink(engine: EngineHandle) -> EventSink {
+    Arc::new(move |event| match event {
+        PlaneEvent::Ike { local, remote, payload } => {
+            engine.datagram(Datagram { local, remote, encap: true, payload });
+        }
+        PlaneEvent::NoSa { spi, local: _, remote } => {
+            dataplane(&engine, DataplaneEvent::NoSa { spi: spi.0, remote });
+        }
+        PlaneEvent::Expire { child, hard } => {
+            dataplane(&engine, DataplaneEvent::Expire { child: ChildSaId(child.0), hard });
+        }
+        PlaneEvent::Mapping { child, remote } => mapping(&engine, child.0, remote),
+        PlaneEvent::Acquire { destination } => {
+            tracing::debug!(%destination, "packet for a client without tunnel");
+        }
+        PlaneEvent::Lost => {
+            tracing::warn!("events of the data plane were lost; its counters are still right");
+        }
+    })
+}
+
+fn mapping(engine: &EngineHandle, child: u64, remote: SocketAddr) {
+    dataplane(engine, DataplaneEvent::Mapping { child: ChildSaId(child), remote });
+}
+
+fn dataplane(engine: &EngineHandle, event: DataplaneEvent) {
+    engine.post(Message::Dataplane(event));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_interface_makes_another_instance() {
+        assert_eq!(instance("runnel0"), "");
+        assert_eq!(instance("gw-B.2"), "gw_b_2");
+    }
+}

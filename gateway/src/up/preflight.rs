@@ -1,0 +1,100 @@
+//! Everything that can be refused before anything is created: privileges, devices, ports.
+
+use std::net::{SocketAddr, TcpListener};
+
+use xfrm::model::PlaneKind;
+use xfrm::probe::{self, PlaneChoice, ProbeReport};
+
+use super::UpError;
+use crate::config::{Config, DataplaneChoice};
+use crate::driver::IkeSockets;
+use crate::{service, sys};
+
+/// What was found, with every port already held.
+pub(super) struct Preflight {
+    /// IKE identity.
+    pub(super) id: String,
+    /// Chosen data plane.
+    pub(super) kind: PlaneKind,
+    /// Why this one.
+    pub(super) why: String,
+    /// UDP 500 and 4500.
+    pub(super) sockets: IkeSockets,
+    /// The enrolment port.
+    pub(super) enrol: TcpListener,
+    /// The status port.
+    pub(super) status: TcpListener,
+}
+
+impl Preflight {
+    /// Looks; creates nothing that outlives the process.
+    pub(super) fn look(config: &Config) -> Result<Self, UpError> {
+        let id = service::gateway_id(config);
+        service::pki_settings(config, &id).validate()?;
+        if !sys::has_net_admin() {
+            return Err(UpError::Other(
+                "this process may not configure the network (no CAP_NET_ADMIN); run it as root, \
+                 or give its service AmbientCapabilities=CAP_NET_ADMIN CAP_NET_BIND_SERVICE"
+                    .to_owned(),
+            ));
+        }
+        let sockets = IkeSockets::bind(&config.gateway.listen)?;
+        let enrol = bind(config.enrol.listen, "[enrol] listen")?;
+        let status = bind(config.pki.status_listen, "[pki] status_listen")?;
+        let report = probe::probe();
+        check_nft(&report)?;
+        let (kind, why) = probe::choose(choice(config.gateway.dataplane), &report)?;
+        Ok(Self { id, kind, why, sockets, enrol, status })
+    }
+}
+
+fn check_nft(report: &ProbeReport) -> Result<(), UpError> {
+    report.nft.as_ref().map_err(|sentence| UpError::Other(sentence.clone())).copied()
+}
+
+fn choice(choice: DataplaneChoice) -> PlaneChoice {
+    match choice {
+        DataplaneChoice::Auto => PlaneChoice::Auto,
+        DataplaneChoice::Kernel => PlaneChoice::Kernel,
+        DataplaneChoice::Userspace => PlaneChoice::Userspace,
+    }
+}
+
+fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, UpError> {
+    let sentence = |error: &std::io::Error| {
+        let port = address.port();
+        let fix = match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "find who has it with `ss -ltnp 'sport = :{port}'` and stop it, or change {key}"
+            ),
+            std::io::ErrorKind::PermissionDenied => {
+                "run as root, or choose a port above 1023".to_owned()
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                format!("use an address that `ip address` shows in {key}, or 0.0.0.0")
+            }
+            _ => format!("check {key}"),
+        };
+        let text = error.to_string();
+        let reason = text.split(" (os error").next().unwrap_or(&text).to_owned();
+        UpError::Other(format!("cannot listen on TCP {address}: {reason}; {fix}"))
+    };
+    let listener = TcpListener::bind(address).map_err(|error| sentence(&error))?;
+    listener.set_nonblocking(true).map_err(|error| sentence(&error))?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_occupied_port_is_one_sentence_with_a_fix() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(address, "[enrol] listen").unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot listen on TCP {address}: ")), "{error}");
+        assert!(error.contains("ss -ltnp") && error.contains("[enrol] listen"), "{error}");
+        assert!(!error.contains("os error") && !error.contains('\n'), "{error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! The threads of a running gateway, and their end in the right order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pki::Authority;
+use xfrm::Enforcer;
+use xfrm::udp::UdpPort;
+
+use super::{UpError, housekeeping};
+use crate::actions::{PlaneHandle, PlaneThread};
+use crate::driver::{EngineHandle, EventLoop, Message, Receiver};
+use crate::lease::{Follower, Tunnels};
+use crate::obs::audit::AuditFile;
+use crate::obs::{Journal, Refusals};
+use crate::service::Instance;
+
+/// Longest wait for the data plane to remove everything.
+const PLANE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Threads {
+    engine: Option<JoinHandle<()>>,
+    plane: Option<JoinHandle<()>>,
+    receiver: Option<JoinHandle<()>>,
+    follower: Option<JoinHandle<()>>,
+    housekeeping: Option<JoinHandle<()>>,
+    reading_ends: Arc<AtomicBool>,
+    housekeeping_ends: Arc<AtomicBool>,
+}
+
+impl Threads {
+    pub(super) fn plane(
+        &mut self,
+        enforcer: Enforcer,
+        handle: &PlaneHandle,
+        engine: &EngineHandle,
+    ) -> Result<(), UpError> {
+        let thread = PlaneThread::new(handle, enforcer, engine.clone());
+        self.plane = Some(spawn("plane", move || thread.run())?);
+        Ok(())
+    }
+
+    pub(super) fn engine(&mut self, event_loop: EventLoop) -> Result<(), UpError> {
+        self.engine = Some(spawn("engine", move || event_loop.run())?);
+        Ok(())
+    }
+
+    pub(super) fn receiver(
+        &mut self,
+        ports: Vec<UdpPort>,
+        engine: &EngineHandle,
+    ) -> Result<(), UpError> {
+        let receiver = Receiver::new(ports, engine.clone(), Arc::clone(&self.reading_ends));
+        self.receiver = Some(spawn("ike-500", move || receiver.run())?);
+        Ok(())
+    }
+
+    pub(super) fn follower(
+        &mut self,
+        authority: Arc<Authority>,
+        tunnels: Tunnels,
+        refusals: Arc<Refusals>,
+        journal: &Journal,
+    ) -> Result<(), UpError> {
+        let journal = journal.clone();
+        let mut follower = Follower::new(authority, tunnels, refusals);
+        self.follower = Some(spawn("journal", move || {
+            while !journal.is_finished() {
+                if let Some(event) = journal.take(Duration::from_secs(1)) {
+                    follower.event(&event);
+                }
+            }
+        })?);
+        Ok(())
+    }
+
+    pub(super) fn housekeeping(
+        &mut self,
+        instance: Arc<Instance>,
+        audit: AuditFile,
+    ) -> Result<(), UpError> {
+        let ends = Arc::clone(&self.housekeeping_ends);
+        self.housekeeping =
+            Some(spawn("housekeeping", move || housekeeping::run(&instance, audit, &ends))?);
+        Ok(())
+    }
+
+    /// Peers hear DELETE while packets can still be sent; the data plane goes when the engine has
+    /// nothing left to say; what happened is written down last.
+    pub(super) fn stop(
+        mut self,
+        engine: &EngineHandle,
+        plane: &PlaneHandle,
+        journal: &Journal,
+        patience: Duration,
+    ) -> Result<(), String> {
+        engine.post(Message::Stop(patience));
+        join(self.engine.take());
+        self.reading_ends.store(true, Ordering::Relaxed);
+        let result = match self.plane.is_some() {
+            true => plane.shutdown().wait(PLANE_PATIENCE),
+            false => Ok(()),
+        };
+        join(self.plane.take());
+        join(self.receiver.take());
+        journal.close();
+        join(self.follower.take());
+        self.housekeeping_ends.store(true, Ordering::Relaxed);
+        join(self.housekeeping.take());
+        result
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread
+        && thread.join().is_err()
+    {
+        tracing::error!("a thread had panicked");
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, UpError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map_err(|error| UpError::Other(format!("cannot start a thread: {error}; see ulimit -u")))
+}

@@ -7,7 +7,7 @@ use crate::config::EngineConfig;
 use crate::crypto::cookie::CookieJar;
 use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
-use crate::event::CloseReason;
+use crate::event::{CloseReason, Event};
 use crate::exchange::{self, Task, advance, auth, create_child, dpd, init, mobility};
 use crate::io::{
     Command, Completion, DataplaneEvent, Datagram, Deadline, Grant, IkeSaId, Input, LeaseId,
@@ -51,6 +51,7 @@ pub struct Engine {
     pub(crate) rng: SaRng,
     pub(crate) jar: CookieJar,
     strangers: (Timestamp, u64),
+    cookie_mode: bool,
 }
 
 impl Engine {
@@ -74,7 +75,7 @@ impl Engine {
         let jar = CookieJar::new(prf, rng.array());
         let first_id = (u64::from(config.shard) << SHARD_SHIFT).saturating_add(1);
         let ctx = Ctx::new(config, crypto, now, first_id);
-        Ok(Self { ctx, sas: SaTable::default(), seed, rng, jar, strangers: (now.mono, 0) })
+        Ok(Self { ctx, sas: SaTable::default(), seed, rng, jar, strangers: (now.mono, 0), cookie_mode: false })
     }
 
     /// Takes one input. Never blocks, never panics, whatever the input.
@@ -89,6 +90,7 @@ impl Engine {
             Input::Dataplane(event) => self.dataplane(event),
         }
         self.run_deferred();
+        self.report_cookie_mode();
     }
 
     /// The next output, or `None` when all are taken.
@@ -205,22 +207,21 @@ impl Engine {
         self.strangers.1 <= STRANGER_RATE
     }
 
-    /// Reports when the cookie mode changed from `was`.
-    pub(crate) fn report_cookie_mode(&mut self, was: bool) {
+    /// Reports when the cookie mode changed.
+    fn report_cookie_mode(&mut self) {
         let is = self.ctx.half_open.cookie_mode(&self.ctx.config.limits);
-        if is != was {
-            self.ctx.event(crate::event::Event::CookieMode(is));
+        if is != self.cookie_mode {
+            self.cookie_mode = is;
+            self.ctx.event(Event::CookieMode(is));
         }
     }
 
     fn remove(&mut self, id: IkeSaId) {
-        let was = self.ctx.half_open.cookie_mode(&self.ctx.config.limits);
         if let Some(mut sa) = self.sas.remove(id) {
             lifecycle::uncount(&mut self.ctx, &mut sa);
         }
         self.ctx.timers.cancel_sa(id);
         self.ctx.half_open.remove(id);
-        self.report_cookie_mode(was);
     }
 
     // --- datagrams -----------------------------------------------------------------------------

@@ -256,9 +256,7 @@ fn begin(
     sa.window = crate::sa::window::Window::at(0, 1);
     engine.sas.insert(sa);
     engine.sas.index_init(key, id);
-    let was = engine.ctx.half_open.cookie_mode(&engine.ctx.config.limits);
     engine.ctx.half_open.add(id, source);
-    engine.report_cookie_mode(was);
     engine.arm_cookie_secret();
     let at = now + engine.ctx.config.timers.half_open;
     engine.ctx.timers.set(TimerKey::new(id, TimerKind::HalfOpen), at);

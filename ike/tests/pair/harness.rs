@@ -58,10 +58,6 @@ impl Flight {
     pub fn exchange(&self) -> ExchangeType {
         Header::peek(&self.datagram.payload).unwrap().exchange
     }
-
-    pub fn is_response(&self) -> bool {
-        Header::peek(&self.datagram.payload).unwrap().flags.response
-    }
 }
 
 /// A key pair whose public half stands for a certificate.
@@ -405,7 +401,7 @@ impl Setup {
             dns: vec![],
             allowed: vec![],
             deadline: WallTime(START + 864_000_000_000),
-            unique: UniquePolicy::Replace,
+            unique: UniquePolicy::Keep,
         });
         Pair { now, client, server, wire: VecDeque::new(), nat: None, target: self.target }
     }

@@ -2,6 +2,19 @@
 //! step the SAs are asserted by SPI, and every scenario ends by looking for leaks and by replaying
 //! what was recorded.
 
-mod harness;
+#![allow(unreachable_pub)]
 
+mod harness;
+mod spy;
+
+mod actions;
+mod addresses;
+mod closing;
+mod cookies;
+mod fragments;
 mod handshake;
+mod hostile;
+mod lease;
+mod liveness;
+mod loss;
+mod refusals;

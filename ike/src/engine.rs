@@ -10,7 +10,7 @@ use crate::error::EngineError;
 use crate::event::{CloseReason, Event};
 use crate::exchange::{self, Task, advance, auth, create_child, dpd, init, mobility};
 use crate::io::{
-    Command, Completion, DataplaneEvent, Datagram, Deadline, Grant, IkeSaId, Input, LeaseId,
+    Command, Completion, Datagram, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId,
     Output, TimerKind, Token,
 };
 use crate::rng::{SaRng, Seed};
@@ -67,15 +67,21 @@ impl Engine {
         now: Now,
     ) -> Result<Self, EngineError> {
         let config = usable(config, crypto)?;
-        let prf = crypto
-            .prf(PrfId::HmacSha2_256)
-            .ok_or(EngineError::NoCookiePrf(crypto.name))?;
+        let prf = crypto.prf(PrfId::HmacSha2_256).ok_or(EngineError::NoCookiePrf(crypto.name))?;
         let seed = Seed::new(seed);
         let mut rng = seed.engine();
         let jar = CookieJar::new(prf, rng.array());
         let first_id = (u64::from(config.shard) << SHARD_SHIFT).saturating_add(1);
         let ctx = Ctx::new(config, crypto, now, first_id);
-        Ok(Self { ctx, sas: SaTable::default(), seed, rng, jar, strangers: (now.mono, 0), cookie_mode: false })
+        Ok(Self {
+            ctx,
+            sas: SaTable::default(),
+            seed,
+            rng,
+            jar,
+            strangers: (now.mono, 0),
+            cookie_mode: false,
+        })
     }
 
     /// Takes one input. Never blocks, never panics, whatever the input.
@@ -265,13 +271,8 @@ impl Engine {
             return;
         }
         let flags = Flags::new(!header.flags.initiator, true);
-        let header = Header::new(
-            header.spi_i,
-            header.spi_r,
-            header.exchange,
-            flags,
-            header.message_id,
-        );
+        let header =
+            Header::new(header.spi_i, header.spi_r, header.exchange, flags, header.message_id);
         let mut payloads = Payloads::new();
         payloads.push_notify(Notify::new(NotifyType::InvalidMajorVersion));
         if let Ok(bytes) = (Message { header, payloads }).encode() {
@@ -346,13 +347,14 @@ impl Engine {
                     // Whoever repeats a request must have been able to make it (RFC 7296 2.1);
                     // of fragments, only the first one asks (RFC 7383 2.6.1).
                     let asks = frame.fragment().is_none_or(|(number, _)| number == 1);
-                    if asks && protection.open(&frame).is_ok() {
-                        if let Some(cached) = sa.window.cached() {
-                            let packets = cached.packets.clone();
-                            ctx.stats.replayed_responses =
-                                ctx.stats.replayed_responses.saturating_add(1);
-                            exchange::transmit(ctx, path, packets);
-                        }
+                    if asks
+                        && protection.open(&frame).is_ok()
+                        && let Some(cached) = sa.window.cached()
+                    {
+                        let packets = cached.packets.clone();
+                        ctx.stats.replayed_responses =
+                            ctx.stats.replayed_responses.saturating_add(1);
+                        exchange::transmit(ctx, path, packets);
                     }
                     return;
                 }
@@ -665,6 +667,17 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
                 auth::installed(ctx, sa, child, answer);
             } else {
                 create_child::installed(ctx, sa, child, answer);
+            }
+        }
+        Purpose::Reinstall(child) => {
+            if answer!(InstallChild).is_err() {
+                exchange::delete::close_child(
+                    ctx,
+                    sa,
+                    child,
+                    CloseReason::Failed("the data plane did not take it back".to_owned()),
+                );
+                advance(ctx, sa);
             }
         }
         Purpose::Use(_) => dpd::used(ctx, sa, answer!(QueryUse)),

@@ -1,19 +1,172 @@
-//! An IKE SA at an exchange boundary as plain, versioned data.
+//! An IKE SA at an exchange boundary as plain, versioned data: everything needed to go on after a
+//! restart or on another machine. It holds keys: it belongs on a tmpfs or sealed, never on a disk.
+//!
+//! Times are kept as what is left of them (monotonic clocks end with the machine) except the
+//! grant's deadline, which is wall-clock time. IVs are not kept: a restored SA draws from a new
+//! seed, so a snapshot restored twice repeats none.
 
-/// See the module.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {}
+mod codec;
 
-/// Why octets are not a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SnapshotError {
-    /// It was written by a newer version.
-    #[error("version {0} is not known here")]
-    Version(u8),
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::crypto::{EspSuite, IkeKeys, IkeSuite};
+use crate::io::{ChildKeys, ChildSaId, Grant, Hosts, IkeSaId};
+use crate::wire::{ExchangeType, HashAlgorithm, Identification, IkeSpi, TrafficSelector};
+
+/// See the module. `Debug` prints no key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Snapshot {
+    /// Its name.
+    pub ike: IkeSaId,
+    /// We were the original initiator.
+    pub initiator: bool,
+    /// The original initiator's SPI.
+    pub spi_i: IkeSpi,
+    /// The original responder's SPI.
+    pub spi_r: IkeSpi,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// IKE travels with a non-ESP marker.
+    pub encap: bool,
+    /// Negotiated algorithms.
+    pub suite: IkeSuite,
+    /// SK_d and the rest.
+    pub keys: IkeKeys,
+    /// Id of our next request.
+    pub next_request: u32,
+    /// Id of the peer's next request.
+    pub next_expected: u32,
+    /// Our request that is not answered yet.
+    pub outstanding: Option<SavedRequest>,
+    /// The response to the peer's last request, as sent.
+    pub cached: Option<SavedResponse>,
+    /// What the peer told about itself.
+    pub peer: SavedTraits,
+    /// The peer's identity as text.
+    pub name: String,
+    /// The peer's identity.
+    pub identity: Identification,
+    /// What it was granted.
+    pub grant: Grant,
+    /// Time since it was established.
+    pub age: Duration,
+    /// Time until it is to be rekeyed.
+    pub rekey_in: Option<Duration>,
+    /// Its children.
+    pub children: Vec<SavedChild>,
 }
 
-impl crate::sa::IkeSa {
-    pub(crate) fn snapshot(&self, _ctx: &crate::sa::context::Ctx) -> Option<Snapshot> {
-        self.is_established().then_some(Snapshot {})
+/// A request of ours that is sent again after a restart: the peer may have it or not, and another
+/// request of the same id would be taken for it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SavedRequest {
+    /// Its id.
+    pub message_id: u32,
+    /// Its exchange.
+    pub exchange: ExchangeType,
+    /// Its datagrams.
+    pub packets: Vec<Vec<u8>>,
+}
+
+/// A response that is sent again when its request comes again.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SavedResponse {
+    /// Its id.
+    pub message_id: u32,
+    /// Its datagrams.
+    pub packets: Vec<Vec<u8>>,
+}
+
+/// What the peer told about itself and the way to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SavedTraits {
+    /// It reassembles fragments.
+    pub fragmentation: bool,
+    /// A NAT is in front of it.
+    pub peer_behind_nat: bool,
+    /// A NAT is in front of us.
+    pub we_behind_nat: bool,
+    /// It took part in NAT detection.
+    pub nat_detection: bool,
+    /// MOBIKE was agreed on.
+    pub mobike: bool,
+    /// We faked NAT detection.
+    pub force_encap: bool,
+    /// Hashes it verifies.
+    pub hashes: Vec<HashAlgorithm>,
+}
+
+/// A child SA.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedChild {
+    /// Its name.
+    pub id: ChildSaId,
+    /// SPI of packets to us.
+    pub spi_in: u32,
+    /// SPI of packets to the peer.
+    pub spi_out: u32,
+    /// Negotiated transforms.
+    pub suite: EspSuite,
+    /// Keys of packets to us.
+    pub keys_in: ChildKeys,
+    /// Keys of packets to the peer.
+    pub keys_out: ChildKeys,
+    /// Transport instead of tunnel mode.
+    pub transport: bool,
+    /// Our side's selectors.
+    pub ts_local: Vec<TrafficSelector>,
+    /// The peer's side's selectors.
+    pub ts_remote: Vec<TrafficSelector>,
+    /// Outer addresses.
+    pub hosts: Hosts,
+    /// Packets leave through it.
+    pub outbound_active: bool,
+    /// Time since it was installed.
+    pub age: Duration,
+    /// Time until it is to be rekeyed.
+    pub rekey_in: Option<Duration>,
+}
+
+/// Why octets are not a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SnapshotError {
+    /// Another version wrote it.
+    #[error("version {0} is not known here; it was written by a newer release")]
+    Version(u8),
+    /// The octets end too early.
+    #[error("it is cut off")]
+    Truncated,
+    /// Octets follow its end.
+    #[error("{0} octets follow its end")]
+    Trailing(usize),
+    /// A field has a value that cannot be.
+    #[error("its {0} cannot be read")]
+    Field(&'static str),
+    /// The provider lacks an algorithm it runs with.
+    #[error("the crypto provider lacks an algorithm it runs with")]
+    Unsupported,
+}
+
+impl fmt::Debug for SavedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "SavedRequest({} {}, {} datagrams)",
+            self.exchange,
+            self.message_id,
+            self.packets.len()
+        )
+    }
+}
+
+impl fmt::Debug for SavedResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SavedResponse({}, {} datagrams)", self.message_id, self.packets.len())
     }
 }

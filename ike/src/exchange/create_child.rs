@@ -1,9 +1,9 @@
 //! CREATE_CHILD_SA (RFC 7296 1.3).
 
+use crate::crypto::KexResponse;
 use crate::exchange::send_response;
 use crate::io::ChildSaId;
 use crate::sa::IkeSa;
-use crate::crypto::KexResponse;
 use crate::sa::context::{Ctx, Purpose};
 use crate::wire::{ExchangeType, Notify, NotifyType, Payloads};
 

@@ -72,9 +72,8 @@ pub(crate) fn process_children(
         };
         crate::exchange::create_child::predecessor_gone(ctx, sa, id);
         remove_from_dataplane(ctx, sa, id, reason);
-        sa.tasks.retain(|task| {
-            !matches!(task, Task::DeleteChild(c) | Task::RekeyChild(c) if *c == id)
-        });
+        sa.tasks
+            .retain(|task| !matches!(task, Task::DeleteChild(c) | Task::RekeyChild(c) if *c == id));
         if !ours_is_out {
             sa.children.remove(&id);
         }

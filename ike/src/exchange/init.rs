@@ -23,8 +23,8 @@ use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, Flags, Header, IkeSpi, KeMethod, KeyExchange, Message, Nonce, Notify,
-    NotifyType, Payload, Payloads, SecurityAssociation,
+    ExchangeType, Flags, Header, IkeSpi, KeMethod, KeyExchange, Message, Nonce, Notify, NotifyType,
+    Payload, Payloads, SecurityAssociation,
 };
 
 /// Octets of an IKE_SA_INIT message at most; it travels unfragmented (RFC 7383 2.1).
@@ -119,11 +119,8 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     };
 
     // RFC 7296 2.1: the same request again gets the same response, never a second SA.
-    let key = InitKey {
-        spi_i: header.spi_i,
-        remote: datagram.remote,
-        nonce: ni.as_bytes().to_vec(),
-    };
+    let key =
+        InitKey { spi_i: header.spi_i, remote: datagram.remote, nonce: ni.as_bytes().to_vec() };
     if let Some(id) = engine.sas.by_init(&key) {
         return answer_again(engine, id, &datagram);
     }
@@ -154,12 +151,7 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         if engine.may_answer_stranger() {
             let refused = no_proposal(&engine.ctx.config.ike_suites, offer);
             engine.ctx.refuse(Refusal { remote: Some(datagram.remote), ..refused });
-            answer_stateless(
-                engine,
-                &datagram,
-                &header,
-                Notify::new(NotifyType::NoProposalChosen),
-            );
+            answer_stateless(engine, &datagram, &header, Notify::new(NotifyType::NoProposalChosen));
         }
         return;
     };
@@ -192,15 +184,14 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     let kem = group.kind() == KexKind::Kem;
     let (ni, peer_public, method) = (ni.clone(), ke.data.clone(), ke.method);
     let traits = read_traits(&engine.ctx, payloads, &header, Path::of(&datagram));
-    begin(engine, datagram, header, key, source, New {
-        traits,
-        ni,
-        peer_public,
-        method,
-        kem,
-        suite: chosen.suite,
-        number: chosen.number,
-    });
+    begin(
+        engine,
+        datagram,
+        header,
+        key,
+        source,
+        New { traits, ni, peer_public, method, kem, suite: chosen.suite, number: chosen.number },
+    );
 }
 
 struct New {
@@ -258,7 +249,7 @@ fn begin(
     engine.sas.index_init(key, id);
     engine.ctx.half_open.add(id, source);
     engine.arm_cookie_secret();
-    let at = now + engine.ctx.config.timers.half_open;
+    let at = now.after(engine.ctx.config.timers.half_open);
     engine.ctx.timers.set(TimerKey::new(id, TimerKind::HalfOpen), at);
     engine.ctx.act(id, Purpose::InitKeyPair, Action::KeyExchange(request));
 }
@@ -287,8 +278,7 @@ fn answer_again(engine: &mut Engine, id: IkeSaId, datagram: &Datagram) {
         && !half_open.response.is_empty()
     {
         let response = half_open.response.clone();
-        engine.ctx.stats.replayed_responses =
-            engine.ctx.stats.replayed_responses.saturating_add(1);
+        engine.ctx.stats.replayed_responses = engine.ctx.stats.replayed_responses.saturating_add(1);
         engine.ctx.transmit(Path::of(datagram).datagram(response));
     }
 }
@@ -341,10 +331,7 @@ pub(crate) fn key_pair(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<KexResponse
             half_open.secret = Secret::Waiting;
             respond(ctx, sa, public);
         }
-        (
-            Phase::HalfOpen(half_open),
-            Ok(KexResponse::Encapsulated { public, secret, .. }),
-        ) => {
+        (Phase::HalfOpen(half_open), Ok(KexResponse::Encapsulated { public, secret, .. })) => {
             half_open.secret = Secret::Known(secret);
             respond(ctx, sa, public);
         }
@@ -587,14 +574,7 @@ fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
         Payload::Ke(KeyExchange::new(init.group, init.public.clone())),
         Payload::Nonce(init.ni.clone()),
     ]);
-    natd::build(
-        &mut payloads,
-        ctx.crypto,
-        &mut sa.rng,
-        spis,
-        path,
-        ctx.config.force_encap,
-    );
+    natd::build(&mut payloads, ctx.crypto, &mut sa.rng, spis, path, ctx.config.force_encap);
     payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));
     payloads.push_notify(certs::hashes_notify());
     if let Some(cookie) = &init.cookie {
@@ -681,7 +661,8 @@ fn accept(ctx: &mut Ctx, sa: &mut IkeSa, message: Message, datagram: &Datagram) 
         return;
     };
     let payloads = &message.payloads;
-    let (Some(answer), Some(ke), Some(nr)) = (payloads.sa(), payloads.ke(), payloads.nonce()) else {
+    let (Some(answer), Some(ke), Some(nr)) = (payloads.sa(), payloads.ke(), payloads.nonce())
+    else {
         return;
     };
     if message.header.spi_r.is_zero() || ke.method != init.group {
@@ -693,18 +674,14 @@ fn accept(ctx: &mut Ctx, sa: &mut IkeSa, message: Message, datagram: &Datagram) 
     if chosen.suite.kex != init.group {
         return;
     }
-    init.answer = Some(InitAnswer {
-        nr: nr.clone(),
-        suite: chosen.suite,
-        message: datagram.payload.clone(),
-    });
+    init.answer =
+        Some(InitAnswer { nr: nr.clone(), suite: chosen.suite, message: datagram.payload.clone() });
     let request = KexRequest::Agree { handle: init.handle, peer_public: ke.data.clone() };
     sa.spi_r = message.header.spi_r;
     sa.traits = read_traits(ctx, payloads, &message.header, Path::of(datagram));
     sa.window.answered();
     ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::Retransmit));
-    let nat =
-        sa.traits.peer_behind_nat || sa.traits.we_behind_nat || sa.traits.force_encap;
+    let nat = sa.traits.peer_behind_nat || sa.traits.we_behind_nat || sa.traits.force_encap;
     if sa.traits.nat_detection && nat && !sa.path.encap {
         // RFC 7296 2.23: IKE_AUTH and all that follows go to port 4500.
         if sa.path.local.port() == IKE_PORT {

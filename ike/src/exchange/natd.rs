@@ -50,11 +50,7 @@ pub(crate) fn process(
     traits.we_behind_nat = traits.nat_detection && !destination;
 }
 
-fn hash(
-    crypto: &CryptoProvider,
-    spis: (IkeSpi, IkeSpi),
-    address: std::net::SocketAddr,
-) -> Vec<u8> {
+fn hash(crypto: &CryptoProvider, spis: (IkeSpi, IkeSpi), address: std::net::SocketAddr) -> Vec<u8> {
     let ip = address.ip().to_canonical();
     let input = nat_detection_input(spis.0, spis.1, ip, address.port());
     crypto.digest(HashFunction::Sha1, &[&input])

@@ -150,16 +150,16 @@ mod tests {
 
     #[test]
     fn an_offer_outside_what_is_allowed_leaves_nothing() {
-        let narrowed = narrow(&[net("192.168.0.0", "192.168.255.255")], &[net("10.0.0.0", "10.0.0.9")]);
+        let narrowed =
+            narrow(&[net("192.168.0.0", "192.168.255.255")], &[net("10.0.0.0", "10.0.0.9")]);
 
         assert_eq!(narrowed.selectors, []);
     }
 
     #[test]
     fn what_does_not_fit_is_reported() {
-        let many: Vec<_> = (0..=255u8)
-            .map(|n| net(&format!("10.0.{n}.1"), &format!("10.0.{n}.1")))
-            .collect();
+        let many: Vec<_> =
+            (0..=255u8).map(|n| net(&format!("10.0.{n}.1"), &format!("10.0.{n}.1"))).collect();
 
         let narrowed = narrow(&[TrafficSelector::any_v4()], &many);
 

@@ -35,15 +35,9 @@ pub fn choose_ike(
 ) -> Option<Chosen<IkeSuite>> {
     let find = |want: &dyn Fn(&IkeSuite) -> bool| {
         ours.iter().filter(|suite| want(suite)).find_map(|suite| {
-            offer
-                .proposals
-                .iter()
-                .find(|proposal| ike_matches(suite, proposal))
-                .map(|proposal| Chosen {
-                    number: proposal.number,
-                    suite: suite.clone(),
-                    spi: proposal.spi.clone(),
-                })
+            offer.proposals.iter().find(|proposal| ike_matches(suite, proposal)).map(|proposal| {
+                Chosen { number: proposal.number, suite: suite.clone(), spi: proposal.spi.clone() }
+            })
         })
     };
     find(&|suite| suite.kex == sent).or_else(|| find(&|_| true))
@@ -308,8 +302,7 @@ fn choose_pfs(
     match wanted {
         Some(method) => offered.contains(&method).then_some(Some(method)),
         None => {
-            let sent =
-                sent.filter(|method| offered.contains(method) && accepted.contains(method));
+            let sent = sent.filter(|method| offered.contains(method) && accepted.contains(method));
             let other = || accepted.iter().find(|method| offered.contains(method)).copied();
             match sent.or_else(other) {
                 Some(method) => Some(Some(method)),

@@ -45,16 +45,14 @@ pub(crate) enum Purpose {
     RequestSecret,
     /// Installation of a child SA.
     Install(ChildSaId),
+    /// The same after a restart.
+    Reinstall(ChildSaId),
     /// Activation of a child SA's outbound half.
     Activate(ChildSaId),
     /// Move of a child SA.
     Move(ChildSaId),
     /// Removal of a child SA; its end is reported with the final counters.
-    Remove {
-        child: ChildSaId,
-        lease: Option<LeaseId>,
-        reason: CloseReason,
-    },
+    Remove { child: ChildSaId, lease: Option<LeaseId>, reason: CloseReason },
     /// Whether ESP came in lately.
     Use(ChildSaId),
     /// An answer nobody waits for: a forgotten key pair.

@@ -3,6 +3,7 @@
 pub(crate) mod child;
 pub(crate) mod context;
 pub(crate) mod lifecycle;
+pub(crate) mod persist;
 pub(crate) mod protect;
 pub(crate) mod table;
 pub(crate) mod timers;
@@ -14,10 +15,10 @@ use std::time::Duration;
 
 use crate::config::PeerConfig;
 use crate::event::CloseReason;
+use crate::exchange::Task;
 use crate::exchange::auth::AuthTask;
 use crate::exchange::create_child::{Requesting, Responding};
 use crate::exchange::init::{HalfOpenSa, InitSent};
-use crate::exchange::Task;
 use crate::io::{ChildSaId, Datagram, Grant, Hosts, IkeSaId, LeaseId, Transmit};
 use crate::rng::SaRng;
 use crate::sa::child::Child;
@@ -211,14 +212,9 @@ impl IkeSa {
     pub(crate) fn hosts(&self) -> Hosts {
         // RFC 7296 2.23: ESP goes in UDP when a NAT was found; being on port 4500 alone (as MOBIKE
         // peers are) does not say so.
-        let nat = self.traits.peer_behind_nat
-            || self.traits.we_behind_nat
-            || self.traits.force_encap;
-        Hosts {
-            local: self.path.local,
-            remote: self.path.remote,
-            encap: self.path.encap && nat,
-        }
+        let nat =
+            self.traits.peer_behind_nat || self.traits.we_behind_nat || self.traits.force_encap;
+        Hosts { local: self.path.local, remote: self.path.remote, encap: self.path.encap && nat }
     }
 
     pub(crate) fn state(&self) -> SaState {

@@ -281,13 +281,4 @@ impl Inbox {
         let slot = if responses { &mut self.responses } else { &mut self.requests };
         slot.reassembler = None;
     }
-
-    /// Octets waiting for the rest of their message.
-    pub(crate) fn stored(&self) -> usize {
-        [&self.requests, &self.responses]
-            .into_iter()
-            .filter_map(|slot| slot.reassembler.as_ref())
-            .map(|reassembler| reassembler.stored_bytes())
-            .fold(0, usize::saturating_add)
-    }
 }

@@ -51,6 +51,11 @@ impl TimerQueue {
         }
     }
 
+    /// When a timer will fire.
+    pub(crate) fn at(&self, key: TimerKey) -> Option<Timestamp> {
+        self.at.get(&key).copied()
+    }
+
     /// Whether a timer is set.
     pub(crate) fn is_set(&self, key: TimerKey) -> bool {
         self.at.contains_key(&key)
@@ -119,6 +124,7 @@ impl TimerQueue {
     }
 
     /// Number of timers set.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.at.len().saturating_add(self.wall.len())
     }

@@ -129,11 +129,6 @@ impl Window {
         self.busy = false;
     }
 
-    /// Forgets the response that would be sent again.
-    pub(crate) fn forget_response(&mut self) {
-        self.cached = None;
-    }
-
     /// Id of our next request.
     pub(crate) fn next_request(&self) -> u32 {
         self.next_request
@@ -147,11 +142,6 @@ impl Window {
     /// A request of ours waits for its response: the next one must wait too.
     pub(crate) fn outstanding(&self) -> Option<&Outstanding> {
         self.outstanding.as_ref()
-    }
-
-    /// A request of the peer is being worked on.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy
     }
 
     /// The response kept for a request that comes again.

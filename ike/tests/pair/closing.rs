@@ -45,7 +45,9 @@ fn the_data_plane_is_told_before_the_peer() {
         .iter()
         .filter_map(|output| match output {
             Output::Action(_, Action::RemoveChild { last, .. }) => Some(format!("remove {last}")),
-            Output::Checkpoint(checkpoint) => Some(format!("keep {}", checkpoint.snapshot.is_some())),
+            Output::Checkpoint(checkpoint) => {
+                Some(format!("keep {}", checkpoint.snapshot.is_some()))
+            }
             Output::Transmit(_) => Some("transmit".to_owned()),
             _ => None,
         })

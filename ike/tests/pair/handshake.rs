@@ -42,7 +42,10 @@ fn the_client_gets_its_addresses_and_only_what_it_may_reach() {
     assert_eq!(child.ts_local, [net("10.77.0.2", "10.77.0.2"), net("fd77::2", "fd77::2")]);
     assert_eq!(child.ts_remote, [net("10.20.0.0", "10.20.0.255")]);
     let sa = &pair.client.established()[0];
-    assert_eq!(sa.addresses, ["10.77.0.2".parse::<std::net::IpAddr>().unwrap(), "fd77::2".parse().unwrap()]);
+    assert_eq!(
+        sa.addresses,
+        ["10.77.0.2".parse::<std::net::IpAddr>().unwrap(), "fd77::2".parse().unwrap()]
+    );
     assert_eq!(sa.identity.as_deref(), Some("gw.example.com"));
     let sa = &pair.server.established()[0];
     assert_eq!(sa.lease.as_ref().unwrap().0, LEASE);
@@ -55,10 +58,11 @@ fn both_sides_report_what_came_up() {
     let pair = Pair::connected();
 
     for peer in [&pair.client, &pair.server] {
-        assert!(matches!(
-            peer.events.as_slice(),
-            [Event::IkeUp { .. }, Event::ChildUp { .. }]
-        ), "{:?}", peer.events);
+        assert!(
+            matches!(peer.events.as_slice(), [Event::IkeUp { .. }, Event::ChildUp { .. }]),
+            "{:?}",
+            peer.events
+        );
     }
     pair.assert_no_leaks();
 }

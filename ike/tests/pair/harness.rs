@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use ike::config::{Credential, EngineConfig, Limits, PeerConfig, Timers};
 use ike::crypto::ring::{PROVIDER, Pkcs8Signer};
-use ike::crypto::{
-    CryptoProvider, EspSuite, IkeSuite, KexExecutor, KexResponse, KeMethod, Signer,
-};
+use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, KexResponse, Signer};
 use ike::event::{CloseReason, Event, Refusal};
 use ike::io::{
     Action, ChildSaId, ChildUse, Command, Completion, CredentialId, Datagram, Grant, IkeSaId,
@@ -479,9 +477,26 @@ impl Pair {
                 }
             }
         }
-        let datagram =
-            Datagram { local, remote, encap: transmit.encap, payload: transmit.payload };
+        let datagram = Datagram { local, remote, encap: transmit.encap, payload: transmit.payload };
         self.wire.push_back(Flight { to: from.other(), datagram });
+    }
+
+    /// One side's process ends without a word and starts again from its snapshots' octets, with
+    /// an empty data plane.
+    pub fn restart(&mut self, side: Side) {
+        let now = self.now;
+        let peer = self.peer(side);
+        let snapshots: Vec<Snapshot> = peer
+            .snapshots
+            .values()
+            .map(|snapshot| Snapshot::decode(&snapshot.encode()).unwrap())
+            .collect();
+        peer.seed = peer.seed.map(|octet| octet.wrapping_add(1));
+        peer.engine =
+            Engine::restore(peer.config.clone(), peer.crypto, peer.seed, now, snapshots).unwrap();
+        peer.plane.clear();
+        peer.held.clear();
+        self.input(side, Input::Timeout);
     }
 
     pub fn command(&mut self, side: Side, command: Command) {
@@ -622,8 +637,7 @@ impl Pair {
     pub fn assert_replays(&mut self, side: Side) {
         let peer = self.peer(side);
         let start = Now { mono: Timestamp(0), wall: WallTime(START) };
-        let mut again =
-            Engine::new(peer.config.clone(), peer.crypto, peer.seed, start).unwrap();
+        let mut again = Engine::new(peer.config.clone(), peer.crypto, peer.seed, start).unwrap();
         let mut outputs = Vec::new();
         for (now, input) in &peer.inputs {
             again.handle(*now, input.clone());

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ike::event::CloseReason;
 use ike::io::Datagram;
 use ike::wire::{
-    Authentication, AuthMethod, ExchangeType, Flags, Header, Message, Notify, NotifyType,
-    Payload, PayloadType, Payloads,
+    AuthMethod, Authentication, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload,
+    PayloadType, Payloads,
 };
 
 use crate::harness::*;
@@ -127,12 +127,8 @@ fn forged_ike_auths_without_end_are_given_up() {
 #[test]
 fn the_shared_secret_is_computed_once_for_all_that_waits_for_it() {
     let mut pair = Setup::new().quiet().build();
-    pair.server.hold = |action| {
-        matches!(
-            action,
-            ike::Action::KeyExchange(ike::crypto::KexRequest::Agree { .. })
-        )
-    };
+    pair.server.hold =
+        |action| matches!(action, ike::Action::KeyExchange(ike::crypto::KexRequest::Agree { .. }));
     pair.initiate();
     pair.step();
     pair.step();

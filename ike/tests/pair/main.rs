@@ -2,7 +2,7 @@
 //! step the SAs are asserted by SPI, and every scenario ends by looking for leaks and by replaying
 //! what was recorded.
 
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod harness;
 mod spy;
@@ -18,3 +18,4 @@ mod lease;
 mod liveness;
 mod loss;
 mod refusals;
+mod restart;

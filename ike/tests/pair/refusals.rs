@@ -54,8 +54,7 @@ fn a_weak_offer_is_refused_with_the_clients_setting() {
         Payload::Ke(KeyExchange::new(KeMethod::Modp1024, vec![1; 128])),
         Payload::Nonce(Nonce::new(vec![2; 32]).unwrap()),
     ]);
-    let header =
-        Header::new(IkeSpi(9), IkeSpi::ZERO, ExchangeType::IkeSaInit, Flags::REQUEST, 0);
+    let header = Header::new(IkeSpi(9), IkeSpi::ZERO, ExchangeType::IkeSaInit, Flags::REQUEST, 0);
     let payload = Message { header, payloads }.encode().unwrap();
     let datagram = ike::io::Datagram {
         local: address(SERVER_IP, 500),

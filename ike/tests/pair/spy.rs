@@ -26,7 +26,13 @@ impl SkCipher for Sk {
         self.0.block_len()
     }
 
-    fn seal(&self, aad: &[u8], iv: &[u8], buf: &mut [u8], icv: &mut [u8]) -> Result<(), CipherError> {
+    fn seal(
+        &self,
+        aad: &[u8],
+        iv: &[u8],
+        buf: &mut [u8],
+        icv: &mut [u8],
+    ) -> Result<(), CipherError> {
         icv.copy_from_slice(&self.0.seal(iv, aad, buf).map_err(|_| CipherError)?);
         Ok(())
     }
@@ -111,10 +117,7 @@ impl Spy {
             Side::Client => (pair.target.remote, pair.target.local),
             Side::Server => (pair.target.local, pair.target.remote),
         };
-        Flight {
-            to: from.other(),
-            datagram: Datagram { local, remote, encap: false, payload },
-        }
+        Flight { to: from.other(), datagram: Datagram { local, remote, encap: false, payload } }
     }
 
     /// What an unfragmented datagram says.

@@ -16,8 +16,7 @@ use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::{IkeSa, Phase};
 use crate::wire::{
-    ExchangeType, IdPayload, Identification, Payload, Payloads, TrafficSelector,
-    TrafficSelectors,
+    ExchangeType, IdPayload, Identification, Payload, Payloads, TrafficSelector, TrafficSelectors,
 };
 
 /// An IKE_AUTH of ours under way.
@@ -234,11 +233,7 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
 }
 
-pub(super) fn verified(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    answer: Result<Box<VerifiedPeer>, Refusal>,
-) {
+pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
     let (id, remote) = (sa.id, sa.path.remote);
     let Some(initiator) = initiator(sa) else {
         return;
@@ -250,9 +245,8 @@ pub(super) fn verified(
     let Some(identity) = initiator.peer_id.clone() else {
         return;
     };
-    let selectors = |ts: Option<&TrafficSelectors>| {
-        ts.map(|ts| ts.selectors.clone()).unwrap_or_default()
-    };
+    let selectors =
+        |ts: Option<&TrafficSelectors>| ts.map(|ts| ts.selectors.clone()).unwrap_or_default();
     let response = initiator.response.as_ref();
     let authorise = Authorise {
         ike: id,
@@ -269,11 +263,7 @@ pub(super) fn verified(
     ctx.act(id, Purpose::Authorise, Action::Authorise(Box::new(authorise)));
 }
 
-pub(super) fn authorised(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    answer: Result<Box<Grant>, Refusal>,
-) {
+pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant>, Refusal>) {
     let Some(initiator) = initiator(sa) else {
         return;
     };
@@ -288,7 +278,7 @@ pub(super) fn authorised(
         Err(refused) => return fail_with(ctx, sa, refused),
     };
     if let Err(refused) = check_grant(ctx, sa, &grant, &killed) {
-        return fail_with(ctx, sa, refused);
+        return fail_with(ctx, sa, *refused);
     }
     // As initiator the addresses are ours, and come from the peer.
     let (addresses, dns) = config::received(response.cp());
@@ -312,8 +302,7 @@ fn install(
     sa: &mut IkeSa,
     response: &Payloads,
 ) -> Result<Option<ChildSaId>, String> {
-    let (Some(answer), Some(ts_i), Some(ts_r)) =
-        (response.sa(), response.ts_i(), response.ts_r())
+    let (Some(answer), Some(ts_i), Some(ts_r)) = (response.sa(), response.ts_i(), response.ts_r())
     else {
         let told = response.error_notify().map(|notify| notify.kind);
         let what = match told {
@@ -321,8 +310,7 @@ fn install(
             None => "the peer made no child SA".to_owned(),
         };
         let fix = "compare ESP proposals and selectors of both sides";
-        let refused =
-            about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
+        let refused = about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
         ctx.refuse(refused);
         return Ok(None);
     };
@@ -367,12 +355,7 @@ fn install(
     Ok(child::install(ctx, sa, new))
 }
 
-pub(super) fn installed(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    id: ChildSaId,
-    answer: Result<(), String>,
-) {
+pub(super) fn installed(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, answer: Result<(), String>) {
     if initiator(sa).is_none_or(|initiator| initiator.child != Some(id)) {
         return;
     }

@@ -10,6 +10,7 @@ mod responder;
 use crate::event::{Blame, CloseReason, Event, Refusal};
 use crate::exchange::about;
 use crate::io::{ChildSaId, Grant, LeaseId, UniquePolicy, VerifiedPeer};
+use crate::policy::limits::Source;
 use crate::policy::narrowing;
 use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
@@ -53,11 +54,7 @@ pub(crate) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, Stri
 }
 
 /// The peer's certificate and signature were checked.
-pub(crate) fn verified(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    answer: Result<Box<VerifiedPeer>, Refusal>,
-) {
+pub(crate) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
     match role(sa) {
         Some(Role::Responder) => responder::verified(ctx, sa, answer),
         Some(Role::Initiator) => initiator::verified(ctx, sa, answer),
@@ -158,10 +155,10 @@ fn check_grant(
     sa: &IkeSa,
     grant: &Grant,
     killed: &std::collections::BTreeSet<LeaseId>,
-) -> Result<(), Refusal> {
+) -> Result<(), Box<Refusal>> {
     let failed = NotifyType::AuthenticationFailed;
     if killed.contains(&grant.lease) {
-        return Err(about(
+        return Err(Box::new(about(
             sa,
             refusal(
                 Blame::Incompatible,
@@ -170,10 +167,10 @@ fn check_grant(
                 format!("lease {} ended while the peer was connecting", grant.lease.0),
                 "enrol again",
             ),
-        ));
+        )));
     }
     if grant.deadline <= ctx.now.wall {
-        return Err(about(
+        return Err(Box::new(about(
             sa,
             refusal(
                 Blame::Incompatible,
@@ -182,10 +179,10 @@ fn check_grant(
                 format!("lease {} or the peer's certificate has expired", grant.lease.0),
                 "enrol again, and compare both clocks",
             ),
-        ));
+        )));
     }
     if grant.unique == UniquePolicy::Reject && ctx.leases.contains_key(&grant.lease) {
-        return Err(about(
+        return Err(Box::new(about(
             sa,
             refusal(
                 Blame::Incompatible,
@@ -194,7 +191,7 @@ fn check_grant(
                 format!("lease {} is connected already and allows one connection", grant.lease.0),
                 "close the other connection, or let the role replace or keep it",
             ),
-        ));
+        )));
     }
     Ok(())
 }
@@ -241,6 +238,7 @@ fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
     sa.counted = true;
     ctx.lease_up(&lease);
     ctx.half_open.remove(sa.id);
+    ctx.half_open.authenticated(Source::from(sa.path.remote.ip()), ctx.now.mono);
     ctx.stats.established = ctx.stats.established.saturating_add(1);
     ctx.event(event);
     lifecycle::established(ctx, sa);

@@ -205,9 +205,8 @@ fn examine(
 }
 
 fn child_offer(payloads: &Payloads) -> Option<ChildOffer> {
-    let known = |ts: Option<&TrafficSelectors>| {
-        ts.map(|ts| ts.selectors.clone()).unwrap_or_default()
-    };
+    let known =
+        |ts: Option<&TrafficSelectors>| ts.map(|ts| ts.selectors.clone()).unwrap_or_default();
     let sa = payloads.sa()?.clone();
     Some(ChildOffer { sa, ts_i: known(payloads.ts_i()), ts_r: known(payloads.ts_r()) })
 }
@@ -222,11 +221,7 @@ fn responder(sa: &mut IkeSa) -> Option<&mut Responder> {
     }
 }
 
-pub(super) fn verified(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    answer: Result<Box<VerifiedPeer>, Refusal>,
-) {
+pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
     let (id, remote) = (sa.id, sa.path.remote);
     let Some(responder) = responder(sa) else {
         return;
@@ -259,11 +254,7 @@ pub(super) fn verified(
     ctx.act(id, Purpose::Authorise, Action::Authorise(Box::new(authorise)));
 }
 
-pub(super) fn authorised(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    answer: Result<Box<Grant>, Refusal>,
-) {
+pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant>, Refusal>) {
     let Some(responder) = responder(sa) else {
         return;
     };
@@ -279,7 +270,7 @@ pub(super) fn authorised(
         }
     };
     if let Err(refused) = check_grant(ctx, sa, &grant, &killed) {
-        return fail(ctx, sa, Refusal { identity: Some(identity), ..refused });
+        return fail(ctx, sa, Refusal { identity: Some(identity), ..*refused });
     }
     remember(ctx, sa, &verified, identity, grant);
     sign(ctx, sa);
@@ -470,12 +461,7 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
     }
 }
 
-pub(super) fn installed(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    id: ChildSaId,
-    answer: Result<(), String>,
-) {
+pub(super) fn installed(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, answer: Result<(), String>) {
     let Some(responder) = responder(sa) else {
         return;
     };

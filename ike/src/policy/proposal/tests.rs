@@ -97,9 +97,7 @@ fn a_rekey_uses_the_group_that_came_when_it_is_accepted() {
     let offer = offer_esp(&esp("aes256gcm16-ecp256-x25519-noesn"), 7);
     let accepted = [KeMethod::Curve25519, KeMethod::Ecp256];
 
-    let kex = |sent| {
-        choose_esp(&ours, &offer, EspKex::Offered(sent, &accepted)).unwrap().suite.kex
-    };
+    let kex = |sent| choose_esp(&ours, &offer, EspKex::Offered(sent, &accepted)).unwrap().suite.kex;
 
     assert_eq!(kex(Some(KeMethod::Ecp256)), Some(KeMethod::Ecp256));
     // Only one proposal of each group exists, the first of them decides.

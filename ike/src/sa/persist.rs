@@ -1,0 +1,235 @@
+//! From SAs to snapshots and back.
+
+use crate::config::EngineConfig;
+use crate::crypto::CryptoProvider;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::exchange::{self, dpd};
+use crate::io::{Action, IkeSaId, InstallChild, TimerKind};
+use crate::sa::child::{Child, ChildState};
+use crate::sa::context::{Ctx, Purpose};
+use crate::sa::lifecycle;
+use crate::sa::protect::Protection;
+use crate::sa::timers::TimerKey;
+use crate::sa::window::{Cached, Outstanding, Window};
+use crate::sa::{Authenticated, IkeSa, Path, PeerTraits, Phase};
+use crate::snapshot::{
+    SavedChild, SavedRequest, SavedResponse, SavedTraits, Snapshot, SnapshotError,
+};
+use crate::time::Now;
+use crate::view::SaRole;
+
+impl IkeSa {
+    /// What must survive, when there is anything: an SA that is not established starts again.
+    pub(crate) fn snapshot(&self, ctx: &Ctx) -> Option<Snapshot> {
+        if !self.is_established() {
+            return None;
+        }
+        let auth = self.auth.as_deref()?;
+        let protection = self.protection.as_deref()?;
+        let now = ctx.now.mono;
+        let left = |key| ctx.timers.at(key).map(|at| at.since(now));
+        let traits = &self.traits;
+        Some(Snapshot {
+            ike: self.id,
+            initiator: self.is_initiator(),
+            spi_i: self.spi_i,
+            spi_r: self.spi_r,
+            local: self.path.local,
+            remote: self.path.remote,
+            encap: self.path.encap,
+            suite: protection.suite().clone(),
+            keys: protection.keys().clone(),
+            next_request: self.window.next_request(),
+            next_expected: self.window.next_expected(),
+            outstanding: self.window.outstanding().map(|request| SavedRequest {
+                message_id: request.message_id,
+                exchange: request.exchange,
+                packets: request.packets.clone(),
+            }),
+            cached: self.window.cached().map(|response| SavedResponse {
+                message_id: response.message_id,
+                packets: response.packets.clone(),
+            }),
+            peer: SavedTraits {
+                fragmentation: traits.fragmentation,
+                peer_behind_nat: traits.peer_behind_nat,
+                we_behind_nat: traits.we_behind_nat,
+                nat_detection: traits.nat_detection,
+                mobike: traits.mobike,
+                force_encap: traits.force_encap,
+                hashes: traits.hashes.clone(),
+            },
+            name: auth.name.clone(),
+            identity: auth.identity.clone(),
+            grant: auth.grant.clone(),
+            age: now.since(auth.established_at),
+            rekey_in: left(TimerKey::new(self.id, TimerKind::RekeyIke)),
+            children: self
+                .children
+                .values()
+                .filter(|child| child.state == ChildState::Up && !child.removed)
+                .map(|child| SavedChild {
+                    id: child.id,
+                    spi_in: child.spi_in,
+                    spi_out: child.spi_out,
+                    suite: child.suite.clone(),
+                    keys_in: child.keys_in.clone(),
+                    keys_out: child.keys_out.clone(),
+                    transport: child.transport,
+                    ts_local: child.ts_local.clone(),
+                    ts_remote: child.ts_remote.clone(),
+                    hosts: child.hosts,
+                    outbound_active: child.outbound_active,
+                    age: now.since(child.installed_at),
+                    rekey_in: left(TimerKey::sub(self.id, TimerKind::RekeyChild, child.id.0)),
+                })
+                .collect(),
+        })
+    }
+}
+
+impl Engine {
+    /// An engine that goes on with what was checkpointed. Every child is installed again with
+    /// [`Action::InstallChild`] under its old name and SPIs: the driver reconciles, and the data
+    /// plane goes on above every sequence number it may have used. An SA whose deadline has
+    /// passed ends at the first [`Engine::handle`].
+    ///
+    /// The seed must be fresh, as in [`Engine::new`].
+    ///
+    /// # Errors
+    /// As [`Engine::new`], and [`EngineError::Snapshot`] when an SA runs with an algorithm the
+    /// provider lacks.
+    pub fn restore(
+        config: EngineConfig,
+        crypto: &'static CryptoProvider,
+        seed: [u8; 32],
+        now: Now,
+        snapshots: impl IntoIterator<Item = Snapshot>,
+    ) -> Result<Self, EngineError> {
+        let mut engine = Self::new(config, crypto, seed, now)?;
+        let snapshots: Vec<Snapshot> = snapshots.into_iter().collect();
+        // All names first: what is installed again draws new ones.
+        for snapshot in &snapshots {
+            engine.ctx.reserve_id(snapshot.ike.0);
+            snapshot.children.iter().for_each(|child| engine.ctx.reserve_id(child.id.0));
+        }
+        for snapshot in snapshots {
+            engine.restore_one(snapshot)?;
+        }
+        Ok(engine)
+    }
+
+    fn restore_one(&mut self, saved: Snapshot) -> Result<(), EngineError> {
+        let id: IkeSaId = saved.ike;
+        let protection =
+            Protection::from_keys(self.ctx.crypto, saved.suite, saved.initiator, saved.keys)
+                .map_err(|_| SnapshotError::Unsupported)?;
+        let now = self.ctx.now.mono;
+        let role = if saved.initiator { SaRole::Initiator } else { SaRole::Responder };
+        let path = Path { local: saved.local, remote: saved.remote, encap: saved.encap };
+        let spis = (saved.spi_i, saved.spi_r);
+        let rng = self.seed.stream(id.0);
+        let mut sa = Box::new(IkeSa::new(id, role, spis, path, rng, Phase::Established, now));
+        sa.protection = Some(Box::new(protection));
+        sa.window = Window::restore(
+            saved.next_request,
+            saved.next_expected,
+            saved.outstanding.map(|request| Outstanding {
+                message_id: request.message_id,
+                exchange: request.exchange,
+                packets: request.packets,
+                tries: 0,
+            }),
+            saved.cached.map(|response| Cached {
+                message_id: response.message_id,
+                packets: response.packets,
+            }),
+        );
+        sa.traits = PeerTraits {
+            fragmentation: saved.peer.fragmentation,
+            hashes: saved.peer.hashes,
+            peer_behind_nat: saved.peer.peer_behind_nat,
+            we_behind_nat: saved.peer.we_behind_nat,
+            nat_detection: saved.peer.nat_detection,
+            mobike: saved.peer.mobike,
+            childless: false,
+            force_encap: saved.peer.force_encap,
+        };
+        self.ctx.lease_up(&saved.grant.lease);
+        self.ctx.timers.set_wall(id, Some(saved.grant.deadline));
+        sa.counted = true;
+        sa.auth = Some(Box::new(Authenticated {
+            name: saved.name,
+            identity: saved.identity,
+            grant: saved.grant,
+            established_at: now - saved.age,
+        }));
+        for child in saved.children {
+            self.restore_child(&mut sa, child);
+        }
+        let ctx = &mut self.ctx;
+        if let Some(left) = saved.rekey_in {
+            ctx.timers.set(TimerKey::new(id, TimerKind::RekeyIke), now + left);
+        }
+        exchange::arm_retransmit(ctx, &sa);
+        dpd::arm(ctx, &sa, ctx.config.timers.dpd);
+        lifecycle::arm_keepalive(ctx, &sa);
+        self.sas.insert(sa);
+        Ok(())
+    }
+
+    fn restore_child(&mut self, sa: &mut IkeSa, saved: SavedChild) {
+        let Some(grant) = sa.auth.as_ref().map(|auth| &auth.grant) else {
+            return;
+        };
+        let ctx = &mut self.ctx;
+        let now = ctx.now.mono;
+        let action = InstallChild {
+            ike: sa.id,
+            child: saved.id,
+            lease: grant.lease.clone(),
+            role: grant.role.clone(),
+            reqid: grant.reqid,
+            addresses: if sa.is_initiator() { Vec::new() } else { grant.addresses.clone() },
+            spi_in: saved.spi_in,
+            spi_out: saved.spi_out,
+            suite: saved.suite.clone(),
+            keys_in: saved.keys_in.clone(),
+            keys_out: saved.keys_out.clone(),
+            transport: saved.transport,
+            hosts: saved.hosts,
+            ts_local: saved.ts_local.clone(),
+            ts_remote: saved.ts_remote.clone(),
+            outbound_active: saved.outbound_active,
+            rekeys: None,
+        };
+        ctx.lease_child_in(&action.lease, saved.id);
+        sa.children.insert(
+            saved.id,
+            Child {
+                id: saved.id,
+                state: ChildState::Up,
+                spi_in: saved.spi_in,
+                spi_out: saved.spi_out,
+                suite: saved.suite,
+                keys_in: saved.keys_in,
+                keys_out: saved.keys_out,
+                transport: saved.transport,
+                ts_local: saved.ts_local,
+                ts_remote: saved.ts_remote,
+                hosts: saved.hosts,
+                installed_at: now - saved.age,
+                outbound_active: saved.outbound_active,
+                removed: false,
+                replaced_by: None,
+            },
+        );
+        if let Some(left) = saved.rekey_in {
+            let key = TimerKey::sub(sa.id, TimerKind::RekeyChild, saved.id.0);
+            ctx.timers.set(key, now + left);
+        }
+        let purpose = Purpose::Reinstall(saved.id);
+        ctx.act(sa.id, purpose, Action::InstallChild(Box::new(action)));
+    }
+}

@@ -1,0 +1,139 @@
+//! Snapshots: what is checkpointed before each transmission is enough to go on.
+
+use std::time::Duration;
+
+use ike::event::CloseReason;
+use ike::snapshot::{Snapshot, SnapshotError};
+use ike::{Command, Input, Output, WallTime};
+
+use crate::harness::*;
+
+#[test]
+fn a_snapshot_survives_its_octets() {
+    let mut pair = Pair::connected_with(Setup::new());
+    pair.run_for(Duration::from_secs(30));
+
+    for peer in [&pair.client, &pair.server] {
+        let snapshot = peer.snapshots.values().next().unwrap();
+        let octets = snapshot.encode();
+
+        assert!(Snapshot::decode(&octets).unwrap() == *snapshot);
+        for len in 0..octets.len() {
+            assert!(Snapshot::decode(&octets[..len]).is_err());
+        }
+        let mut newer = octets.to_vec();
+        newer[0] = 99;
+        assert_eq!(Snapshot::decode(&newer), Err(SnapshotError::Version(99)));
+    }
+    pair.assert_no_leaks();
+}
+
+#[test]
+fn no_snapshot_shows_a_key() {
+    let pair = Pair::connected();
+    let snapshot = pair.server.snapshots.values().next().unwrap();
+
+    let shown = format!("{snapshot:?}");
+
+    assert!(shown.contains("ChildKeys(36+0 bytes)"), "{shown}");
+    assert!(shown.contains("SecretBytes(48 octets)"), "{shown}");
+    pair.assert_no_leaks();
+}
+
+#[test]
+fn a_checkpoint_precedes_every_transmission_of_an_established_sa() {
+    let mut pair = Pair::connected();
+    let before = pair.server.outputs.len();
+    let id = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::CloseIkeSa(id, CloseReason::Operator));
+    pair.run();
+
+    let at = |wanted: fn(&Output) -> bool| {
+        pair.server.outputs[before..].iter().position(wanted).unwrap()
+    };
+    assert!(
+        at(|output| matches!(output, Output::Checkpoint(_)))
+            < at(|output| matches!(output, Output::Transmit(_)))
+    );
+    pair.assert_no_leaks();
+}
+
+#[test]
+fn either_side_restarts_and_the_tunnel_goes_on() {
+    for side in [Side::Client, Side::Server] {
+        let mut setup = Setup::new().quiet();
+        setup.client.timers.dpd = Duration::from_secs(10);
+        setup.server.timers.dpd = Duration::from_secs(10);
+        let mut pair = Pair::connected_with(setup);
+        pair.run_for(Duration::from_secs(25));
+        let inbound = pair.peer(side).inbound();
+
+        pair.restart(side);
+
+        assert_eq!(pair.peer(side).inbound(), inbound);
+        pair.assert_connected();
+        pair.run_for(Duration::from_secs(60));
+        pair.assert_connected();
+        let id = pair.peer(side).established()[0].id;
+        pair.command(side, Command::CloseIkeSa(id, CloseReason::Operator));
+        pair.run();
+        pair.assert_nothing_installed();
+    }
+}
+
+#[test]
+fn a_request_under_way_is_sent_again_after_the_restart() {
+    let mut setup = Setup::new().quiet();
+    setup.server.timers.dpd = Duration::from_secs(10);
+    let mut pair = Pair::connected_with(setup);
+    pair.wait(Duration::from_secs(10));
+    let check = pair.lose();
+
+    pair.restart(Side::Server);
+    pair.wait(Duration::from_secs(1));
+
+    assert_eq!(pair.wire[0], check);
+    pair.run();
+    pair.assert_connected();
+}
+
+#[test]
+fn a_repeated_request_is_answered_from_the_restored_cache() {
+    let mut setup = Setup::new().quiet();
+    setup.client.timers.dpd = Duration::from_secs(10);
+    let mut pair = Pair::connected_with(setup);
+    pair.wait(Duration::from_secs(10));
+    let check = pair.step().unwrap();
+    let answer = pair.lose();
+
+    pair.restart(Side::Server);
+    pair.deliver(check);
+
+    assert_eq!(pair.wire[0], answer);
+    pair.run();
+    pair.assert_connected();
+}
+
+#[test]
+fn a_lease_that_ended_meanwhile_ends_at_once() {
+    let mut pair = Pair::connected();
+
+    pair.now.wall = WallTime(pair.now.wall.0 + 90_000_000_000);
+    pair.restart(Side::Server);
+    pair.input(Side::Server, Input::Timeout);
+    pair.run();
+
+    assert_eq!(pair.server.ends(), [CloseReason::Expired]);
+    pair.assert_nothing_installed();
+}
+
+#[test]
+fn a_closed_sa_leaves_no_snapshot() {
+    let mut pair = Pair::connected();
+    assert_eq!(pair.server.snapshots.len(), 1);
+
+    pair.command(Side::Server, Command::Shutdown);
+
+    assert_eq!(pair.server.snapshots.len(), 0);
+    pair.assert_no_leaks();
+}

@@ -100,6 +100,8 @@ pub struct TunnelSetup {
 #[derive(Debug)]
 struct Lease {
     filter: LeaseFilter,
+    /// The filter element is in force; false after a removal that then failed half-way.
+    bound: bool,
     children: Vec<ChildId>,
 }
 
@@ -188,23 +190,29 @@ impl Enforcer {
             )));
         }
         let fresh = known.is_none();
-        if known.is_none_or(|k| k.filter != *lease) {
+        if known.is_none_or(|k| !k.bound || k.filter != *lease) {
             self.filter.bind(lease)?;
+            if let Some(known) = self.leases.get_mut(&lease.reqid) {
+                known.bound = true;
+                known.filter = lease.clone();
+            }
         }
         if let Err(error) = self.plane.install(spec) {
             if fresh && let Err(second) = self.filter.unbind(lease) {
                 // No SA carries its packets, so nothing passes; keep it for the next removal.
                 tracing::warn!(reqid = lease.reqid, error = %second, "filter element stays");
-                self.leases
-                    .insert(lease.reqid, Lease { filter: lease.clone(), children: Vec::new() });
+                self.leases.insert(
+                    lease.reqid,
+                    Lease { filter: lease.clone(), bound: true, children: Vec::new() },
+                );
             }
             return Err(error);
         }
-        let entry = self
-            .leases
-            .entry(lease.reqid)
-            .or_insert_with(|| Lease { filter: lease.clone(), children: Vec::new() });
-        entry.filter = lease.clone();
+        let entry = self.leases.entry(lease.reqid).or_insert_with(|| Lease {
+            filter: lease.clone(),
+            bound: true,
+            children: Vec::new(),
+        });
         entry.children.push(spec.id);
         self.owners.insert(spec.id, lease.reqid);
         Ok(())
@@ -240,7 +248,11 @@ impl Enforcer {
             .ok_or_else(|| PlaneError::Unknown(format!("child {}", child.0)))?;
         let last = self.leases.get(&reqid).is_some_and(|lease| lease.children.len() <= 1);
         let unbound = if last { self.unbind(reqid) } else { Ok(()) };
-        let usage = self.plane.remove(child)?;
+        let usage = match self.plane.remove(child) {
+            // Gone already is what was asked for.
+            Err(PlaneError::Unknown(_)) => Usage::default(),
+            result => result?,
+        };
         self.owners.remove(&child);
         if let Some(lease) = self.leases.get_mut(&reqid) {
             lease.children.retain(|id| *id != child);
@@ -307,6 +319,7 @@ impl Enforcer {
         let filter = LeaseFilter { role: role.to_owned(), ..lease.filter.clone() };
         self.filter.bind(&filter)?;
         lease.filter = filter;
+        lease.bound = true;
         Ok(())
     }
 
@@ -372,10 +385,11 @@ impl Enforcer {
     }
 
     fn unbind(&mut self, reqid: u32) -> Result<(), PlaneError> {
-        match self.leases.get(&reqid) {
-            Some(lease) => self.filter.unbind(&lease.filter),
-            None => Ok(()),
+        if let Some(lease) = self.leases.get_mut(&reqid) {
+            self.filter.unbind(&lease.filter)?;
+            lease.bound = false;
         }
+        Ok(())
     }
 }
 

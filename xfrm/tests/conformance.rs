@@ -1,5 +1,6 @@
 //! One suite for every data plane, written against the contract: what each says it can do, it
 //! does, and what it refuses, it refuses alike.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 #[path = "support/mod.rs"]
 mod support;
@@ -55,9 +56,12 @@ fn assert_unknown<T: std::fmt::Debug>(result: Result<T, PlaneError>) {
     assert!(matches!(result, Err(PlaneError::Unknown(_))), "{result:?}");
 }
 
+/// One scenario on a fresh plane.
+type Case = fn(&mut dyn Dataplane);
+
 /// The suite. `make` makes a fresh plane with nothing installed.
 fn conforms(mut make: impl FnMut() -> Box<dyn Dataplane>) {
-    let cases: [(&str, fn(&mut dyn Dataplane)); 10] = [
+    let cases: [(&str, Case); 10] = [
         ("SPIs are usable and different", spis),
         ("children come and go", children_come_and_go),
         ("what is not there is unknown", unknown),

@@ -1,4 +1,5 @@
 //! Addresses, routes and forwarding of the tunnel interface on a real kernel.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The packet filter against real packets: a client behind the "tunnel" (a veth pair stands for
 //! it), a gateway, and a private network with two servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod support;
 

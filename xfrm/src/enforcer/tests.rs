@@ -152,6 +152,20 @@ fn a_stuck_filter_element_does_not_keep_the_sas() {
 }
 
 #[test]
+fn a_half_removed_lease_is_bound_again_before_its_next_sa() {
+    let (mut enforcer, mock) = enforcer();
+    enforcer.install_child(&child(1), &lease()).unwrap();
+    mock.fail_next(MockCall::Remove, refused());
+    assert_eq!(enforcer.remove_child(ChildId(1)), Err(refused()));
+    assert!(mock.bound().is_empty(), "its packets stopped all the same");
+    mock.take_ops();
+    enforcer.install_child(&child(2), &lease()).unwrap();
+    assert_eq!(mock.take_ops()[0], MockOp::Bind { reqid: 7, role: "builder".to_owned() });
+    enforcer.remove_child(ChildId(1)).unwrap();
+    assert_eq!(mock.bound(), [lease()], "the other child still needs it");
+}
+
+#[test]
 fn a_child_may_carry_only_its_leases_addresses() {
     let (mut enforcer, mock) = enforcer();
     let mut wide = child(1);

@@ -10,9 +10,9 @@ use netlink_packet_xfrm::constants::{
     XFRMA_IF_ID, XFRMA_LASTUSED, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL,
 };
 use netlink_packet_xfrm::{
-    Address, Selector as XfrmSelector, UserAcquire, UserExpire, UserMapping, UserPolicyInfo,
-    UserSaInfo, XFRM_USER_ACQUIRE_LEN, XFRM_USER_EXPIRE_LEN, XFRM_USER_MAPPING_LEN,
-    XFRM_USER_POLICY_INFO_LEN, XFRM_USER_SA_INFO_LEN,
+    Address, UserAcquire, UserExpire, UserMapping, UserPolicyInfo, UserSaInfo,
+    XFRM_USER_ACQUIRE_LEN, XFRM_USER_EXPIRE_LEN, XFRM_USER_MAPPING_LEN, XFRM_USER_POLICY_INFO_LEN,
+    XFRM_USER_SA_INFO_LEN,
 };
 
 use super::encode::Sequence;
@@ -41,8 +41,8 @@ pub(super) struct SaState {
 /// One policy, as far as needed to tell and delete it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PolicyState {
-    pub(super) selector: XfrmSelector,
     pub(super) direction: u8,
+    pub(super) index: u32,
     pub(super) if_id: u32,
 }
 
@@ -145,7 +145,7 @@ fn replay_esn(words: &[u32]) -> Result<Sequence, PlaneError> {
 pub(super) fn policy(payload: &[u8]) -> Result<PolicyState, PlaneError> {
     let (fixed, attrs) = split("policy", payload, XFRM_USER_POLICY_INFO_LEN)?;
     let info = UserPolicyInfo::parse(fixed).map_err(|error| refuse("policy", &error))?;
-    Ok(PolicyState { selector: info.selector, direction: info.direction, if_id: if_id(attrs)? })
+    Ok(PolicyState { direction: info.direction, index: info.index, if_id: if_id(attrs)? })
 }
 
 fn if_id(attrs: &[u8]) -> Result<u32, PlaneError> {

@@ -216,7 +216,8 @@ fn wide_policies_are_four_and_require_a_tunnel() {
 fn an_outbound_policy_names_the_client() {
     let spec = spec();
     let inner = "10.77.0.2".parse().unwrap();
-    let message = outbound_policy(CONTEXT, &spec, &spec.hosts, inner, false);
+    let index = outbound_index(5);
+    let message = outbound_policy(CONTEXT, &spec, &spec.hosts, inner, index, false);
     assert_eq!(message.kind(), XFRM_MSG_NEWPOLICY);
     let policy = PolicyModifyMessage::parse(&payload(&message)).unwrap();
     let info = &policy.user_policy_info;
@@ -228,9 +229,14 @@ fn an_outbound_policy_names_the_client() {
     assert_eq!((templates[0].reqid, templates[0].id.spi), (77, spec.spi_out.0));
 
     let read = decode::policy(&payload(&message)).unwrap();
-    assert_eq!((read.direction, read.if_id), (1, CONTEXT.if_id));
-    let delete = delete_policy(CONTEXT, read.selector, read.direction);
-    assert_eq!(delete.bytes(), delete_outbound_policy(CONTEXT, inner).bytes());
+    assert_eq!((read.direction, read.if_id, read.index), (1, CONTEXT.if_id, index));
+    assert_eq!(index & 7, 1, "the direction is in the low bits");
+    let delete = delete_policy_by_index(CONTEXT, read.index);
+    let delete = PolicyDelGetMessage::parse(&payload(&delete)).unwrap();
+    assert_eq!((delete.user_policy_id.index, delete.user_policy_id.direction), (index, 1));
+    assert_eq!(delete.nlas, [XfrmAttrs::IfId(CONTEXT.if_id)]);
+    let delete = PolicyDelGetMessage::parse(&payload(&delete_outbound_policy(CONTEXT, inner)));
+    assert_eq!(delete.unwrap().user_policy_id.selector, info.selector);
 }
 
 #[test]
@@ -241,7 +247,7 @@ fn messages_are_whole_netlink_messages() {
         new_sa(CONTEXT, &spec, &spec.hosts, Half::In, &Sequence::default()),
         update_sa(CONTEXT, &spec, &spec.hosts, Half::Out),
         delete_sa(spec.hosts.local.ip(), spec.spi_in),
-        outbound_policy(CONTEXT, &spec, &spec.hosts, inner, true),
+        outbound_policy(CONTEXT, &spec, &spec.hosts, inner, outbound_index(1), true),
         ask_for_direction(),
     ] {
         assert_eq!(message.bytes().len() % 4, 0);

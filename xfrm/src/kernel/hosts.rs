@@ -2,7 +2,7 @@
 //! lost or sent in clear.
 
 use super::encode::{self, Half, Sequence};
-use super::{KernelPlane, Step, inner_addresses};
+use super::{KernelPlane, Step};
 use crate::error::PlaneError;
 use crate::model::{ChildId, ChildSpec, Hosts};
 
@@ -130,11 +130,8 @@ impl KernelPlane {
             message: encode::new_sa(self.context, spec, hosts, Half::Out, &sequence),
             undo: Some(encode::delete_sa(new, spec.spi_out)),
         };
-        let policies: Vec<Step> = inner_addresses(spec)
-            .into_iter()
-            .filter(|inner| self.senders.get(inner) == Some(&spec.id))
-            .map(|inner| self.policy_step(spec, hosts, inner))
-            .collect();
+        let inners = self.sends_to(spec);
+        let (policies, _) = self.policy_steps(spec, hosts, &inners);
         if old == new {
             // Only encapsulation or our own address changed: the two cannot coexist. Between the
             // two the policy finds no SA and holds packets back; nothing leaves in clear.

@@ -80,9 +80,17 @@ pub struct KernelPlane {
     index: Index,
     threads: Option<Threads>,
     children: BTreeMap<ChildId, ChildSpec>,
-    /// Which child sends to an inner address.
-    senders: BTreeMap<IpAddr, ChildId>,
+    /// Which child sends to an inner address, and its policy's index.
+    senders: BTreeMap<IpAddr, Sender>,
+    policies_made: u32,
     reserved: BTreeSet<Spi>,
+}
+
+/// Who sends to an inner address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sender {
+    child: ChildId,
+    policy: u32,
 }
 
 /// One request of a sequence, and how to take it back.
@@ -159,6 +167,7 @@ impl KernelPlane {
             threads: Some(threads),
             children: BTreeMap::new(),
             senders: BTreeMap::new(),
+            policies_made: 0,
             reserved: BTreeSet::new(),
         };
         plane.purge()?;
@@ -233,7 +242,7 @@ impl KernelPlane {
         let found = policies.len() + sas.len();
         let mut messages: Vec<Message> = policies
             .into_iter()
-            .map(|p| encode::delete_policy(self.context, p.selector, p.direction))
+            .map(|policy| encode::delete_policy_by_index(self.context, policy.index))
             .collect();
         messages.extend(sas.into_iter().map(|sa| encode::delete_sa(sa.destination, sa.spi)));
         self.run_deletions("remove an SA or policy", messages)?;
@@ -260,20 +269,76 @@ impl KernelPlane {
         self.children.get(&child).ok_or_else(|| PlaneError::Unknown(format!("child {}", child.0)))
     }
 
-    /// The request that makes a child the sender for one inner address, and its reversal.
-    fn policy_step(&self, spec: &ChildSpec, hosts: &Hosts, inner: IpAddr) -> Step {
-        let former = self.senders.get(&inner).and_then(|child| self.children.get(child));
-        let undo = match former {
-            Some(former) => {
-                encode::outbound_policy(self.context, former, &former.hosts, inner, true)
-            }
-            None => encode::delete_outbound_policy(self.context, inner),
-        };
-        Step {
-            what: format!("install the outbound policy for {inner}"),
-            message: encode::outbound_policy(self.context, spec, hosts, inner, former.is_some()),
-            undo: Some(undo),
+    /// The requests that make a child the sender for its inner addresses, each with its reversal,
+    /// and who sends then.
+    fn policy_steps(
+        &mut self,
+        spec: &ChildSpec,
+        hosts: &Hosts,
+        inners: &[IpAddr],
+    ) -> (Vec<Step>, Vec<(IpAddr, Sender)>) {
+        let mut steps = Vec::with_capacity(inners.len());
+        let mut senders = Vec::with_capacity(inners.len());
+        for &inner in inners {
+            let former = self.senders.get(&inner).copied();
+            let policy = former.map_or_else(|| self.next_index(), |sender| sender.policy);
+            let before = former.and_then(|sender| self.children.get(&sender.child));
+            let undo = match before {
+                Some(before) => encode::outbound_policy(
+                    self.context,
+                    before,
+                    &before.hosts,
+                    inner,
+                    policy,
+                    true,
+                ),
+                None => encode::delete_outbound_policy(self.context, inner),
+            };
+            let message =
+                encode::outbound_policy(self.context, spec, hosts, inner, policy, before.is_some());
+            let what = format!("install the outbound policy for {inner}");
+            steps.push(Step { what, message, undo: Some(undo) });
+            senders.push((inner, Sender { child: spec.id, policy }));
         }
+        (steps, senders)
+    }
+
+    fn next_index(&mut self) -> u32 {
+        self.policies_made = self.policies_made.wrapping_add(1);
+        encode::outbound_index(self.policies_made)
+    }
+
+    /// Inner addresses of a child for which it is the sender now.
+    fn sends_to(&self, spec: &ChildSpec) -> Vec<IpAddr> {
+        let mut inners = inner_addresses(spec);
+        inners.retain(|inner| self.senders.get(inner).is_some_and(|s| s.child == spec.id));
+        inners
+    }
+
+    /// Deletes the outbound policies of inner addresses.
+    fn delete_policies(&mut self, inners: &[IpAddr]) -> Result<(), PlaneError> {
+        const WHAT: &str = "remove an outbound policy";
+        let doomed: Vec<(IpAddr, u32)> = inners
+            .iter()
+            .filter_map(|inner| self.senders.get(inner).map(|sender| (*inner, sender.policy)))
+            .collect();
+        let messages = doomed
+            .iter()
+            .map(|(_, index)| encode::delete_policy_by_index(self.context, *index))
+            .collect();
+        for (result, (inner, _)) in self.netlink.batch(messages)?.into_iter().zip(&doomed) {
+            match result {
+                Ok(()) => {}
+                // The index was a stranger's already, so the kernel chose another.
+                Err(refusal) if refusal.errno == libc::ENOENT => {
+                    let message = encode::delete_outbound_policy(self.context, *inner);
+                    self.run_deletions(WHAT, vec![message])?;
+                }
+                Err(refusal) => return Err(refusal.into_error(WHAT)),
+            }
+            self.senders.remove(inner);
+        }
+        Ok(())
     }
 
     fn check(&self, spec: &ChildSpec) -> Result<(), PlaneError> {
@@ -407,10 +472,11 @@ impl Dataplane for KernelPlane {
                 undo: Some(encode::delete_sa(hosts.remote.ip(), spec.spi_out)),
             },
         ];
+        let mut senders = Vec::new();
         if spec.outbound_active {
-            for inner in inner_addresses(spec) {
-                steps.push(self.policy_step(spec, hosts, inner));
-            }
+            let (policies, theirs) = self.policy_steps(spec, hosts, &inner_addresses(spec));
+            steps.extend(policies);
+            senders = theirs;
         }
         // Before the SAs, so that not even their first event finds nobody.
         self.index.insert(spec.id, spec.spi_in, spec.spi_out, spec.hosts);
@@ -419,23 +485,16 @@ impl Dataplane for KernelPlane {
             return Err(error);
         }
         self.reserved.remove(&spec.spi_in);
-        if spec.outbound_active {
-            self.senders.extend(inner_addresses(spec).into_iter().map(|inner| (inner, spec.id)));
-        }
+        self.senders.extend(senders);
         self.children.insert(spec.id, spec.clone());
         Ok(())
     }
 
     fn activate_outbound(&mut self, child: ChildId) -> Result<(), PlaneError> {
-        let spec = self.known(child)?;
-        let inners = inner_addresses(spec);
-        let steps: Vec<Step> = inners
-            .iter()
-            .filter(|inner| self.senders.get(inner) != Some(&child))
-            .map(|inner| self.policy_step(spec, &spec.hosts, *inner))
-            .collect();
+        let spec = self.known(child)?.clone();
+        let (steps, senders) = self.policy_steps(&spec, &spec.hosts, &inner_addresses(&spec));
         self.run(steps)?;
-        self.senders.extend(inners.into_iter().map(|inner| (inner, child)));
+        self.senders.extend(senders);
         Ok(())
     }
 
@@ -445,31 +504,20 @@ impl Dataplane for KernelPlane {
 
     fn remove(&mut self, child: ChildId) -> Result<Usage, PlaneError> {
         let spec = self.known(child)?.clone();
-        let mut switches = Vec::new();
-        let mut deletions = Vec::new();
-        let mut heirs = Vec::new();
-        for inner in inner_addresses(&spec) {
-            if self.senders.get(&inner) != Some(&child) {
-                continue;
-            }
+        for inner in self.sends_to(&spec) {
             // The newest other child that carries the address goes on sending.
             let heir = self.children.values().rev().find(|other| {
                 other.id != child && other.remote_selectors.iter().any(|s| s.start == inner)
             });
-            match heir {
+            match heir.cloned() {
                 Some(heir) => {
-                    switches.push(self.policy_step(heir, &heir.hosts, inner));
-                    heirs.push((inner, heir.id));
+                    let (steps, senders) = self.policy_steps(&heir, &heir.hosts, &[inner]);
+                    self.run(steps)?;
+                    self.senders.extend(senders);
                 }
-                None => {
-                    deletions.push(encode::delete_outbound_policy(self.context, inner));
-                }
+                None => self.delete_policies(&[inner])?,
             }
         }
-        self.run(switches)?;
-        self.senders.extend(heirs);
-        self.run_deletions("remove an outbound policy", deletions)?;
-        self.senders.retain(|_, sender| *sender != child);
         let usage = self.usage_of(&spec)?;
         self.run_deletions(
             "remove an SA",

@@ -69,12 +69,10 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
         for number in 0..10_000 {
             let spec = spec(number);
-            let steps = inner_addresses(&spec)
-                .into_iter()
-                .map(|inner| plane.policy_step(&spec, &spec.hosts, inner))
-                .collect();
+            let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &inner_addresses(&spec));
             let started = Instant::now();
             plane.run(steps).unwrap();
+            plane.senders.extend(senders);
             match number {
                 0..1_000 => first += started.elapsed(),
                 9_000.. => last += started.elapsed(),
@@ -82,11 +80,23 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
             }
         }
         println!("policies of 1,000 clients: first {first:?}, last {last:?}");
+        let started = Instant::now();
         let all = policies(&mut plane);
+        println!("dumped: {:?}", started.elapsed());
         let count = |direction: u8| all.iter().filter(|p| p.direction == direction).count();
         assert_eq!((count(0), count(1), count(2)), (2, 20_000, 2));
         assert!(all.iter().all(|policy| policy.if_id == 0x77));
+        let indexes: BTreeSet<u32> = all.iter().map(|policy| policy.index).collect();
+        let known: Vec<u32> = plane.senders.values().map(|sender| sender.policy).collect();
+        assert!(known.iter().all(|index| indexes.contains(index)), "the kernel took our indexes");
+        let some: Vec<IpAddr> = plane.senders.keys().take(1_000).copied().collect();
+        let started = Instant::now();
+        plane.delete_policies(&some).unwrap();
+        println!("removed 1,000: {:?}", started.elapsed());
+        assert_eq!(policies(&mut plane).len(), 19_004);
+        let started = Instant::now();
         plane.shutdown().unwrap();
+        println!("removed: {:?}", started.elapsed());
         assert_eq!(policies(&mut plane), []);
     });
 }
@@ -98,8 +108,8 @@ fn a_killed_instance_is_cleaned_up_and_strangers_are_left_alone() {
         let message = encode::wide_policies(stranger).remove(0);
         plane.netlink.request("add a policy", message).unwrap();
         let spec = spec(1);
-        let step = plane.policy_step(&spec, &spec.hosts, inner_addresses(&spec)[0]);
-        plane.run(vec![step]).unwrap();
+        let (steps, _) = plane.policy_steps(&spec, &spec.hosts, &inner_addresses(&spec)[..1]);
+        plane.run(steps).unwrap();
         assert_eq!(policies(&mut plane).len(), 6);
 
         let config = KernelConfig { interface: "lo".to_owned(), if_id: 0x77, ports: Vec::new() };
@@ -128,6 +138,30 @@ fn a_refused_sa_leaves_nothing_behind() {
         assert_eq!(plane.dump_sas().unwrap(), []);
         assert_eq!(plane.children(), []);
         assert!(!plane.index.is_inbound(Spi(0x1_0001)));
+    });
+}
+
+#[test]
+fn a_taken_policy_index_does_not_keep_the_policy() {
+    with_plane(|mut plane, _| {
+        let spec = spec(1);
+        let inners = inner_addresses(&spec);
+        let taken = encode::outbound_index(1);
+        let stranger = Context { if_id: 5, sa_dir: false };
+        let message =
+            encode::outbound_policy(stranger, &spec, &spec.hosts, inners[0], taken, false);
+        plane.netlink.request("add a policy", message).unwrap();
+        let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &inners);
+        plane.run(steps).unwrap();
+        plane.senders.extend(senders);
+        assert_eq!(policies(&mut plane).len(), 7);
+        plane.delete_policies(&inners).unwrap();
+        let left: Vec<u32> = policies(&mut plane)
+            .iter()
+            .filter(|policy| policy.direction == 1)
+            .map(|policy| policy.if_id)
+            .collect();
+        assert_eq!(left, [5], "only the stranger's");
     });
 }
 

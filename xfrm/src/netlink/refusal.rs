@@ -149,9 +149,12 @@ impl Refusal {
                 "this kernel lacks nftables: enable CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET, \
                  or load the module nf_tables"
             }
-            (Protocol::Route, libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => {
-                "this kernel lacks the interface type or address family: for `type xfrm` enable \
-                 CONFIG_XFRM_INTERFACE or load the module xfrm_interface; for IPv6 check \
+            (Protocol::Route, libc::EOPNOTSUPP) if text.contains("device type") => {
+                "this kernel lacks xfrm interfaces: enable CONFIG_XFRM_INTERFACE or load the \
+                 module xfrm_interface"
+            }
+            (Protocol::Route, libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+                "this kernel lacks the address family; for IPv6 check \
                  net.ipv6.conf.all.disable_ipv6"
             }
             (Protocol::Route, libc::EEXIST) => {

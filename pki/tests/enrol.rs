@@ -309,22 +309,55 @@ fn a_hundred_concurrent_spends_open_one_lease() {
     assert_one_winner(&authority, results);
 }
 
+/// Two gateways over one store, with the pools the role has on each.
+fn gateways(directory: &std::path::Path, pools: [&str; 2]) -> Vec<Arc<Authority>> {
+    let store = Arc::new(SqliteStore::open(&directory.join("shared.db")).unwrap());
+    let open = |pool: &str| {
+        let mut settings = settings();
+        let other = PoolConfig::new(vec!["10.99.0.0/24".parse().unwrap()]);
+        settings.pools.insert("other".to_owned(), other);
+        settings.roles.insert("builder".to_owned(), RoleProfile::new(pool));
+        let store = Arc::clone(&store) as Arc<dyn store::Store>;
+        Arc::new(Authority::with_store(store, &[7; 32], Options::new(settings), NOW).unwrap())
+    };
+    pools.map(open).into()
+}
+
+/// The pools differ, so nothing but the token's own record decides the race.
 #[test]
 fn two_gateways_on_one_store_do_not_spend_a_token_twice() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Arc::new(SqliteStore::open(&directory.path().join("shared.db")).unwrap());
-    let authorities: Vec<_> = (0..2)
-        .map(|_| Arc::new(authority_on(Arc::clone(&store) as Arc<dyn store::Store>)))
-        .collect();
-    for round in 0..5 {
-        let secret = token(&authorities[0]);
-        let results = race(&authorities, &secret, 8);
+    let gateways = gateways(directory.path(), ["runners", "other"]);
+    for round in 0..20 {
+        let secret = token(&gateways[0]);
+        let results = race(&gateways, &secret, 4);
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "round {round}");
     }
-    let leases = authorities[1].leases(false).unwrap();
+    assert_eq!(gateways[1].leases(false).unwrap().len(), 20);
+}
+
+/// Each gateway's book starts at the same address and knows nothing of the other's.
+#[test]
+fn two_gateways_on_one_store_do_not_lease_an_address_twice() {
+    const LEASES: usize = 40;
+    let directory = tempfile::tempdir().unwrap();
+    let gateways = gateways(directory.path(), ["runners", "runners"]);
+    let create = TokenCreate { uses: 1, ..TokenCreate::new("builder") };
+    let start = Arc::new(Barrier::new(LEASES));
+    let threads: Vec<_> = (0..LEASES)
+        .map(|number| {
+            let gateway = Arc::clone(&gateways[number % 2]);
+            let (_, secret) = gateway.token_create(&create, &OPERATOR, NOW).unwrap();
+            let start = Arc::clone(&start);
+            std::thread::spawn(move || {
+                start.wait();
+                Client::new().enrol(&gateway, &secret, NOW).lease.addresses
+            })
+        })
+        .collect();
     let addresses: std::collections::BTreeSet<_> =
-        leases.iter().flat_map(|lease| lease.addresses.clone()).collect();
-    assert_eq!(addresses.len(), 10, "no address twice though neither book knows the other's");
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(addresses.len(), 2 * LEASES);
 }
 
 #[test]

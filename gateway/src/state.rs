@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
@@ -189,6 +190,19 @@ impl StateDir {
     /// The admin socket inside `state`.
     pub fn socket(state: &Path) -> PathBuf {
         state.join("admin.sock")
+    }
+
+    /// Waits until no instance uses the directory; false when one still does in the end. The lock
+    /// goes with the process, a moment after its sockets.
+    pub fn wait_until_free(path: &Path, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while matches!(Self::inspect(path), Err(StateError::Busy(_))) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
     }
 
     fn take_lock(&mut self) -> Result<(), StateError> {

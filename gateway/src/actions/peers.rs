@@ -1,7 +1,8 @@
 //! Who a peer is, and what it may have: the PKI's answers in the engine's words.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ike::crypto::CryptoProvider;
 use ike::event::{Blame, Refusal};
@@ -9,7 +10,7 @@ use ike::io::{Authorise, Grant, IkeSaId, LeaseId, UniquePolicy, VerifiedPeer, Ve
 use ike::time::WallTime;
 use ike::wire::{Identification, NotifyType};
 use pki::validate::PeerError;
-use pki::{AccessError, Authority, IkeId, Serial, UnixTime};
+use pki::{AccessError, Authority, IkeId, UnixTime};
 
 use crate::lease::{Epoch, LeaseRegistry};
 use crate::live::LiveConfig;
@@ -23,7 +24,13 @@ pub struct Peers {
     registry: Arc<LeaseRegistry>,
     config: LiveConfig,
     provider: &'static CryptoProvider,
+    /// Verified, not yet authorised: the engine carries a digest of this between the two.
+    verified: Mutex<BTreeMap<IkeSaId, pki::VerifiedPeer>>,
 }
+
+/// Peers between verification and authorisation at most; the engine authorises at once, so more
+/// than a few mean handshakes that were given up.
+const WAITING: usize = 4096;
 
 impl Peers {
     /// Over the PKI and the current configuration.
@@ -33,7 +40,7 @@ impl Peers {
         config: LiveConfig,
         provider: &'static CryptoProvider,
     ) -> Self {
-        Self { authority, registry, config, provider }
+        Self { authority, registry, config, provider, verified: Mutex::default() }
     }
 
     /// Validates the chain, matches the identity and verifies the AUTH signature
@@ -82,12 +89,18 @@ impl Peers {
                 "enrol again".to_owned(),
             )
         })?;
-        Ok(Box::new(VerifiedPeer {
+        let answer = VerifiedPeer {
             identity: display_identity(&request.identity, &peer.subject),
             issuer,
             serial: peer.serial.as_bytes().to_vec(),
             not_after: WallTime(peer.not_after.micros()),
-        }))
+        };
+        let mut verified = self.verified();
+        verified.insert(request.ike, peer);
+        if verified.len() > WAITING {
+            verified.pop_first();
+        }
+        Ok(Box::new(answer))
     }
 
     /// Finds the lease of the presented certificate and what it grants. The epoch tells whether
@@ -132,19 +145,16 @@ impl Peers {
         }
     }
 
+    fn verified(&self) -> MutexGuard<'_, BTreeMap<IkeSaId, pki::VerifiedPeer>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn grant(&self, request: &Authorise) -> Result<Box<Grant>, Refusal> {
         let context = Context::of(request);
-        let peer = pki::VerifiedPeer {
-            certificate: Vec::new(),
-            issuer_id: pki::issuer_id(&request.peer.issuer),
-            issuer: issuer_text(&request.peer.issuer),
-            serial: Serial::from_bytes(&request.peer.serial),
-            not_after: UnixTime::from_micros(request.peer.not_after.0),
-            spki: Vec::new(),
-            spki_sha256: String::new(),
-            subject: request.peer.identity.clone(),
-            sans: Vec::new(),
-        };
+        let peer = self.verified().remove(&request.ike).ok_or_else(|| {
+            // Thousands of handshakes overtook this one; the client tries again.
+            self.busy(Some(request.ike), Some(request.remote))
+        })?;
         let access =
             self.authority.authorise(&peer, now()).map_err(|error| context.access(&error))?;
         let config = self.config.get();
@@ -262,10 +272,6 @@ fn display_identity(identity: &Identification, subject: &str) -> String {
 fn issuer_name(certificate: &[u8]) -> Option<Vec<u8>> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(certificate.issuer().as_raw().to_vec())
-}
-
-fn issuer_text(name_der: &[u8]) -> String {
-    distinguished_name(name_der).unwrap_or_else(|| "an unreadable issuer".to_owned())
 }
 
 /// A distinguished name in DER, as people write it.

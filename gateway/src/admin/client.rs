@@ -78,12 +78,11 @@ impl Client {
         })?;
         let answer: Answer =
             serde_json::from_str(&answer).map_err(|e| ClientError::Broken(e.to_string()))?;
-        match (answer.error, answer.result) {
-            (Some(error), _) => Err(ClientError::Refused(error)),
-            (None, Some(value)) => {
-                serde_json::from_value(value).map_err(|e| ClientError::Broken(e.to_string()))
-            }
-            (None, None) => Err(ClientError::Broken("an empty answer".to_owned())),
+        match answer.error {
+            Some(error) => Err(ClientError::Refused(error)),
+            // A result of nothing (`null`) reads as no result at all.
+            None => serde_json::from_value(answer.result.unwrap_or_default())
+                .map_err(|e| ClientError::Broken(e.to_string())),
         }
     }
 

@@ -144,6 +144,7 @@ mod tests {
         async fn handle(&self, uid: Option<u32>, request: Request) -> Result<Value, AdminError> {
             match request {
                 Request::Status => Ok(Value::from(uid)),
+                Request::Stop { keep: false } => Ok(Value::Null),
                 other => Err(AdminError::new(ErrorCode::NotFound, format!("{other:?}"))),
             }
         }
@@ -166,6 +167,7 @@ mod tests {
         let mut client = Client::connect(dir.path()).unwrap();
         let uid: Option<u32> = client.ask(Request::Status).unwrap();
         assert_eq!(uid, Some(rustix::process::getuid().as_raw()));
+        let () = client.ask(Request::Stop { keep: false }).unwrap();
         let refused = client.ask::<Value>(Request::TokenList).unwrap_err();
         assert!(matches!(
             refused,

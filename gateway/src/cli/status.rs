@@ -40,13 +40,7 @@ fn text(status: &Status) -> String {
         ),
         ("config", status.config.clone().unwrap_or_else(|| "built-in".to_owned())),
         ("state", status.state.clone()),
-        (
-            "data plane",
-            format!(
-                "{} on {} ({})",
-                status.dataplane.kind, status.dataplane.interface, status.dataplane.why
-            ),
-        ),
+        ("data plane", format!("on {}: {}", status.dataplane.interface, status.dataplane.why)),
         (
             "leases",
             format!("{} active, {} issued, {} lost", leases.active, leases.issued, leases.lost),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Context, Failure, output};
 use crate::admin::proto::Request;
+use crate::state::StateDir;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +25,7 @@ pub(super) struct Args {
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let mut client = context.client()?;
     let () = client.ask(Request::Stop { keep: args.keep })?;
-    if client.wait_for_end(PATIENCE) {
+    if client.wait_for_end(PATIENCE) && StateDir::wait_until_free(&context.state, PATIENCE) {
         output::line("stopped");
         Ok(())
     } else {

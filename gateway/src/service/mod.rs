@@ -369,7 +369,7 @@ impl Instance {
             Err(error) => checks.push(views::check("forwarding", false, &error.to_string())),
         }
         let plane = &self.facts.dataplane;
-        let found = format!("{} on {}: {}", plane.kind, plane.interface, plane.why);
+        let found = format!("on {}: {}", plane.interface, plane.why);
         checks.push(views::check("data plane", true, &found));
         match self.authority.crl(now()) {
             Ok(crl) => checks.push(views::check(

@@ -28,7 +28,11 @@ pub fn client_host(config: &Config, id: &str) -> String {
         return bracketed(id);
     }
     let listen = config.gateway.listen.iter().find(|address| !address.is_unspecified()).copied();
-    let address = listen.or_else(|| sys::net::local_addresses().first().copied());
+    let ours = |address: &IpAddr| {
+        config.pools.iter().any(|pool| pool.addresses.iter().any(|net| net.contains(address)))
+    };
+    let address =
+        listen.or_else(|| sys::net::local_addresses().into_iter().find(|found| !ours(found)));
     address.map_or_else(|| id.to_owned(), |address| bracketed(&address.to_string()))
 }
 

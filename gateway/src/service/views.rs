@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ike::{ChildView, IkeSaView};
+use ike::{ChildView, IkeSaView, Timestamp};
 use pki::{CaStatus, CertRecord, Crl, Lease, Token, TokenState, UnixTime};
 use xfrm::model::Usage;
 
@@ -104,7 +104,6 @@ pub(super) fn pool(pool: &Pool) -> view::PoolStatus {
 }
 
 pub(super) fn sa(sa: &IkeSaView, usages: &BTreeMap<u64, Usage>) -> view::Sa {
-    let age = sa.age.map_or(0, |age| i64::try_from(age.as_secs()).unwrap_or(0));
     view::Sa {
         id: sa.id.0,
         identity: sa.identity.clone().unwrap_or_default(),
@@ -116,7 +115,7 @@ pub(super) fn sa(sa: &IkeSaView, usages: &BTreeMap<u64, Usage>) -> view::Sa {
         spi_i: format!("{:016x}", sa.spis.0),
         spi_r: format!("{:016x}", sa.spis.1),
         addresses: sa.addresses.iter().map(ToString::to_string).collect(),
-        established: clock::rfc3339(clock::unix_seconds().saturating_sub(age)),
+        established: sa.established_at.map(since).unwrap_or_default(),
         children: sa
             .children
             .iter()
@@ -126,7 +125,6 @@ pub(super) fn sa(sa: &IkeSaView, usages: &BTreeMap<u64, Usage>) -> view::Sa {
 }
 
 fn view_child(child: &ChildView, usage: Usage) -> view::Child {
-    let age = i64::try_from(child.age.as_secs()).unwrap_or(0);
     let selectors = |list: &[ike::wire::TrafficSelector]| {
         list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
@@ -146,8 +144,15 @@ fn view_child(child: &ChildView, usage: Usage) -> view::Child {
             .drops_replay
             .saturating_add(usage.drops_auth)
             .saturating_add(usage.drops_selector),
-        installed: clock::rfc3339(clock::unix_seconds().saturating_sub(age)),
+        installed: since(child.installed_at),
     }
+}
+
+/// A monotonic instant of the past as wall-clock text.
+fn since(at: Timestamp) -> String {
+    let now = clock::now();
+    let ago = i64::try_from(now.mono.since(at).as_micros()).unwrap_or(0);
+    clock::rfc3339(now.wall.0.saturating_sub(ago).div_euclid(1_000_000))
 }
 
 pub(super) fn check(name: &str, ok: bool, detail: &str) -> view::Check {

@@ -19,7 +19,7 @@ fn text(options: &Options<'_>, instance: &Instance) -> String {
     let mut out = String::new();
     let ca = if startup.created_ca { "created" } else { "kept" };
     let _ = writeln!(out, "runnel {} is {}", env!("CARGO_PKG_VERSION"), facts.id);
-    let _ = writeln!(out, "  data plane  {} on {}: {}", plane.kind, plane.interface, plane.why);
+    let _ = writeln!(out, "  data plane  on {}: {}", plane.interface, plane.why);
     let _ = writeln!(
         out,
         "  CA          {ca} in {}, root SHA-256 {}",
@@ -125,12 +125,15 @@ On the runner (Debian: charon-systemd strongswan-swanctl strongswan-pki), as roo
 
   umask 077
   curl -fsS http://{host}:{status_port}/root.pem -o root.pem
-  pki --print --in root.pem                   # or compare the whole file's fingerprint:
-  openssl x509 -in root.pem -outform der | sha256sum    # {fingerprint}
+  openssl x509 -in root.pem -outform der | sha256sum
+       # must say {fingerprint}
   pki --gen --type ecdsa --size 256 --outform pem > /etc/swanctl/private/runner.pem
   pki --req --in /etc/swanctl/private/runner.pem --type ecdsa --dn \"CN=runner\" > req.der
-  pki --estca --url {enrol} --cacert root.pem --caout /etc/swanctl/x509ca/runnel.pem --outform pem --force
-  pki --est --url {enrol} --cacert root.pem --in req.der --userpass {role}:TOKEN --outform pem > /etc/swanctl/x509/runner.pem
+  pki --estca --url {enrol} --cacert root.pem \\
+       --caout /etc/swanctl/x509ca/runnel.pem --outform pem --force
+  pki --est --url {enrol} --cacert root.pem --cacert /etc/swanctl/x509ca/runnel-1.pem \\
+       --in req.der --userpass {role}:TOKEN --outform pem > /etc/swanctl/x509/runner.pem
+  rm req.der
   cat > /etc/swanctl/conf.d/runnel.conf <<END
   connections {{
     runnel {{
@@ -140,7 +143,7 @@ On the runner (Debian: charon-systemd strongswan-swanctl strongswan-pki), as roo
       local {{
         auth = pubkey
         certs = runner.pem
-        id = \"$(pki --dn --in /etc/swanctl/x509/runner.pem)\"
+        id = $(pki --dn --in /etc/swanctl/x509/runner.pem)
       }}
       remote {{
         auth = pubkey
@@ -195,6 +198,6 @@ mod tests {
         }
         // One setting per line is all strongSwan's parser takes.
         let conf = made.split("<<END").nth(1).unwrap().split("  END\n").next().unwrap();
-        assert!(conf.lines().all(|line| line.matches('=').count() <= 1 || line.contains('"')));
+        assert!(conf.lines().all(|line| line.matches('=').count() <= 1));
     }
 }

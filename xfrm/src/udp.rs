@@ -10,6 +10,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -42,6 +44,8 @@ pub struct BindOptions {
 pub struct UdpPort {
     socket: UdpSocket,
     local: SocketAddr,
+    /// Shared with clones: whether every datagram carries DF until it proves too large.
+    always_df: Arc<AtomicBool>,
 }
 
 impl UdpPort {
@@ -92,7 +96,7 @@ impl UdpPort {
         }
         let socket = UdpSocket::from(socket);
         let local = socket.local_addr()?;
-        Ok(Self { socket, local })
+        Ok(Self { socket, local, always_df: Arc::default() })
     }
 
     /// Takes over an already bound socket and sets it up like [`UdpPort::bind`] without options.
@@ -118,7 +122,7 @@ impl UdpPort {
             reason: error.to_string(),
             fix: "pass a bound UDP socket".into(),
         })?;
-        Ok(Self { socket, local })
+        Ok(Self { socket, local, always_df: Arc::default() })
     }
 
     /// The bound address.
@@ -137,7 +141,7 @@ impl UdpPort {
             reason: error.to_string(),
             fix: "raise the limit of open files (LimitNOFILE=)".into(),
         })?;
-        Ok(Self { socket, local: self.local })
+        Ok(Self { socket, local: self.local, always_df: Arc::clone(&self.always_df) })
     }
 
     /// Lets the kernel hand over several datagrams of one sender at once (UDP GRO); the ring of
@@ -156,13 +160,49 @@ impl UdpPort {
         sys::set_option(self.socket.as_fd(), level, name, 1).is_ok()
     }
 
+    /// Sets DF on every IPv4 datagram. Without it the kernel leaves DF out of UDP super-packets,
+    /// and a narrow path would fragment them silently instead of telling us.
+    pub(crate) fn enable_dont_fragment(&self) {
+        if self.local.is_ipv4() {
+            self.always_df.store(true, Ordering::Relaxed);
+            self.discover(libc::IP_PMTUDISC_DO);
+        }
+    }
+
+    fn discover(&self, how: libc::c_int) {
+        let fd = self.socket.as_fd();
+        if let Err(error) = sys::set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, how) {
+            tracing::debug!(%error, "path MTU discovery cannot be changed");
+        }
+    }
+
+    /// Sends datagrams that are larger than the path as fragments.
+    pub(crate) fn send_fragmented(&self, items: &[SendItem<'_>]) -> io::Result<()> {
+        let always_df = self.always_df.load(Ordering::Relaxed);
+        // The mode is the socket's: a datagram another thread sends meanwhile may lose its DF,
+        // which does it no harm.
+        if always_df {
+            self.discover(libc::IP_PMTUDISC_WANT);
+        }
+        let mut result = Ok(());
+        for item in items {
+            if let Err(error) = self.send_batch(std::slice::from_ref(item)) {
+                result = Err(error);
+            }
+        }
+        if always_df {
+            self.discover(libc::IP_PMTUDISC_DO);
+        }
+        result
+    }
+
     /// Receives what is there, without blocking, into `ring`.
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there; otherwise the socket's error.
     pub fn recv(&self, ring: &mut RecvRing) -> io::Result<()> {
         ring.port = self.local.port();
-        retry_stale(|| {
+        retry_stale(&[], || {
             sys::recv_batch(self.socket.as_fd(), &mut ring.buffer, ring.slot, &mut ring.metas)
         })
         .inspect_err(|_| ring.metas.clear())
@@ -175,7 +215,12 @@ impl UdpPort {
     /// The socket's error; `WouldBlock` when its buffer is full (IKE retransmits).
     pub fn send(&self, datagram: &[u8], source: IpAddr, remote: SocketAddr) -> io::Result<()> {
         let item = SendItem { bytes: datagram, remote, source, tos: 0, segment: 0 };
-        self.send_batch(&[item]).map(drop)
+        match self.send_batch(&[item]) {
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                self.send_fragmented(&[item])
+            }
+            result => result.map(drop),
+        }
     }
 
     /// Sends an IKE message; `marker` puts the non-ESP marker before it, which every IKE message
@@ -209,7 +254,8 @@ impl UdpPort {
 
     /// Sends several messages; returns how many went.
     pub(crate) fn send_batch(&self, items: &[SendItem<'_>]) -> io::Result<usize> {
-        retry_stale(|| sys::send_batch(self.socket.as_fd(), items))
+        // A narrower path is news of an earlier datagram too; this one may be fragmented.
+        retry_stale(&[libc::EMSGSIZE], || sys::send_batch(self.socket.as_fd(), items))
     }
 }
 
@@ -221,7 +267,7 @@ impl AsFd for UdpPort {
 
 /// An ICMP error about an earlier datagram is reported by whatever call comes next, once per
 /// error; that call itself did nothing and is repeated.
-fn retry_stale<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+fn retry_stale<T>(also: &[i32], mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     const STALE: [i32; 7] = [
         libc::ECONNREFUSED,
         libc::EHOSTUNREACH,
@@ -234,7 +280,11 @@ fn retry_stale<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut result = call();
     for _ in 0..3 {
         match &result {
-            Err(error) if error.raw_os_error().is_some_and(|code| STALE.contains(&code)) => {
+            Err(error)
+                if error
+                    .raw_os_error()
+                    .is_some_and(|code| STALE.contains(&code) || also.contains(&code)) =>
+            {
                 result = call();
             }
             _ => break,

@@ -206,23 +206,20 @@ fn ike_keepalives_and_strangers_are_told_apart() {
     let stranger = UdpPort::bind("127.0.0.1:0".parse().unwrap(), &BindOptions::default()).unwrap();
     let (source, to) = (stranger.local_addr().ip(), pair.gateway.address());
     stranger.send_keepalive(source, to).unwrap();
-    stranger.send_ike(b"an IKE message", source, to, true).unwrap();
+    stranger.send_ike(&[0x42; 28], source, to, true).unwrap();
+    stranger.send_ike(&[0x42; 27], source, to, true).unwrap();
     stranger.send(&[0x11; 60], source, to).unwrap();
     stranger.send(&[0x11; 3], source, to).unwrap();
     stranger.send(&[], source, to).unwrap();
     let events = pair.gateway.events(2);
     assert_eq!(
         events[0],
-        PlaneEvent::Ike {
-            local: to,
-            remote: stranger.local_addr(),
-            payload: b"an IKE message".to_vec()
-        }
+        PlaneEvent::Ike { local: to, remote: stranger.local_addr(), payload: vec![0x42; 28] }
     );
     let unknown =
         PlaneEvent::NoSa { spi: Spi(0x1111_1111), local: to, remote: stranger.local_addr() };
     assert_eq!(events[1], unknown);
-    wait_for("the short one to be counted", || pair.drops("malformed") == 1);
+    wait_for("the short ones to be counted", || pair.drops("malformed") == 2);
 }
 
 #[test]

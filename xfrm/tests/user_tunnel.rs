@@ -11,14 +11,14 @@ mod user_common;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use user_common::{networks, spec, wait_for};
+use user_common::{PATIENCE, networks, spec, wait_for};
 use xfrm::model::{ChildId, EspSuite, Hosts, Spi};
 use xfrm::udp::{BindOptions, UdpPort};
 use xfrm::user::{TunSource, UserPlane, UserPlaneConfig};
-use xfrm::{Dataplane, PlaneError};
+use xfrm::{Dataplane, PlaneError, PlaneEvent};
 
 const CLIENT: [&str; 2] = ["10.77.0.5", "fd77::5"];
 const SERVER: [&str; 2] = ["10.20.0.1", "fd20::1"];
@@ -106,16 +106,28 @@ impl Drop for Spaces {
     }
 }
 
-fn start(space: &str, ours: [&'static str; 2], theirs: [&'static str; 2]) -> UserPlane {
-    let plane = inside(space, move || {
+/// A running plane, another handle on its port, and the sizes of the IKE messages it received.
+type Started = (UserPlane, UdpPort, mpsc::Receiver<usize>);
+
+fn start(space: &str, ours: [&'static str; 2], theirs: [&'static str; 2]) -> Started {
+    let started = inside(space, move || {
         let any = SocketAddr::new("0.0.0.0".parse().unwrap(), PORT);
+        let port = UdpPort::bind(any, &BindOptions::default()).unwrap();
+        let handle = port.try_clone().unwrap();
+        let (sender, received) = mpsc::channel();
+        let sender = Mutex::new(sender);
+        let sink = move |event| {
+            if let PlaneEvent::Ike { payload, .. } = event {
+                let _ = sender.lock().unwrap().send(payload.len());
+            }
+        };
         let config = UserPlaneConfig {
             tun: TunSource::Create { name: "runnel0".into() },
             tun_mtu: None,
-            sockets: vec![UdpPort::bind(any, &BindOptions::default()).unwrap()],
-            workers: 1,
+            sockets: vec![port],
+            workers: 2,
         };
-        UserPlane::start(config, Arc::new(|_| {})).unwrap()
+        (UserPlane::start(config, Arc::new(sink)).unwrap(), handle, received)
     });
     for (address, other) in ours.iter().zip(theirs) {
         let nodad = if address.contains(':') { " nodad" } else { "" };
@@ -123,21 +135,23 @@ fn start(space: &str, ours: [&'static str; 2], theirs: [&'static str; 2]) -> Use
         sh(&format!("ip -n {space} address add {address}/{bits} dev runnel0{nodad}"));
         sh(&format!("ip -n {space} route add {other}/{bits} dev runnel0"));
     }
-    plane
+    started
 }
 
 struct Tunnel {
     // Planes first: their threads end before the namespaces go.
     client: UserPlane,
     gateway: UserPlane,
+    client_port: UdpPort,
+    ike_at_gateway: mpsc::Receiver<usize>,
     spaces: Spaces,
 }
 
 impl Tunnel {
     fn new(name: &str, suite: EspSuite) -> Self {
         let spaces = Spaces::new(name);
-        let mut client = start(&spaces.client, CLIENT, SERVER);
-        let mut gateway = start(&spaces.gateway, SERVER, CLIENT);
+        let (mut client, client_port, _) = start(&spaces.client, CLIENT, SERVER);
+        let (mut gateway, _, ike_at_gateway) = start(&spaces.gateway, SERVER, CLIENT);
         let (spi_c, spi_g) = (client.alloc_spi().unwrap(), gateway.alloc_spi().unwrap());
         let outer = |text: &str| SocketAddr::new(text.parse::<IpAddr>().unwrap(), PORT);
         let (near, far) = (outer("192.0.2.1"), outer("198.51.100.1"));
@@ -161,7 +175,7 @@ impl Tunnel {
             client.install(&at_client).unwrap();
             client
         });
-        Self { client, gateway, spaces }
+        Self { client, gateway, client_port, ike_at_gateway, spaces }
     }
 
     /// Pushes a patterned stream from one end to the other and checks every byte.
@@ -240,6 +254,10 @@ fn an_upload_survives_a_path_that_becomes_narrow() {
         let stats = tunnel.client.stats();
         stats.drops.iter().any(|(name, count)| *name == "too_big" && *count > 0)
     });
+    // An IKE message larger than the path still arrives, in fragments.
+    let to = SocketAddr::new("198.51.100.1".parse().unwrap(), PORT);
+    tunnel.client_port.send_ike(&[0x42; 6000], "192.0.2.1".parse().unwrap(), to, true).unwrap();
+    assert_eq!(tunnel.ike_at_gateway.recv_timeout(PATIENCE), Ok(6000));
 }
 
 #[test]
@@ -248,20 +266,23 @@ fn the_interface_vanishes_with_the_plane_and_its_name_is_taken_until_then() {
         return;
     }
     let spaces = Spaces::new("tun");
-    let mut plane = start(&spaces.gateway, SERVER, CLIENT);
+    let (mut plane, ..) = start(&spaces.gateway, SERVER, CLIENT);
     assert_eq!(plane.interface(), "runnel0");
-    let second = inside(&spaces.gateway, || {
-        let socket = UdpPort::bind("0.0.0.0:0".parse().unwrap(), &BindOptions::default()).unwrap();
-        let config = UserPlaneConfig {
-            tun: TunSource::Create { name: "runnel0".into() },
-            tun_mtu: None,
-            sockets: vec![socket],
-            workers: 1,
-        };
-        UserPlane::start(config, Arc::new(|_| {})).map(drop)
-    });
-    let Err(PlaneError::System { reason, .. }) = second else { panic!("{second:?}") };
-    assert!(reason.contains("another process"), "{reason}");
+    // Neither a single queue nor several may join it.
+    for workers in [1, 2] {
+        let second = inside(&spaces.gateway, move || {
+            let any = "0.0.0.0:0".parse().unwrap();
+            let config = UserPlaneConfig {
+                tun: TunSource::Create { name: "runnel0".into() },
+                tun_mtu: None,
+                sockets: vec![UdpPort::bind(any, &BindOptions::default()).unwrap()],
+                workers,
+            };
+            UserPlane::start(config, Arc::new(|_| {})).map(drop)
+        });
+        let Err(PlaneError::System { reason, .. }) = second else { panic!("{second:?}") };
+        assert!(reason.contains("another process"), "{reason}");
+    }
     plane.shutdown().unwrap();
     let link = Command::new("ip")
         .args(["-n", &spaces.gateway, "link", "show", "runnel0"])

@@ -31,6 +31,8 @@ use crate::udp::{Datagram, NON_ESP_MARKER, RecvRing, UdpPort};
 const SLOTS: usize = 16;
 /// Unknown SPIs reported a second; more tell nothing new and cost the control plane.
 const NO_SA_PER_SECOND: u32 = 20;
+/// Length of an IKE header (RFC 7296 3.1); less is no IKE message.
+const IKE_HEADER: usize = 28;
 
 /// What a worker keeps between batches.
 struct Worker<'a> {
@@ -124,12 +126,17 @@ impl Worker<'_> {
     fn triage(&mut self, datagram: &Datagram<'_>) -> Option<(u32, u32)> {
         match &*datagram.payload {
             [0xff] => None,
-            marker if marker.first_chunk() == Some(&NON_ESP_MARKER) => {
-                self.events.push(PlaneEvent::Ike {
-                    local: datagram.local,
-                    remote: datagram.remote,
-                    payload: marker.get(NON_ESP_MARKER.len()..).unwrap_or_default().to_vec(),
-                });
+            bytes if bytes.first_chunk() == Some(&NON_ESP_MARKER) => {
+                match bytes.get(NON_ESP_MARKER.len()..) {
+                    Some(message) if message.len() >= IKE_HEADER => {
+                        self.events.push(PlaneEvent::Ike {
+                            local: datagram.local,
+                            remote: datagram.remote,
+                            payload: message.to_vec(),
+                        });
+                    }
+                    _ => self.shared.drops.add(DropReason::Malformed, 1),
+                }
                 None
             }
             bytes => {

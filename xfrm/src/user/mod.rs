@@ -26,6 +26,8 @@ mod ecn;
 mod esp;
 mod fragment;
 mod gro;
+#[cfg(test)]
+mod hostile_tests;
 mod icmp;
 mod inbound;
 mod keeper;

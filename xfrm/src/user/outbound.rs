@@ -56,13 +56,19 @@ pub(super) fn run(shared: &Shared, queue: &TunQueue) {
         scratch: Vec::new(),
         now,
     };
+    let mut broken = false;
     while !shared.stopping() {
         match queue.read(&mut buffer) {
-            Ok(len) => worker.batch(&mut buffer, len),
+            Ok(len) => {
+                broken = false;
+                worker.batch(&mut buffer, len);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(shared, queue),
             Err(error) => {
-                // The interface was deleted or set down; it may come back up.
-                tracing::debug!(%error, "reading the tunnel interface failed");
+                // Set down it may come back up; deleted it will not. Say it once.
+                if !std::mem::replace(&mut broken, true) {
+                    tracing::error!(%error, "the tunnel interface cannot be read: was it deleted?");
+                }
                 wait_briefly(shared);
             }
         }

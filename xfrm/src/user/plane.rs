@@ -151,6 +151,7 @@ impl UserPlane {
         for port in &sockets {
             port.enable_gro();
             port.enable_error_queue();
+            port.enable_dont_fragment();
         }
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| system("create an event descriptor", &error.into()))?;

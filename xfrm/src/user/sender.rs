@@ -170,8 +170,8 @@ fn send(shared: &Shared, port: &UdpPort, buffer: &[u8], batch: &[Run], gso: &mut
     failed
 }
 
-/// Sends the datagrams of a refused run one by one: a super-packet is refused where a single
-/// datagram would be fragmented instead.
+/// Sends the datagrams of a refused run one by one, in fragments if need be: until the path is
+/// measured again, and for inner IPv6 of 1280 bytes on a path that takes less.
 fn retry_singly(
     shared: &Shared,
     port: &UdpPort,
@@ -179,17 +179,23 @@ fn retry_singly(
     run: &Run,
     error: &io::Error,
 ) -> usize {
-    if matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL)) {
+    let too_large = matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL));
+    if too_large {
         shared.keeper.request(run.hosts.remote.ip());
-    }
-    if run.count <= 1 {
+    } else if run.count <= 1 {
         return 1;
     }
     let whole = item(buffer, run);
+    let singles = |bytes| SendItem { bytes, segment: 0, ..whole };
     let mut failed = 0usize;
     for bytes in whole.bytes.chunks(run.segment.max(1)) {
-        let single = SendItem { bytes, segment: 0, ..whole };
-        if port.send_batch(&[single]).is_err() {
+        let single = [singles(bytes)];
+        let sent = if too_large {
+            port.send_fragmented(&single)
+        } else {
+            port.send_batch(&single).map(drop)
+        };
+        if sent.is_err() {
             failed = failed.saturating_add(1);
         }
     }

@@ -188,3 +188,7 @@ fn width(selector: &Selector) -> (bool, u128) {
         _ => (true, u128::MAX),
     }
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

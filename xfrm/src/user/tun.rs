@@ -70,9 +70,12 @@ pub(super) fn create(
     }
     let mut taken = name.to_owned();
     let mut open = Vec::with_capacity(queues);
-    for _ in 0..queues {
+    for index in 0..queues {
         let file = open_device()?;
-        taken = sys::tun_attach(file.as_fd(), &taken, flags as i16)
+        // The first queue must create the interface: attaching to one that exists would share
+        // another process's packets.
+        let exclusive = if index == 0 { libc::IFF_TUN_EXCL } else { 0 };
+        taken = sys::tun_attach(file.as_fd(), &taken, (flags | exclusive) as i16)
             .map_err(|error| attach_error(&taken, &error))?;
         offload(&file);
         open.push(TunQueue { file });
@@ -132,13 +135,13 @@ fn attach_error(name: &str, error: &io::Error) -> PlaneError {
             ("permission denied".to_owned(), "run as root or grant CAP_NET_ADMIN")
         }
         Some(libc::EBUSY) => (
-            "another process (a second gateway?) holds that interface".to_owned(),
-            "stop it, or choose another interface name",
+            "an interface of that name exists; another process (a second gateway?) may hold it"
+                .to_owned(),
+            "stop that process, remove the interface with `ip link delete`, or choose another name",
         ),
         Some(libc::EINVAL) => (
-            "an interface of that name and another kind exists, or the kernel's TUN is too old"
-                .to_owned(),
-            "choose another interface name, or remove it with `ip link delete`",
+            "the kernel refuses the name or the options".to_owned(),
+            "choose a name of at most 15 letters and digits, or use a newer kernel",
         ),
         _ => (error.to_string(), "choose a name of at most 15 letters and digits"),
     };

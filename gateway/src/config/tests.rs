@@ -152,3 +152,23 @@ fn a_role_that_allows_nothing_draws_a_warning() {
     let config = Config::parse("[[role]]\nname = \"idle\"\nallow = []\n", "f").unwrap();
     assert!(config.warnings[0].contains("allows nothing"), "{:?}", config.warnings);
 }
+
+/// The guide's example is what readers copy: it must be accepted as it stands.
+#[test]
+fn the_guides_example_is_accepted() {
+    let guide = include_str!("../../../docs/guide/configuration.md");
+    let example = guide
+        .split("```toml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("the guide has an example");
+    let config = Config::parse(example, "configuration.md").unwrap();
+    assert_eq!(config.roles[0].allow.len(), 5);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    for text in &config.ike.proposals {
+        ike::crypto::IkeSuite::parse_proposal(text).unwrap();
+    }
+    for text in &config.ike.esp_proposals {
+        ike::crypto::EspSuite::parse_proposal(text).unwrap();
+    }
+}

@@ -8,10 +8,12 @@ use crate::crypto::cookie::CookieJar;
 use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
 use crate::event::{CloseReason, Event};
-use crate::exchange::{self, Task, advance, auth, create_child, dpd, init, mobility};
+use crate::exchange::{
+    self, Task, advance, auth, create_child, dpd, init, mobility, rekey_child, rekey_ike,
+};
 use crate::io::{
-    Command, Completion, Datagram, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId,
-    Output, TimerKind, Token,
+    ChildSaId, Command, Completion, Datagram, DataplaneEvent, Deadline, Grant, IkeSaId, Input,
+    LeaseId, Output, TimerKind, Token,
 };
 use crate::rng::{SaRng, Seed};
 use crate::sa::child::{self, remove_from_dataplane};
@@ -47,7 +49,6 @@ const SHARD_SHIFT: u32 = 48;
 pub struct Engine {
     pub(crate) ctx: Ctx,
     pub(crate) sas: SaTable,
-    pub(crate) seed: Seed,
     pub(crate) rng: SaRng,
     pub(crate) jar: CookieJar,
     strangers: (Timestamp, u64),
@@ -72,11 +73,10 @@ impl Engine {
         let mut rng = seed.engine();
         let jar = CookieJar::new(prf, rng.array());
         let first_id = (u64::from(config.shard) << SHARD_SHIFT).saturating_add(1);
-        let ctx = Ctx::new(config, crypto, now, first_id);
+        let ctx = Ctx::new(config, crypto, seed, now, first_id);
         Ok(Self {
             ctx,
             sas: SaTable::default(),
-            seed,
             rng,
             jar,
             strangers: (now.mono, 0),
@@ -193,7 +193,20 @@ impl Engine {
                 Deferred::ReplaceOthers { lease, keep } => {
                     self.close_lease(&lease, Some(keep), &CloseReason::Replaced);
                 }
-                Deferred::Adopt(sa) => self.sas.insert(sa),
+                Deferred::Adopt(sa) => self.adopt(sa),
+                Deferred::Succeed { old, new, delete } => self.succeed(old, new, delete),
+                Deferred::Retire(id) => {
+                    self.with_sa(id, |ctx, sa| {
+                        lifecycle::close(ctx, sa, CloseReason::PeerDeleted, Tell::Nobody);
+                    });
+                }
+                Deferred::Redundant(id) => {
+                    // The peer closes it. If it does not, the timer does.
+                    let at = self.ctx.now.mono + self.ctx.config.timers.tombstone;
+                    if self.sas.get(id).is_some_and(IkeSa::is_established) {
+                        self.ctx.timers.set(TimerKey::new(id, TimerKind::Tombstone), at);
+                    }
+                }
             }
         }
     }
@@ -228,6 +241,23 @@ impl Engine {
         }
         self.ctx.timers.cancel_sa(id);
         self.ctx.half_open.remove(id);
+    }
+
+    fn adopt(&mut self, sa: Box<IkeSa>) {
+        if self.sas.by_spi(sa.own_spi()).is_some() {
+            // One chance in 2^56: the peer will find nobody there and start again.
+            self.ctx.timers.cancel_sa(sa.id);
+            return;
+        }
+        self.sas.insert(sa);
+    }
+
+    fn succeed(&mut self, old: IkeSaId, new: IkeSaId, delete: bool) {
+        let Some(mut successor) = self.sas.take(new) else {
+            return;
+        };
+        self.with_sa(old, |ctx, old| rekey_ike::succeed(ctx, old, &mut successor, delete));
+        self.sas.insert(successor);
     }
 
     // --- datagrams -----------------------------------------------------------------------------
@@ -446,11 +476,15 @@ impl Engine {
                 advance(ctx, sa);
             }
             TimerKind::RekeyChild => {
-                sa.enqueue(Task::RekeyChild(crate::io::ChildSaId(key.sub)));
+                sa.enqueue(Task::RekeyChild(ChildSaId(key.sub)));
                 advance(ctx, sa);
             }
             TimerKind::Keepalive => lifecycle::keepalive(ctx, sa),
+            TimerKind::Tombstone if sa.redundant && sa.is_established() => {
+                lifecycle::close(ctx, sa, CloseReason::Rekeyed, Tell::Peer);
+            }
             TimerKind::Tombstone => lifecycle::finish(ctx, sa),
+            TimerKind::Activate => rekey_child::activate(ctx, sa, ChildSaId(key.sub)),
             TimerKind::Reassembly => sa.inbox.clear(key.sub != 0),
             TimerKind::Action | TimerKind::Deadline | TimerKind::CookieSecret => {}
         });
@@ -513,7 +547,7 @@ impl Engine {
         }
     }
 
-    fn owner_of(&self, child: crate::io::ChildSaId) -> Option<IkeSaId> {
+    fn owner_of(&self, child: ChildSaId) -> Option<IkeSaId> {
         self.sas.iter().find(|sa| sa.children.contains_key(&child)).map(|sa| sa.id)
     }
 
@@ -652,14 +686,14 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
             auth::authorised(ctx, sa, answer);
         }
         Purpose::AuthSpi => auth::spi(ctx, sa, answer!(AllocSpi)),
-        Purpose::RespondSpi | Purpose::RequestSpi => {
-            create_child::spi(ctx, sa, purpose, answer!(AllocSpi));
+        Purpose::RespondSpi(_) | Purpose::RequestSpi(_) => {
+            create_child::spi(ctx, sa, &purpose, answer!(AllocSpi));
         }
-        Purpose::RespondKeyPair
-        | Purpose::RespondSecret
-        | Purpose::RequestKeyPair
-        | Purpose::RequestSecret => {
-            create_child::key_exchange(ctx, sa, purpose, answer!(KeyExchange));
+        Purpose::RespondKeyPair(_)
+        | Purpose::RespondSecret(_)
+        | Purpose::RequestKeyPair(_)
+        | Purpose::RequestSecret(_) => {
+            create_child::key_exchange(ctx, sa, &purpose, answer!(KeyExchange));
         }
         Purpose::Install(child) => {
             let answer = answer!(InstallChild);

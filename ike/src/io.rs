@@ -419,6 +419,9 @@ pub enum TimerKind {
     RekeyChild,
     /// The grant's deadline: certificate or lease ends.
     Deadline,
+    /// As responder of a child's rekey: send on the new child even without the old one's DELETE
+    /// (RFC 7296 2.8).
+    Activate,
     /// Keep a NAT mapping alive (RFC 3948 4).
     Keepalive,
     /// A closed SA's DELETE is answered or given up.

@@ -1,71 +1,362 @@
-//! CREATE_CHILD_SA (RFC 7296 1.3).
+//! CREATE_CHILD_SA (RFC 7296 1.3): the frame around new child SAs, rekeyed child SAs and rekeyed
+//! IKE SAs. Here is decided whether a request can be taken at all; what it makes is in
+//! `rekey_child` and `rekey_ike`.
 
-use crate::crypto::KexResponse;
-use crate::exchange::send_response;
-use crate::io::ChildSaId;
-use crate::sa::IkeSa;
-use crate::sa::context::{Ctx, Purpose};
-use crate::wire::{ExchangeType, Notify, NotifyType, Payloads};
+use std::time::Duration;
+
+use crate::crypto::{KexKind, KexRequest, KexResponse, SharedSecret};
+use crate::event::Blame;
+use crate::exchange::rekey_child::{ChildAnswer, ChildRequest};
+use crate::exchange::rekey_ike::{IkeAnswer, IkeRequest};
+use crate::exchange::{Task, about, rekey_child, rekey_ike, send_response};
+use crate::io::{Action, ChildSaId, TimerKind};
+use crate::rng::SaRng;
+use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::sa::timers::TimerKey;
+use crate::sa::{IkeSa, Phase};
+use crate::wire::{ExchangeType, KeMethod, Nonce, Notify, NotifyType, Payloads, ProtocolId};
+
+pub(crate) use rekey_child::{
+    build as build_child_rekey, process_response as process_child_response,
+};
+pub(crate) use rekey_ike::{build as build_ike_rekey, process_response as process_ike_response};
+
+/// Octets of our nonces.
+const NONCE_LEN: usize = 32;
+
+/// How long a peer that said TEMPORARY_FAILURE is left alone (RFC 7296 2.25), at least; the same
+/// again at most is added by chance, so that two peers do not collide forever.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// A CREATE_CHILD_SA of ours.
 #[derive(Debug)]
-pub(crate) struct Requesting {}
+pub(crate) enum Requesting {
+    Child(ChildRequest),
+    Ike(IkeRequest),
+}
 
 /// A CREATE_CHILD_SA of the peer's.
 #[derive(Debug)]
-pub(crate) struct Responding {}
-
-pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, _payloads: &Payloads) {
-    let mut answer = Payloads::new();
-    answer.push_notify(Notify::new(NotifyType::NoAdditionalSas));
-    send_response(ctx, sa, ExchangeType::CreateChildSa, &answer);
+pub(crate) enum Responding {
+    Child(ChildAnswer),
+    Ike(IkeAnswer),
 }
 
-pub(crate) fn build_child_rekey(_ctx: &mut Ctx, _sa: &mut IkeSa, _child: ChildSaId) -> bool {
-    false
+/// A key exchange within CREATE_CHILD_SA; `handle` also names the exchange to the actions it
+/// waits for.
+#[derive(Debug)]
+pub(crate) struct Kex {
+    pub(crate) handle: u64,
+    pub(crate) group: KeMethod,
+    /// Our public value.
+    pub(crate) public: Vec<u8>,
+    pub(crate) secret: Option<SharedSecret>,
+    /// The private half is still held outside.
+    pub(crate) held: bool,
 }
 
-pub(crate) fn build_ike_rekey(_ctx: &mut Ctx, _sa: &mut IkeSa) -> bool {
-    false
+impl Kex {
+    /// Asks for our key pair, as initiator.
+    pub(crate) fn request(ctx: &mut Ctx, sa: &IkeSa, handle: u64, group: KeMethod) -> Self {
+        let request = KexRequest::Generate { handle, group };
+        ctx.act(sa.id, Purpose::RequestKeyPair(handle), Action::KeyExchange(request));
+        Self { handle, group, public: Vec::new(), secret: None, held: true }
+    }
+
+    /// Asks for our key pair, or for a KEM's encapsulation, as responder. `None` when the peer's
+    /// public value cannot be one of the group.
+    pub(crate) fn answer(
+        ctx: &mut Ctx,
+        sa: &IkeSa,
+        handle: u64,
+        group: KeMethod,
+        peer_public: &[u8],
+    ) -> Option<Self> {
+        let implementation = ctx.crypto.group(group)?;
+        if peer_public.len() != implementation.initiator_public_len() {
+            return None;
+        }
+        let (request, held) = match implementation.kind() {
+            KexKind::DiffieHellman => (KexRequest::Generate { handle, group }, true),
+            KexKind::Kem => {
+                let peer_public = peer_public.to_vec();
+                (KexRequest::Encapsulate { handle, group, peer_public }, false)
+            }
+        };
+        ctx.act(sa.id, Purpose::RespondKeyPair(handle), Action::KeyExchange(request));
+        Some(Self { handle, group, public: Vec::new(), secret: None, held })
+    }
+
+    /// Asks for the shared secret.
+    pub(crate) fn agree(&mut self, ctx: &mut Ctx, sa: &IkeSa, peer_public: Vec<u8>, ours: bool) {
+        let handle = self.handle;
+        self.held = false;
+        let purpose =
+            if ours { Purpose::RequestSecret(handle) } else { Purpose::RespondSecret(handle) };
+        let request = KexRequest::Agree { handle, peer_public };
+        ctx.act(sa.id, purpose, Action::KeyExchange(request));
+    }
+
+    /// Lets go of the private half.
+    pub(crate) fn release(&self, ctx: &mut Ctx, sa: &IkeSa) {
+        if self.held {
+            ctx.drop_key_pair(sa.id, self.handle);
+        }
+    }
 }
 
-pub(crate) fn process_child_response(
-    _ctx: &mut Ctx,
-    _sa: &mut IkeSa,
-    _child: ChildSaId,
-    _payloads: &Payloads,
-) {
+/// A nonce of ours.
+pub(crate) fn fresh_nonce(rng: &mut SaRng) -> Option<Nonce> {
+    Nonce::new(rng.bytes(NONCE_LEN)).ok()
 }
 
-pub(crate) fn process_ike_response(_ctx: &mut Ctx, _sa: &mut IkeSa, _payloads: &Payloads) {}
-
-pub(crate) fn predecessor_gone(_ctx: &mut Ctx, _sa: &mut IkeSa, _child: ChildSaId) {}
-
-pub(crate) fn abandon(_ctx: &mut Ctx, sa: &mut IkeSa) {
-    sa.requesting = None;
-    sa.responding = None;
+/// The peer's request.
+pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    // RFC 7296 2.25.2: nothing is made under an SA that is being closed or was replaced.
+    if !sa.is_established() {
+        return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    }
+    let (Some(offer), Some(ni)) = (payloads.sa(), payloads.nonce()) else {
+        let what = "CREATE_CHILD_SA without proposals or nonce".to_owned();
+        let refused = about(
+            sa,
+            refusal(
+                Blame::Malformed,
+                Some(NotifyType::InvalidSyntax),
+                "invalid_syntax",
+                what,
+                "check the peer's software",
+            ),
+        );
+        ctx.refuse(refused);
+        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+    };
+    let ike = offer.proposals.first().is_some_and(|first| first.protocol == ProtocolId::Ike);
+    if ike {
+        rekey_ike::process_request(ctx, sa, payloads, offer, ni);
+    } else {
+        rekey_child::process_request(ctx, sa, payloads, offer, ni);
+    }
 }
 
-pub(crate) fn spi(
-    _ctx: &mut Ctx,
-    _sa: &mut IkeSa,
-    _purpose: Purpose,
-    _answer: Result<u32, String>,
-) {
+/// Answers with an error and nothing else.
+pub(crate) fn respond_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
+    let mut payloads = Payloads::new();
+    payloads.push_notify(notify);
+    send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
 }
 
+/// Tries a rekey again later.
+pub(crate) fn retry_later(ctx: &mut Ctx, sa: &mut IkeSa, task: &Task) {
+    let key = match task {
+        Task::RekeyIke => TimerKey::new(sa.id, TimerKind::RekeyIke),
+        Task::RekeyChild(child) => TimerKey::sub(sa.id, TimerKind::RekeyChild, child.0),
+        _ => return,
+    };
+    let micros = u64::try_from(RETRY_AFTER.as_micros()).unwrap_or(u64::MAX);
+    let jitter = Duration::from_micros(sa.rng.below(micros));
+    let at = ctx.now.mono.after(RETRY_AFTER).after(jitter);
+    ctx.timers.set(key, at);
+}
+
+/// An SPI was reserved for a child of ours.
+pub(crate) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, purpose: &Purpose, answer: Result<u32, String>) {
+    match purpose {
+        Purpose::RequestSpi(handle) if requesting(sa) == Some(*handle) => {
+            rekey_child::request_spi(ctx, sa, answer);
+        }
+        Purpose::RespondSpi(handle) if responding(sa) == Some(*handle) => {
+            rekey_child::answer_spi(ctx, sa, answer);
+        }
+        _ => {}
+    }
+}
+
+/// A key exchange operation is done.
 pub(crate) fn key_exchange(
-    _ctx: &mut Ctx,
-    _sa: &mut IkeSa,
-    _purpose: Purpose,
-    _answer: Result<KexResponse, String>,
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    purpose: &Purpose,
+    answer: Result<KexResponse, String>,
 ) {
+    let answer = match answer {
+        Ok(KexResponse::Failed { error, .. }) => Err(error.to_string()),
+        other => other,
+    };
+    let (Purpose::RequestKeyPair(handle)
+    | Purpose::RequestSecret(handle)
+    | Purpose::RespondKeyPair(handle)
+    | Purpose::RespondSecret(handle)) = purpose
+    else {
+        return;
+    };
+    let ours = matches!(purpose, Purpose::RequestKeyPair(_) | Purpose::RequestSecret(_));
+    let current = if ours { requesting(sa) } else { responding(sa) };
+    if current != Some(*handle) {
+        return;
+    }
+    match answer {
+        Ok(response) => {
+            if let Some(kex) = kex(sa, ours) {
+                match response {
+                    KexResponse::Generated { public, .. } => kex.public = public,
+                    KexResponse::Encapsulated { public, secret, .. } => {
+                        kex.public = public;
+                        kex.secret = Some(secret);
+                    }
+                    KexResponse::Agreed { secret, .. } => kex.secret = Some(secret),
+                    _ => {}
+                }
+            }
+            proceed(ctx, sa, ours);
+        }
+        Err(why) => {
+            let refused = about(
+                sa,
+                refusal(
+                    Blame::Misbehaved,
+                    None,
+                    "key_exchange",
+                    format!("the key exchange of a rekey failed: {why}"),
+                    "check the peer's software",
+                ),
+            );
+            ctx.refuse(refused);
+            fail(ctx, sa, ours);
+        }
+    }
 }
 
+/// A child was installed, or was not.
 pub(crate) fn installed(
-    _ctx: &mut Ctx,
-    _sa: &mut IkeSa,
-    _child: ChildSaId,
-    _answer: Result<(), String>,
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    child: ChildSaId,
+    answer: Result<(), String>,
 ) {
+    let of_ours = matches!(
+        sa.requesting.as_deref(),
+        Some(Requesting::Child(request)) if request.installing() == Some(child)
+    );
+    let of_theirs = matches!(
+        sa.responding.as_deref(),
+        Some(Responding::Child(response)) if response.installing() == Some(child)
+    );
+    if of_ours {
+        rekey_child::request_installed(ctx, sa, child, answer);
+    } else if of_theirs {
+        rekey_child::answer_installed(ctx, sa, child, answer);
+    }
+}
+
+/// Lets go of everything under way: the IKE SA ends.
+pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa) {
+    abandon_request(ctx, sa);
+    if let Some(responding) = sa.responding.take() {
+        let kex = match *responding {
+            Responding::Child(response) => response.into_kex(),
+            Responding::Ike(response) => Some(response.kex),
+        };
+        if let Some(kex) = kex {
+            kex.release(ctx, sa);
+        }
+    }
+}
+
+/// Lets go of our own request.
+pub(crate) fn abandon_request(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if let Some(requesting) = sa.requesting.take() {
+        let kex = match *requesting {
+            Requesting::Child(request) => request.into_kex(),
+            Requesting::Ike(request) => Some(request.kex),
+        };
+        if let Some(kex) = kex {
+            kex.release(ctx, sa);
+        }
+    }
+}
+
+fn requesting(sa: &IkeSa) -> Option<u64> {
+    match sa.requesting.as_deref()? {
+        Requesting::Child(request) => Some(request.handle()),
+        Requesting::Ike(request) => Some(request.kex.handle),
+    }
+}
+
+fn responding(sa: &IkeSa) -> Option<u64> {
+    match sa.responding.as_deref()? {
+        Responding::Child(response) => Some(response.handle()),
+        Responding::Ike(response) => Some(response.kex.handle),
+    }
+}
+
+fn kex(sa: &mut IkeSa, ours: bool) -> Option<&mut Kex> {
+    if ours {
+        match sa.requesting.as_deref_mut()? {
+            Requesting::Child(request) => request.kex_mut(),
+            Requesting::Ike(request) => Some(&mut request.kex),
+        }
+    } else {
+        match sa.responding.as_deref_mut()? {
+            Responding::Child(response) => response.kex_mut(),
+            Responding::Ike(response) => Some(&mut response.kex),
+        }
+    }
+}
+
+fn proceed(ctx: &mut Ctx, sa: &mut IkeSa, ours: bool) {
+    match (ours, is_child(sa, ours)) {
+        (true, true) => rekey_child::request_proceed(ctx, sa),
+        (true, false) => rekey_ike::request_proceed(ctx, sa),
+        (false, true) => rekey_child::answer_proceed(ctx, sa),
+        (false, false) => rekey_ike::answer_proceed(ctx, sa),
+    }
+}
+
+fn fail(ctx: &mut Ctx, sa: &mut IkeSa, ours: bool) {
+    match (ours, is_child(sa, ours)) {
+        (true, true) => rekey_child::request_failed(ctx, sa),
+        (true, false) => rekey_ike::request_failed(ctx, sa),
+        (false, _) => {
+            abandon_response(ctx, sa);
+            respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+        }
+    }
+}
+
+fn is_child(sa: &IkeSa, ours: bool) -> bool {
+    if ours {
+        matches!(sa.requesting.as_deref(), Some(Requesting::Child(_)))
+    } else {
+        matches!(sa.responding.as_deref(), Some(Responding::Child(_)))
+    }
+}
+
+fn abandon_response(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if let Some(responding) = sa.responding.take() {
+        let kex = match *responding {
+            Responding::Child(response) => response.into_kex(),
+            Responding::Ike(response) => Some(response.kex),
+        };
+        if let Some(kex) = kex {
+            kex.release(ctx, sa);
+        }
+    }
+}
+
+/// Whether we have something under way that makes, replaces or closes a child
+/// (RFC 7296 2.25.2).
+pub(crate) fn child_work_under_way(sa: &IkeSa) -> bool {
+    matches!(sa.requesting.as_deref(), Some(Requesting::Child(_)))
+        || matches!(sa.active, Some(Task::DeleteChild(_) | Task::RekeyChild(_)))
+}
+
+/// Whether our own IKE rekey is under way.
+pub(crate) fn ike_rekey_under_way(sa: &IkeSa) -> bool {
+    matches!(sa.requesting.as_deref(), Some(Requesting::Ike(_)))
+}
+
+/// Whether the SA can make anything now.
+pub(crate) fn may_request(sa: &IkeSa) -> bool {
+    matches!(sa.phase, Phase::Established) && sa.requesting.is_none() && sa.responding.is_none()
 }

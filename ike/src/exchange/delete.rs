@@ -2,7 +2,7 @@
 //! end even when nobody answers.
 
 use crate::event::CloseReason;
-use crate::exchange::{Task, send_request};
+use crate::exchange::{Task, rekey_child, send_request};
 use crate::io::ChildSaId;
 use crate::sa::child::{ChildState, remove_from_dataplane};
 use crate::sa::context::Ctx;
@@ -35,7 +35,12 @@ pub(crate) fn build_child(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool 
 
 /// The peer has deleted its half, or does not know the SA any more: it is gone either way.
 pub(crate) fn process_child_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) {
-    remove_from_dataplane(ctx, sa, id, CloseReason::Rekeyed);
+    let reason = match sa.children.get(&id).map(|child| child.replaced_by) {
+        Some(None) => CloseReason::Operator,
+        _ => CloseReason::Rekeyed,
+    };
+    remove_from_dataplane(ctx, sa, id, reason);
+    rekey_child::successor_gone(sa, id);
     sa.children.remove(&id);
 }
 
@@ -70,8 +75,9 @@ pub(crate) fn process_children(
             Some(_) => CloseReason::Rekeyed,
             None => CloseReason::PeerDeleted,
         };
-        crate::exchange::create_child::predecessor_gone(ctx, sa, id);
+        rekey_child::predecessor_gone(ctx, sa, id);
         remove_from_dataplane(ctx, sa, id, reason);
+        rekey_child::successor_gone(sa, id);
         sa.tasks
             .retain(|task| !matches!(task, Task::DeleteChild(c) | Task::RekeyChild(c) if *c == id));
         if !ours_is_out {

@@ -1,7 +1,7 @@
 //! INFORMATIONAL requests of the peer (RFC 7296 1.4): deletes, notifications, liveness.
 
 use crate::event::CloseReason;
-use crate::exchange::{delete, send_response};
+use crate::exchange::{delete, rekey_ike, send_response};
 use crate::sa::context::Ctx;
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads};
@@ -38,6 +38,9 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
 /// The peer deletes the IKE SA, and with it all children. Our own DELETE, if one is out, is
 /// answered by the fact (RFC 7296 1.4.1).
 fn process_delete_ike(ctx: &mut Ctx, sa: &mut IkeSa, answer: &Payloads) {
+    if sa.is_established() && rekey_ike::deleted_under_rekey(ctx, sa) {
+        return send_response(ctx, sa, ExchangeType::Informational, answer);
+    }
     // The data plane is clean before the peer hears so.
     lifecycle::close(ctx, sa, CloseReason::PeerDeleted, lifecycle::Tell::Nobody);
     send_response(ctx, sa, ExchangeType::Informational, answer);

@@ -216,7 +216,7 @@ fn begin(
     let id = IkeSaId(engine.ctx.fresh_id());
     let handle = engine.ctx.fresh_id();
     let spi_r = engine.sas.fresh_spi(&mut engine.rng, engine.ctx.config.shard);
-    let mut rng = engine.seed.stream(id.0);
+    let mut rng = engine.ctx.seed.stream(id.0);
     let Ok(nr) = Nonce::new(rng.bytes(NONCE_LEN)) else {
         return;
     };
@@ -529,7 +529,7 @@ pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
     let id = IkeSaId(engine.ctx.fresh_id());
     let handle = engine.ctx.fresh_id();
     let spi_i = engine.sas.fresh_spi(&mut engine.rng, engine.ctx.config.shard);
-    let mut rng = engine.seed.stream(id.0);
+    let mut rng = engine.ctx.seed.stream(id.0);
     let Ok(ni) = Nonce::new(rng.bytes(NONCE_LEN)) else {
         return;
     };

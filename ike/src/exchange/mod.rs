@@ -3,6 +3,7 @@
 
 pub(crate) mod auth;
 pub(crate) mod certs;
+pub(crate) mod collision;
 pub(crate) mod config;
 pub(crate) mod create_child;
 pub(crate) mod delete;
@@ -11,6 +12,8 @@ pub(crate) mod informational;
 pub(crate) mod init;
 pub(crate) mod mobility;
 pub(crate) mod natd;
+pub(crate) mod rekey_child;
+pub(crate) mod rekey_ike;
 
 use crate::event::{Blame, Refusal};
 use crate::io::{ChildSaId, TimerKind};
@@ -41,7 +44,7 @@ pub(crate) fn advance(ctx: &mut Ctx, sa: &mut IkeSa) {
     if !matches!(sa.phase, Phase::Established | Phase::Rekeyed | Phase::Closing) {
         return;
     }
-    while sa.active.is_none() && sa.window.outstanding().is_none() {
+    while sa.active.is_none() && sa.requesting.is_none() && sa.window.outstanding().is_none() {
         let Some(task) = sa.tasks.pop_front() else {
             return;
         };

@@ -10,6 +10,7 @@ use crate::io::{
     Action, Checkpoint, ChildSaId, IkeSaId, LeaseId, Output, TimerKind, Token, Transmit,
 };
 use crate::policy::limits::HalfOpen;
+use crate::rng::Seed;
 use crate::sa::IkeSa;
 use crate::sa::timers::{TimerKey, TimerQueue};
 use crate::time::Now;
@@ -32,17 +33,17 @@ pub(crate) enum Purpose {
     /// The inbound SPI of the child SA that IKE_AUTH makes.
     AuthSpi,
     /// The inbound SPI of a child SA that the peer asks for in CREATE_CHILD_SA.
-    RespondSpi,
+    RespondSpi(u64),
     /// The inbound SPI of a child SA that we ask for.
-    RequestSpi,
+    RequestSpi(u64),
     /// Our key pair for the CREATE_CHILD_SA we answer (or a KEM's encapsulation).
-    RespondKeyPair,
+    RespondKeyPair(u64),
     /// The shared secret of the CREATE_CHILD_SA we answer.
-    RespondSecret,
+    RespondSecret(u64),
     /// Our key pair for the CREATE_CHILD_SA we send.
-    RequestKeyPair,
+    RequestKeyPair(u64),
     /// The shared secret of the CREATE_CHILD_SA we sent.
-    RequestSecret,
+    RequestSecret(u64),
     /// Installation of a child SA.
     Install(ChildSaId),
     /// The same after a restart.
@@ -75,11 +76,19 @@ pub(crate) enum Deferred {
     ReplaceOthers { lease: LeaseId, keep: IkeSaId },
     /// An IKE SA made by rekeying another.
     Adopt(Box<IkeSa>),
+    /// What lives under `old` goes on under `new`.
+    Succeed { old: IkeSaId, new: IkeSaId, delete: bool },
+    /// The peer has deleted the SA.
+    Retire(IkeSaId),
+    /// The peer will delete the SA, which never had children.
+    Redundant(IkeSaId),
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Ctx {
+    /// Every SA's randomness comes from here.
+    pub(crate) seed: Seed,
     pub(crate) config: EngineConfig,
     pub(crate) crypto: &'static CryptoProvider,
     pub(crate) now: Now,
@@ -103,10 +112,12 @@ impl Ctx {
     pub(crate) fn new(
         config: EngineConfig,
         crypto: &'static CryptoProvider,
+        seed: Seed,
         now: Now,
         first_id: u64,
     ) -> Self {
         Self {
+            seed,
             config,
             crypto,
             now,

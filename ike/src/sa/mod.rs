@@ -134,6 +134,8 @@ pub(crate) struct IkeSa {
     pub(crate) use_queries: u32,
     /// The freshest of those that came.
     pub(crate) use_idle: Option<Duration>,
+    /// A rekey that crossed ours made it; it has no children unless ours fails.
+    pub(crate) redundant: bool,
     /// It counts as one of its lease's established SAs.
     pub(crate) counted: bool,
     /// Why it is closing.
@@ -175,6 +177,7 @@ impl IkeSa {
             last_heard: now,
             use_queries: 0,
             use_idle: None,
+            redundant: false,
             counted: false,
             close_reason: None,
             forgeries: 0,

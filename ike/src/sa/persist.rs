@@ -22,7 +22,7 @@ use crate::view::SaRole;
 impl IkeSa {
     /// What must survive, when there is anything: an SA that is not established starts again.
     pub(crate) fn snapshot(&self, ctx: &Ctx) -> Option<Snapshot> {
-        if !self.is_established() {
+        if !self.is_established() || self.redundant {
             return None;
         }
         let auth = self.auth.as_deref()?;
@@ -129,7 +129,7 @@ impl Engine {
         let role = if saved.initiator { SaRole::Initiator } else { SaRole::Responder };
         let path = Path { local: saved.local, remote: saved.remote, encap: saved.encap };
         let spis = (saved.spi_i, saved.spi_r);
-        let rng = self.seed.stream(id.0);
+        let rng = self.ctx.seed.stream(id.0);
         let mut sa = Box::new(IkeSa::new(id, role, spis, path, rng, Phase::Established, now));
         sa.protection = Some(Box::new(protection));
         sa.window = Window::restore(

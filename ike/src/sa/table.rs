@@ -56,6 +56,11 @@ impl SaTable {
         Some(sa)
     }
 
+    /// Takes an SA out, to be put back with [`SaTable::insert`].
+    pub(crate) fn take(&mut self, id: IkeSaId) -> Option<Box<IkeSa>> {
+        self.sas.remove(&id)
+    }
+
     pub(crate) fn get_mut(&mut self, id: IkeSaId) -> Option<&mut IkeSa> {
         self.sas.get_mut(&id).map(Box::as_mut)
     }

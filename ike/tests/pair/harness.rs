@@ -113,6 +113,8 @@ pub struct Peer {
     /// What was asked to be removed, in order.
     pub removed: Vec<(ChildSaId, bool)>,
     pub activated: Vec<ChildSaId>,
+    /// The child that packets leave through.
+    pub sending: Option<ChildSaId>,
     pub events: Vec<Event>,
     /// Everything that came out, in order.
     pub outputs: Vec<Output>,
@@ -141,6 +143,7 @@ impl Peer {
             idle_in: None,
             removed: Vec::new(),
             activated: Vec::new(),
+            sending: None,
             events: Vec::new(),
             outputs: Vec::new(),
             inputs: Vec::new(),
@@ -219,11 +222,15 @@ impl Peer {
                 Completion::AllocSpi(Ok(spi))
             }
             Action::InstallChild(child) => {
+                if child.outbound_active {
+                    self.sending = Some(child.child);
+                }
                 self.plane.insert(child.child, *child);
                 Completion::InstallChild(Ok(()))
             }
             Action::ActivateChild(child) => {
                 self.activated.push(child);
+                self.sending = Some(child);
                 Completion::ActivateChild(Ok(()))
             }
             Action::UpdateHosts { child, hosts } => {
@@ -234,6 +241,9 @@ impl Peer {
             }
             Action::RemoveChild { child, last } => {
                 self.plane.remove(&child);
+                if self.sending == Some(child) {
+                    self.sending = None;
+                }
                 self.removed.push((child, last));
                 Completion::RemoveChild(Ok(ChildUse::default()))
             }
@@ -302,6 +312,8 @@ pub struct Setup {
     pub server_key: Key,
     pub target: PeerConfig,
     pub grant: Option<Grant>,
+    /// The client's and the server's.
+    pub seeds: (u8, u8),
 }
 
 pub fn ike(text: &str) -> Vec<IkeSuite> {
@@ -373,7 +385,7 @@ impl Setup {
             deadline: WallTime(START + 86_400_000_000),
             unique: UniquePolicy::Replace,
         });
-        Self { client, server, client_key, server_key, target, grant }
+        Self { client, server, client_key, server_key, target, grant, seeds: (0xc1, 0x5e) }
     }
 
     /// No timer fires on its own but those of the handshake.
@@ -388,8 +400,9 @@ impl Setup {
 
     pub fn build(self) -> Pair {
         let now = Now { mono: Timestamp(0), wall: WallTime(START) };
-        let mut client = Peer::new(Side::Client, self.client, self.client_key, 0xc1, now);
-        let mut server = Peer::new(Side::Server, self.server, self.server_key, 0x5e, now);
+        let mut client = Peer::new(Side::Client, self.client, self.client_key, self.seeds.0, now);
+        let mut server =
+            Peer::new(Side::Server, self.server, self.server_key, self.seeds.1 ^ 0xff, now);
         server.grant = self.grant;
         client.grant = Some(Grant {
             lease: LeaseId("site".to_owned()),
@@ -604,6 +617,20 @@ impl Pair {
             assert_eq!(ours.ts_local, theirs.ts_remote);
             assert_eq!(ours.ts_remote, theirs.ts_local);
             assert_eq!(ours.hosts.encap, theirs.hosts.encap);
+        }
+    }
+
+    /// What either side sends now, the other receives: nothing is lost in a rekey.
+    pub fn assert_traffic_flows(&self) {
+        for (from, to) in [(&self.client, &self.server), (&self.server, &self.client)] {
+            let child = from.sending.and_then(|id| from.plane.get(&id));
+            let child = child.unwrap_or_else(|| panic!("{:?} sends on nothing", from.side));
+            assert!(
+                to.inbound().contains(&child.spi_out),
+                "{:?} sends on {:08x}, which the other does not receive",
+                from.side,
+                child.spi_out
+            );
         }
     }
 

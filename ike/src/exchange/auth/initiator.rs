@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::crypto::EspSuite;
 use crate::crypto::keymat::{Nonces, auth_octets};
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, up};
@@ -154,7 +155,15 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(request) = config::request(peer) {
         payloads.push(Payload::Cp(request));
     }
-    payloads.push(Payload::Sa(proposal::offer_esp(&peer.esp_suites, spi)));
+    // The first child shares the IKE SA's key exchange (RFC 7296 1.2).
+    let mut suites: Vec<EspSuite> = Vec::new();
+    for suite in &peer.esp_suites {
+        let suite = EspSuite { kex: None, ..suite.clone() };
+        if !suites.contains(&suite) {
+            suites.push(suite);
+        }
+    }
+    payloads.push(Payload::Sa(proposal::offer_esp(&suites, spi)));
     payloads.push(Payload::TsI(TrafficSelectors::new(offered_local(sa))));
     payloads.push(Payload::TsR(TrafficSelectors::new(peer.ts_remote.clone())));
     send_request(ctx, sa, ExchangeType::IkeAuth, &payloads);

@@ -21,7 +21,7 @@ use initiator::Initiator;
 use responder::Responder;
 
 pub(crate) use initiator::begin as begin_initiator;
-pub(crate) use responder::{process_request, refuse_request};
+pub(crate) use responder::{esp_refused, process_request, refuse_request};
 
 /// What IKE_SA_INIT left: nonces, and both messages as they went over the wire.
 #[derive(Debug)]

@@ -1,0 +1,71 @@
+//! Child SAs in CREATE_CHILD_SA: new ones (RFC 7296 1.3.1), rekeyed ones (1.3.3, 2.8), and rekeys
+//! that cross (2.8.1, 2.25.1).
+//!
+//! Replacement loses no packet: the new child is installed before the old one goes; as responder
+//! we go on sending on the old one until the peer deletes it, since only then is it sure to
+//! receive on the new one.
+
+mod request;
+mod respond;
+
+use crate::exchange::collision::ours_is_redundant;
+use crate::exchange::create_child::Requesting;
+use crate::io::{Action, ChildSaId, TimerKind};
+use crate::sa::IkeSa;
+use crate::sa::context::{Ctx, Purpose};
+use crate::sa::timers::TimerKey;
+use crate::wire::Nonce;
+
+pub(crate) use request::{
+    ChildRequest, build, process_response, request_failed, request_installed, request_proceed,
+    request_spi,
+};
+pub(crate) use respond::{
+    ChildAnswer, answer_installed, answer_proceed, answer_spi, process_request,
+};
+
+/// The peer's rekey of the child that we are rekeying too.
+#[derive(Debug)]
+pub(crate) struct Collision {
+    nonces: (Nonce, Nonce),
+    /// What its exchange made.
+    child: ChildSaId,
+}
+
+impl Collision {
+    /// Whether our own exchange made the redundant child.
+    fn ours_is_redundant(&self, ni: &Nonce, nr: &Nonce) -> bool {
+        ours_is_redundant((ni, nr), (&self.nonces.0, &self.nonces.1))
+    }
+}
+
+/// A child is about to go: its successor, if it waits for that, now sends.
+pub(crate) fn predecessor_gone(ctx: &mut Ctx, sa: &mut IkeSa, old: ChildSaId) {
+    if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut() {
+        request.predecessor_gone(old);
+    }
+    let Some(new) = sa.children.get(&old).and_then(|child| child.replaced_by) else {
+        return;
+    };
+    activate(ctx, sa, new);
+}
+
+/// Sends on a child from now on.
+pub(crate) fn activate(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) {
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
+    let Some(child) = sa.children.get_mut(&id).filter(|child| !child.removed) else {
+        return;
+    };
+    if !std::mem::replace(&mut child.outbound_active, true) {
+        ctx.act(sa.id, Purpose::Activate(id), Action::ActivateChild(id));
+    }
+}
+
+/// A child is gone that others were replaced by: they are not any more.
+pub(crate) fn successor_gone(sa: &mut IkeSa, gone: ChildSaId) {
+    for child in sa.children.values_mut() {
+        if child.replaced_by == Some(gone) {
+            child.replaced_by = None;
+        }
+    }
+}

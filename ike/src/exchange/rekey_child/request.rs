@@ -1,0 +1,442 @@
+//! Our rekey of a child SA.
+
+use crate::crypto::EspSuite;
+use crate::crypto::keymat::Nonces;
+use crate::event::{Blame, CloseReason};
+use crate::exchange::create_child::{Kex, Requesting, abandon_request, may_request, retry_later};
+use crate::exchange::rekey_child::{Collision, activate, successor_gone};
+use crate::exchange::{Task, about, advance, create_child, send_request};
+use crate::io::{Action, ChildSaId, TimerKind};
+use crate::policy::{narrowing, proposal};
+use crate::sa::IkeSa;
+use crate::sa::child::{self, Child, ChildState, NewChild, remove_from_dataplane};
+use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::sa::timers::TimerKey;
+use crate::wire::{
+    ChildSpi, ExchangeType, KeyExchange, Nonce, Notify, NotifyType, Payload, Payloads, ProtocolId,
+    TrafficSelector, TrafficSelectors,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct ChildRequest {
+    handle: u64,
+    rekeys: ChildSaId,
+    ni: Nonce,
+    suites: Vec<EspSuite>,
+    kex: Option<Kex>,
+    spi_in: Option<u32>,
+    sent: bool,
+    answer: Option<Answer>,
+    installing: Option<ChildSaId>,
+    pub(super) collision: Option<Collision>,
+    old_gone: bool,
+}
+
+#[derive(Debug)]
+struct Answer {
+    nr: Nonce,
+    suite: EspSuite,
+    spi_out: u32,
+    ts_local: Vec<TrafficSelector>,
+    ts_remote: Vec<TrafficSelector>,
+}
+
+impl ChildRequest {
+    pub(crate) fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    pub(crate) fn installing(&self) -> Option<ChildSaId> {
+        self.installing
+    }
+
+    pub(crate) fn kex_mut(&mut self) -> Option<&mut Kex> {
+        self.kex.as_mut()
+    }
+
+    pub(crate) fn into_kex(self) -> Option<Kex> {
+        self.kex
+    }
+
+    /// What it replaces.
+    pub(super) fn rekeys(&self) -> ChildSaId {
+        self.rekeys
+    }
+
+    /// The request is on its way, and so beyond recall.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent
+    }
+
+    pub(super) fn predecessor_gone(&mut self, old: ChildSaId) {
+        if self.rekeys == old {
+            self.old_gone = true;
+        }
+    }
+}
+
+/// Starts a rekey; false when there is nothing to rekey.
+pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
+    let Some(child) = sa.children.get(&id) else {
+        return false;
+    };
+    if child.state != ChildState::Up || child.removed || child.replaced_by.is_some() {
+        return false;
+    }
+    if !may_request(sa) {
+        // The peer's own exchange is being answered: after that.
+        retry_later(ctx, sa, &Task::RekeyChild(id));
+        return false;
+    }
+    let current = child.suite.clone();
+    let Some(ni) = create_child::fresh_nonce(&mut sa.rng) else {
+        return false;
+    };
+    let handle = ctx.fresh_id();
+    // A child made by IKE_AUTH has no group of its own; the configuration may want one now.
+    let bare = |suite: &EspSuite| EspSuite { kex: None, ..suite.clone() };
+    let configured = ctx.config.esp_suites.iter().find(|suite| bare(suite) == bare(&current));
+    let group = current.kex.or_else(|| configured.and_then(|suite| suite.kex));
+    // What runs is offered first; the rest of what we accept follows, with the same key exchange.
+    let mut suites = vec![EspSuite { kex: group, ..current }];
+    for suite in &ctx.config.esp_suites {
+        let suite = EspSuite { kex: group, ..suite.clone() };
+        if !suites.contains(&suite) {
+            suites.push(suite);
+        }
+    }
+    let kex = group.map(|group| Kex::request(ctx, sa, handle, group));
+    ctx.act(sa.id, Purpose::RequestSpi(handle), Action::AllocSpi);
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0));
+    sa.requesting = Some(Box::new(Requesting::Child(ChildRequest {
+        handle,
+        rekeys: id,
+        ni,
+        suites,
+        kex,
+        spi_in: None,
+        sent: false,
+        answer: None,
+        installing: None,
+        collision: None,
+        old_gone: false,
+    })));
+    true
+}
+
+fn request(sa: &mut IkeSa) -> Option<&mut ChildRequest> {
+    match sa.requesting.as_deref_mut() {
+        Some(Requesting::Child(request)) => Some(request),
+        _ => None,
+    }
+}
+
+pub(crate) fn request_spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
+    match answer {
+        Ok(spi) => {
+            if let Some(request) = request(sa) {
+                request.spi_in = Some(spi);
+            }
+            request_proceed(ctx, sa);
+        }
+        Err(why) => {
+            report(ctx, sa, Blame::Internal, "data_plane", format!("no SPI for a rekey: {why}"));
+            request_failed(ctx, sa);
+        }
+    }
+}
+
+/// Something the request waited for is there.
+pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(request) = request(sa) else {
+        return;
+    };
+    if request.answer.is_some() {
+        if request.kex.as_ref().is_none_or(|kex| kex.secret.is_some()) {
+            install(ctx, sa);
+        }
+        return;
+    }
+    let Some(spi_in) = request.spi_in else {
+        return;
+    };
+    if request.sent || request.kex.as_ref().is_some_and(|kex| kex.public.is_empty()) {
+        return;
+    }
+    let id = request.rekeys;
+    let mut payloads = Payloads::new();
+    let (suites, ni) = (request.suites.clone(), request.ni.clone());
+    let ke = request.kex.as_ref().map(|kex| KeyExchange::new(kex.group, kex.public.clone()));
+    request.sent = true;
+    let Some(old) = sa.children.get(&id).filter(|old| !old.removed) else {
+        // The peer closed it while we were preparing.
+        return finish(ctx, sa);
+    };
+    let spi = ChildSpi(old.spi_in);
+    payloads.push_notify(Notify::about(NotifyType::RekeySa, ProtocolId::Esp, spi));
+    payloads.push(Payload::Sa(proposal::offer_esp(&suites, spi_in)));
+    payloads.push(Payload::Nonce(ni));
+    if let Some(ke) = ke {
+        payloads.push(Payload::Ke(ke));
+    }
+    // The initiator of this exchange is i, whoever made the IKE SA (RFC 7296 2.9).
+    payloads.push(Payload::TsI(TrafficSelectors::new(old.ts_local.clone())));
+    payloads.push(Payload::TsR(TrafficSelectors::new(old.ts_remote.clone())));
+    send_request(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+}
+
+/// The peer's answer.
+pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, payloads: &Payloads) {
+    if let Some(error) = payloads.error_notify() {
+        return refused(ctx, sa, id, error);
+    }
+    match read(sa, id, payloads) {
+        Ok((answer, ke)) => {
+            let Some(request) = request(sa) else {
+                return;
+            };
+            request.answer = Some(answer);
+            let handle_ke = request.kex.take().zip(ke);
+            if let Some((mut kex, ke)) = handle_ke {
+                kex.agree(ctx, sa, ke, true);
+                if let Some(request) = self::request(sa) {
+                    request.kex = Some(kex);
+                }
+            } else {
+                install(ctx, sa);
+            }
+        }
+        Err(what) => {
+            report(ctx, sa, Blame::Misbehaved, "bad_child", what.to_owned());
+            request_failed(ctx, sa);
+        }
+    }
+}
+
+/// The peer's public value in its answer.
+type PeerPublic = Option<Vec<u8>>;
+
+fn read(
+    sa: &mut IkeSa,
+    id: ChildSaId,
+    payloads: &Payloads,
+) -> Result<(Answer, PeerPublic), &'static str> {
+    let old = sa.children.get(&id).map(|old| (old.ts_local.clone(), old.ts_remote.clone()));
+    let request = request(sa).ok_or("the peer answered a rekey that is not under way")?;
+    let (Some(answer), Some(nr), Some(ts_i), Some(ts_r)) =
+        (payloads.sa(), payloads.nonce(), payloads.ts_i(), payloads.ts_r())
+    else {
+        return Err("the peer's answer to a rekey is incomplete");
+    };
+    let group = request.kex.as_ref().map(|kex| kex.group);
+    let chosen = proposal::accept_esp(&request.suites, answer, group)
+        .ok_or("the peer chose an ESP proposal that was not offered")?;
+    let ke = match (group, payloads.ke()) {
+        (None, _) => None,
+        (Some(group), Some(ke)) if ke.method == group => Some(ke.data.clone()),
+        (Some(_), _) => return Err("the peer's answer lacks our group's public value"),
+    };
+    // Nothing may grow: what the peer widened was not asked for.
+    if let Some((local, remote)) = old
+        && (ts_i.selectors.is_empty()
+            || ts_r.selectors.is_empty()
+            || !narrowing::covers(&local, &ts_i.selectors)
+            || !narrowing::covers(&remote, &ts_r.selectors))
+    {
+        return Err("the peer's selectors exceed those offered");
+    }
+    let spi_out = <[u8; 4]>::try_from(chosen.spi.as_slice())
+        .map(u32::from_be_bytes)
+        .map_err(|_| "the peer's SPI is malformed")?;
+    let answer = Answer {
+        nr: nr.clone(),
+        suite: chosen.suite,
+        spi_out,
+        ts_local: ts_i.selectors.clone(),
+        ts_remote: ts_r.selectors.clone(),
+    };
+    Ok((answer, ke))
+}
+
+/// The peer answered with an error.
+fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
+    let task = Task::RekeyChild(id);
+    match error.kind {
+        NotifyType::InvalidKePayload => {
+            let wanted = error
+                .ke_method()
+                .ok()
+                .filter(|group| ctx.config.ike_suites.iter().any(|suite| suite.kex == *group));
+            if let (Some(group), Some(child)) = (wanted, sa.children.get_mut(&id)) {
+                if child.suite.kex == Some(group) {
+                    // It asks for what it was given: no end would be in sight.
+                    retry_later(ctx, sa, &task);
+                } else {
+                    child.suite.kex = Some(group);
+                    sa.tasks.push_front(task);
+                }
+            }
+        }
+        NotifyType::TemporaryFailure => retry_later(ctx, sa, &task),
+        NotifyType::ChildSaNotFound => {
+            // RFC 7296 2.25.1: the peer has no such SA, so it is of no use.
+            remove_from_dataplane(ctx, sa, id, CloseReason::PeerDeleted);
+            sa.children.remove(&id);
+        }
+        kind => {
+            let what = format!("the peer refused to rekey a child SA with {kind}");
+            report(ctx, sa, Blame::Incompatible, "rekey_refused", what);
+            retry_later(ctx, sa, &task);
+        }
+    }
+    finish(ctx, sa);
+}
+
+/// Installs what was agreed, unless the peer's crossing rekey made it redundant.
+fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(request) = request(sa) else {
+        return;
+    };
+    let (Some(answer), Some(spi_in)) = (request.answer.take(), request.spi_in) else {
+        return;
+    };
+    let rekeys = request.rekeys;
+    let ni = request.ni.clone();
+    let redundant = request
+        .collision
+        .as_ref()
+        .is_some_and(|collision| collision.ours_is_redundant(&ni, &answer.nr));
+    if redundant {
+        // RFC 7296 2.8.1: who made the redundant SA closes it. It was never installed here.
+        close_redundant(ctx, sa, spi_in, answer);
+        return finish(ctx, sa);
+    }
+    let secret = request.kex.as_ref().and_then(|kex| kex.secret.clone());
+    let Some(protection) = &sa.protection else {
+        return;
+    };
+    let nonces = Nonces { i: ni.as_bytes(), r: answer.nr.as_bytes() };
+    let shared: Vec<_> = secret.iter().collect();
+    let keys = child::derive_keys(protection, &answer.suite, nonces, &shared, true);
+    let Ok((keys_in, keys_out)) = keys else {
+        return request_failed(ctx, sa);
+    };
+    let new = NewChild {
+        spi_in,
+        spi_out: answer.spi_out,
+        suite: answer.suite,
+        keys_in,
+        keys_out,
+        ts_local: answer.ts_local,
+        ts_remote: answer.ts_remote,
+        outbound_active: true,
+        rekeys: Some(rekeys),
+    };
+    let installing = child::install(ctx, sa, new);
+    if let Some(request) = self::request(sa) {
+        request.installing = installing;
+    }
+}
+
+/// Tells the peer that the child our exchange made is not to be used.
+fn close_redundant(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, answer: Answer) {
+    let id = ChildSaId(ctx.fresh_id());
+    let none = || crate::io::ChildKeys { encr: Vec::new(), integ: Vec::new() };
+    let child = Child {
+        id,
+        state: ChildState::Deleting,
+        spi_in,
+        spi_out: answer.spi_out,
+        suite: answer.suite,
+        keys_in: none(),
+        keys_out: none(),
+        transport: false,
+        ts_local: answer.ts_local,
+        ts_remote: answer.ts_remote,
+        hosts: sa.hosts(),
+        installed_at: ctx.now.mono,
+        outbound_active: false,
+        removed: true,
+        replaced_by: None,
+    };
+    sa.children.insert(id, child);
+    sa.enqueue(Task::DeleteChild(id));
+}
+
+pub(crate) fn request_installed(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    new: ChildSaId,
+    answer: Result<(), String>,
+) {
+    let Some(request) = request(sa) else {
+        return;
+    };
+    let (old, collision) = (request.rekeys, request.collision.take());
+    match answer {
+        Ok(()) => {
+            child::up(ctx, sa, new, Some(old));
+            // What the peer's crossing exchange made is redundant; the peer closes it.
+            if let Some(collision) = collision
+                && let Some(theirs) = sa.children.get_mut(&collision.child)
+            {
+                theirs.replaced_by = Some(new);
+                let key = TimerKey::sub(sa.id, TimerKind::Activate, collision.child.0);
+                ctx.timers.cancel(key);
+                let key = TimerKey::sub(sa.id, TimerKind::RekeyChild, collision.child.0);
+                ctx.timers.cancel(key);
+            }
+            if let Some(child) = sa.children.get_mut(&old) {
+                child.replaced_by = Some(new);
+                // The peer sends on it until it hears of its end, so it is removed only then.
+                sa.enqueue(Task::DeleteChild(old));
+            }
+        }
+        Err(why) => {
+            let what = format!("the data plane refused the rekeyed child SA: {why}");
+            report(ctx, sa, Blame::Internal, "data_plane", what);
+            remove_from_dataplane(ctx, sa, new, CloseReason::Failed(why));
+            successor_gone(sa, new);
+            sa.enqueue(Task::DeleteChild(new));
+            retry_later(ctx, sa, &Task::RekeyChild(old));
+        }
+    }
+    finish(ctx, sa);
+}
+
+/// The exchange came to nothing; the old child lives on.
+pub(crate) fn request_failed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if let Some(request) = request(sa) {
+        let task = Task::RekeyChild(request.rekeys);
+        retry_later(ctx, sa, &task);
+    }
+    finish(ctx, sa);
+}
+
+fn finish(ctx: &mut Ctx, sa: &mut IkeSa) {
+    // The peer's crossing rekey stands when ours came to nothing.
+    if let Some(request) = request(sa)
+        && let Some(collision) = request.collision.take()
+    {
+        let old = request.rekeys;
+        match sa.children.get_mut(&old).filter(|old| !old.removed) {
+            Some(child) => {
+                child.replaced_by = Some(collision.child);
+                ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, old.0));
+            }
+            None => activate(ctx, sa, collision.child),
+        }
+    }
+    abandon_request(ctx, sa);
+    if sa.window.outstanding().is_none() {
+        sa.active = None;
+    }
+    advance(ctx, sa);
+}
+
+fn report(ctx: &mut Ctx, sa: &IkeSa, blame: Blame, code: &'static str, what: String) {
+    let fix = "the old SA stays in use; compare both sides' ESP proposals";
+    let refused = about(sa, refusal(blame, None, code, what, fix));
+    ctx.refuse(refused);
+}

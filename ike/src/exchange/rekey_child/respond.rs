@@ -1,0 +1,390 @@
+//! The peer's child SAs: new ones and rekeyed ones.
+
+use std::time::Duration;
+
+use crate::crypto::EspSuite;
+use crate::crypto::keymat::Nonces;
+use crate::event::{Blame, CloseReason};
+use crate::exchange::auth::{ChildRefused, child_refused, esp_refused, ts_unacceptable};
+use crate::exchange::create_child::{
+    self, Kex, Requesting, Responding, abandon_request, ike_rekey_under_way, respond_error,
+};
+use crate::exchange::rekey_child::Collision;
+use crate::exchange::{advance, send_response};
+use crate::io::{Action, ChildSaId, TimerKind};
+use crate::policy::narrowing;
+use crate::policy::proposal::{self, Chosen, EspKex};
+use crate::sa::IkeSa;
+use crate::sa::child::{self, ChildState, NewChild, remove_from_dataplane};
+use crate::sa::context::{Ctx, Purpose};
+use crate::sa::timers::TimerKey;
+use crate::wire::{
+    ExchangeType, KeyExchange, Nonce, Notify, NotifyType, Payload, Payloads, SecurityAssociation,
+    TrafficSelector, TrafficSelectors,
+};
+
+/// Children of one IKE SA at most: a peer cannot fill the data plane.
+const MAX_CHILDREN: usize = 16;
+
+/// How long we send on the old child when the peer does not delete it.
+const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct ChildAnswer {
+    handle: u64,
+    rekeys: Option<ChildSaId>,
+    ni: Nonce,
+    nr: Nonce,
+    chosen: Chosen<EspSuite>,
+    ts_local: Vec<TrafficSelector>,
+    ts_remote: Vec<TrafficSelector>,
+    more: bool,
+    kex: Option<Kex>,
+    /// The peer's public value, until the shared secret is asked for.
+    peer_public: Option<Vec<u8>>,
+    spi_in: Option<u32>,
+    installing: Option<ChildSaId>,
+}
+
+impl ChildAnswer {
+    pub(crate) fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    pub(crate) fn installing(&self) -> Option<ChildSaId> {
+        self.installing
+    }
+
+    pub(crate) fn kex_mut(&mut self) -> Option<&mut Kex> {
+        self.kex.as_mut()
+    }
+
+    pub(crate) fn into_kex(self) -> Option<Kex> {
+        self.kex
+    }
+}
+
+/// The peer asks for a child.
+pub(crate) fn process_request(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    offer: &SecurityAssociation,
+    ni: &Nonce,
+) {
+    // RFC 7296 2.25.2: not while we are rekeying the IKE SA.
+    if ike_rekey_under_way(sa) {
+        return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    }
+    let rekeys = match rekeyed_child(sa, payloads) {
+        Ok(rekeys) => rekeys,
+        Err(notify) => return respond_error(ctx, sa, notify),
+    };
+    if rekeys.is_none() && sa.children.len() >= MAX_CHILDREN {
+        return respond_error(ctx, sa, Notify::new(NotifyType::NoAdditionalSas));
+    }
+    match decide(ctx, sa, payloads, offer) {
+        Ok(plan) => begin(ctx, sa, rekeys, ni, plan),
+        Err(Decision::WrongGroup(notify)) => respond_error(ctx, sa, notify),
+        Err(Decision::Refused(refused)) => {
+            ctx.refuse(refused.refusal);
+            respond_error(ctx, sa, refused.notify);
+        }
+    }
+}
+
+/// The child a REKEY_SA notify names, by the SPI the peer receives on (RFC 7296 1.3.3).
+fn rekeyed_child(sa: &IkeSa, payloads: &Payloads) -> Result<Option<ChildSaId>, Notify> {
+    let Some(notify) = payloads.notify(NotifyType::RekeySa) else {
+        return Ok(None);
+    };
+    let found = notify
+        .child_spi()
+        .and_then(|spi| sa.children.values().find(|child| child.spi_out == spi.0));
+    match found {
+        None => Err(Notify {
+            protocol: notify.protocol,
+            spi: notify.spi.clone(),
+            kind: NotifyType::ChildSaNotFound,
+            data: Vec::new(),
+        }),
+        // RFC 7296 2.25.1: it is being closed, or was replaced already.
+        Some(child)
+            if child.state != ChildState::Up || child.removed || child.replaced_by.is_some() =>
+        {
+            Err(Notify::new(NotifyType::TemporaryFailure))
+        }
+        Some(child) => Ok(Some(child.id)),
+    }
+}
+
+struct Plan {
+    chosen: Chosen<EspSuite>,
+    ts_local: Vec<TrafficSelector>,
+    ts_remote: Vec<TrafficSelector>,
+    more: bool,
+    peer_public: Option<Vec<u8>>,
+}
+
+enum Decision {
+    /// INVALID_KE_PAYLOAD.
+    WrongGroup(Notify),
+    Refused(Box<ChildRefused>),
+}
+
+fn decide(
+    ctx: &Ctx,
+    sa: &IkeSa,
+    payloads: &Payloads,
+    offer: &SecurityAssociation,
+) -> Result<Plan, Decision> {
+    let ours = &ctx.config.esp_suites;
+    let groups = proposal::accepted_groups(&ctx.config.ike_suites);
+    let ke = payloads.ke();
+    let kex = EspKex::Offered(ke.map(|ke| ke.method), &groups);
+    let Some(chosen) = proposal::choose_esp(ours, offer, kex) else {
+        return Err(Decision::Refused(esp_refused(sa, ours, offer)));
+    };
+    let peer_public = match chosen.suite.kex {
+        None => None,
+        Some(group) => match ke.filter(|ke| ke.method == group) {
+            Some(ke) => Some(ke.data.clone()),
+            None => return Err(Decision::WrongGroup(Notify::invalid_ke(group))),
+        },
+    };
+    let Some(auth) = sa.auth.as_deref() else {
+        let what = "no lease".to_owned();
+        let notify = NotifyType::TemporaryFailure;
+        let refused = child_refused(sa, notify, Blame::Internal, "internal", what, "report this");
+        return Err(Decision::Refused(refused));
+    };
+    let offered =
+        |ts: Option<&TrafficSelectors>| ts.map(|ts| ts.selectors.clone()).unwrap_or_default();
+    let (ts_i, ts_r) = (offered(payloads.ts_i()), offered(payloads.ts_r()));
+    let (remote_allowed, local_allowed) = allowed(sa, &auth.grant);
+    let remote = narrowing::narrow(&ts_i, &remote_allowed);
+    if remote.selectors.is_empty() {
+        let refused = ts_unacceptable(sa, "the peer's", &ts_i, &remote_allowed);
+        return Err(Decision::Refused(refused));
+    }
+    let local = narrowing::narrow(&ts_r, &local_allowed);
+    if local.selectors.is_empty() {
+        return Err(Decision::Refused(ts_unacceptable(sa, "our", &ts_r, &local_allowed)));
+    }
+    Ok(Plan {
+        chosen,
+        ts_local: local.selectors,
+        ts_remote: remote.selectors,
+        more: local.more || remote.more,
+        peer_public,
+    })
+}
+
+/// What the peer's side and ours may be: as responder what the lease says, as initiator of the
+/// IKE SA what we were told to establish.
+fn allowed(sa: &IkeSa, grant: &crate::io::Grant) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    if let Some(peer) = &sa.peer {
+        let local = if grant.addresses.is_empty() {
+            peer.ts_local.clone()
+        } else {
+            narrowing::hosts(&grant.addresses)
+        };
+        return (peer.ts_remote.clone(), local);
+    }
+    let hosts = if grant.addresses.is_empty() {
+        narrowing::hosts(&[sa.path.remote.ip().to_canonical()])
+    } else {
+        narrowing::hosts(&grant.addresses)
+    };
+    (hosts, grant.allowed.clone())
+}
+
+fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, plan: Plan) {
+    // Our own rekey of the same child that is not yet sent gives way.
+    if let Some(Requesting::Child(request)) = sa.requesting.as_deref()
+        && Some(request.rekeys()) == rekeys
+        && !request.is_sent()
+    {
+        abandon_request(ctx, sa);
+        sa.active = None;
+    }
+    let Some(nr) = create_child::fresh_nonce(&mut sa.rng) else {
+        return;
+    };
+    let handle = ctx.fresh_id();
+    let mut kex = None;
+    if let (Some(group), Some(public)) = (plan.chosen.suite.kex, &plan.peer_public) {
+        kex = Kex::answer(ctx, sa, handle, group, public);
+        if kex.is_none() {
+            return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+        }
+    }
+    ctx.act(sa.id, Purpose::RespondSpi(handle), Action::AllocSpi);
+    sa.responding = Some(Box::new(Responding::Child(ChildAnswer {
+        handle,
+        rekeys,
+        ni: ni.clone(),
+        nr,
+        chosen: plan.chosen,
+        ts_local: plan.ts_local,
+        ts_remote: plan.ts_remote,
+        more: plan.more,
+        kex,
+        peer_public: plan.peer_public,
+        spi_in: None,
+        installing: None,
+    })));
+}
+
+fn response(sa: &mut IkeSa) -> Option<&mut ChildAnswer> {
+    match sa.responding.as_deref_mut() {
+        Some(Responding::Child(response)) => Some(response),
+        _ => None,
+    }
+}
+
+pub(crate) fn answer_spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
+    match answer {
+        Ok(spi) => {
+            if let Some(response) = response(sa) {
+                response.spi_in = Some(spi);
+            }
+            answer_proceed(ctx, sa);
+        }
+        Err(why) => unavailable(ctx, sa, &why),
+    }
+}
+
+/// Something the answer waited for is there.
+pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(response) = response(sa) else {
+        return;
+    };
+    if let Some(kex) = &mut response.kex {
+        if kex.public.is_empty() {
+            return;
+        }
+        if kex.secret.is_none() {
+            // Our key pair is there; the peer's value is too, so the secret can be computed.
+            if let Some(public) = response.peer_public.take() {
+                let taken = response.kex.take();
+                if let Some(mut kex) = taken {
+                    kex.agree(ctx, sa, public, false);
+                    if let Some(response) = self::response(sa) {
+                        response.kex = Some(kex);
+                    }
+                }
+            }
+            return;
+        }
+    }
+    let Some(spi_in) = response.spi_in.filter(|_| response.installing.is_none()) else {
+        return;
+    };
+    let spi_out = <[u8; 4]>::try_from(response.chosen.spi.as_slice()).map(u32::from_be_bytes);
+    let secret = response.kex.as_ref().and_then(|kex| kex.secret.clone());
+    let (ni, nr) = (response.ni.clone(), response.nr.clone());
+    let (suite, rekeys) = (response.chosen.suite.clone(), response.rekeys);
+    let (ts_local, ts_remote) = (response.ts_local.clone(), response.ts_remote.clone());
+    let (Some(protection), Ok(spi_out)) = (&sa.protection, spi_out) else {
+        return unavailable(ctx, sa, "no keys");
+    };
+    let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
+    let shared: Vec<_> = secret.iter().collect();
+    let keys = child::derive_keys(protection, &suite, nonces, &shared, false);
+    let Ok((keys_in, keys_out)) = keys else {
+        return unavailable(ctx, sa, "no keys");
+    };
+    let new = NewChild {
+        spi_in,
+        spi_out,
+        suite,
+        keys_in,
+        keys_out,
+        ts_local,
+        ts_remote,
+        outbound_active: rekeys.is_none(),
+        rekeys,
+    };
+    let installing = child::install(ctx, sa, new);
+    if let Some(response) = self::response(sa) {
+        response.installing = installing;
+    }
+}
+
+pub(crate) fn answer_installed(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    new: ChildSaId,
+    answer: Result<(), String>,
+) {
+    if let Err(why) = answer {
+        remove_from_dataplane(ctx, sa, new, CloseReason::Failed(why.clone()));
+        sa.children.remove(&new);
+        return unavailable(ctx, sa, &why);
+    }
+    let Some(responding) = sa.responding.take() else {
+        return;
+    };
+    let Responding::Child(response) = *responding else {
+        return;
+    };
+    child::up(ctx, sa, new, response.rekeys);
+    if let Some(old) = response.rekeys {
+        replaced(ctx, sa, old, new, (response.ni, response.nr.clone()));
+    }
+    let spi_in = response.spi_in.unwrap_or_default();
+    let mut payloads = Payloads::from(vec![
+        Payload::Sa(proposal::answer_esp(&response.chosen, spi_in)),
+        Payload::Nonce(response.nr),
+    ]);
+    if let Some(kex) = response.kex {
+        payloads.push(Payload::Ke(KeyExchange::new(kex.group, kex.public)));
+    }
+    payloads.push(Payload::TsI(TrafficSelectors::new(response.ts_remote)));
+    payloads.push(Payload::TsR(TrafficSelectors::new(response.ts_local)));
+    if response.more {
+        payloads.push_notify(Notify::new(NotifyType::AdditionalTsPossible));
+    }
+    send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+    advance(ctx, sa);
+}
+
+/// The peer has rekeyed `old`. When we are doing so too, which of the new ones stays is known
+/// only with the peer's answer to us.
+fn replaced(ctx: &mut Ctx, sa: &mut IkeSa, old: ChildSaId, new: ChildSaId, nonces: (Nonce, Nonce)) {
+    let at = ctx.now.mono.after(ACTIVATE_AFTER);
+    ctx.timers.set(TimerKey::sub(sa.id, TimerKind::Activate, new.0), at);
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, old.0));
+    if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut()
+        && request.rekeys() == old
+    {
+        request.collision = Some(Collision { nonces, child: new });
+    } else {
+        sa.tasks.retain(|task| *task != crate::exchange::Task::RekeyChild(old));
+    }
+    if let Some(child) = sa.children.get_mut(&old) {
+        child.replaced_by = Some(new);
+    }
+}
+
+fn unavailable(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
+    let refused = child_refused(
+        sa,
+        NotifyType::TemporaryFailure,
+        Blame::Internal,
+        "data_plane",
+        format!("the data plane refused a child SA: {why}"),
+        "see the gateway's log for the data plane",
+    );
+    ctx.refuse(refused.refusal);
+    if let Some(responding) = sa.responding.take()
+        && let Responding::Child(response) = *responding
+        && let Some(kex) = response.into_kex()
+    {
+        kex.release(ctx, sa);
+    }
+    respond_error(ctx, sa, refused.notify);
+    advance(ctx, sa);
+}

@@ -1,0 +1,499 @@
+//! Rekeying the IKE SA (RFC 7296 1.3.2, 2.18), and rekeys that cross (2.8.2, 2.25.2).
+//!
+//! The children move to the successor; the old SA only waits for its DELETE, which the initiator
+//! of the rekey sends. When two rekeys cross, the children stay where they are until both nonces
+//! pairs are known and both sides agree which successor survives.
+
+use crate::crypto::IkeSuite;
+use crate::crypto::keymat::Nonces;
+use crate::event::{Blame, CloseReason, Event};
+use crate::exchange::collision::ours_is_redundant;
+use crate::exchange::create_child::{
+    self, Kex, Requesting, Responding, abandon_request, child_work_under_way, may_request,
+    respond_error, retry_later,
+};
+use crate::exchange::{Task, about, advance, send_request, send_response};
+use crate::io::{ChildSaId, IkeSaId, TimerKind};
+use crate::policy::proposal::{self, Chosen};
+use crate::sa::context::{Ctx, Deferred, refusal};
+use crate::sa::protect::Protection;
+use crate::sa::timers::TimerKey;
+use crate::sa::window::Window;
+use crate::sa::{IkeSa, Phase, lifecycle};
+use crate::view::SaRole;
+use crate::wire::{
+    ExchangeType, IkeSpi, KeMethod, KeyExchange, Nonce, Notify, NotifyType, Payload, Payloads,
+    SecurityAssociation,
+};
+
+/// Our rekey.
+#[derive(Debug)]
+pub(crate) struct IkeRequest {
+    pub(crate) kex: Kex,
+    ni: Nonce,
+    spi: IkeSpi,
+    suites: Vec<IkeSuite>,
+    sent: bool,
+    answer: Option<(Nonce, Chosen<IkeSuite>)>,
+    collision: Option<Collision>,
+}
+
+/// The peer's rekey, which crosses ours.
+#[derive(Debug)]
+struct Collision {
+    nonces: (Nonce, Nonce),
+    successor: IkeSaId,
+}
+
+/// The peer's rekey.
+#[derive(Debug)]
+pub(crate) struct IkeAnswer {
+    pub(crate) kex: Kex,
+    ni: Nonce,
+    nr: Nonce,
+    spi: IkeSpi,
+    chosen: Chosen<IkeSuite>,
+    peer_public: Option<Vec<u8>>,
+}
+
+/// Starts a rekey; false when it cannot be now.
+pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    if !sa.is_established() {
+        return false;
+    }
+    if !may_request(sa) {
+        retry_later(ctx, sa, &Task::RekeyIke);
+        return false;
+    }
+    let Some(suite) = sa.protection.as_ref().map(|protection| protection.suite().clone()) else {
+        return false;
+    };
+    start(ctx, sa, suite.kex, suite)
+}
+
+fn start(ctx: &mut Ctx, sa: &mut IkeSa, group: KeMethod, current: IkeSuite) -> bool {
+    let Some(ni) = create_child::fresh_nonce(&mut sa.rng) else {
+        return false;
+    };
+    let handle = ctx.fresh_id();
+    // What runs is offered first; then all else we accept.
+    let mut suites = vec![IkeSuite { kex: group, ..current }];
+    for suite in &ctx.config.ike_suites {
+        if !suites.contains(suite) {
+            suites.push(suite.clone());
+        }
+    }
+    let spi = fresh_spi(ctx, sa);
+    let kex = Kex::request(ctx, sa, handle, group);
+    ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::RekeyIke));
+    sa.requesting = Some(Box::new(Requesting::Ike(IkeRequest {
+        kex,
+        ni,
+        spi,
+        suites,
+        sent: false,
+        answer: None,
+        collision: None,
+    })));
+    true
+}
+
+/// A new SPI with our shard in front. Its 56 random bits do not meet another's; if they do, the
+/// engine refuses the successor.
+fn fresh_spi(ctx: &Ctx, sa: &mut IkeSa) -> IkeSpi {
+    let [_, a, b, c, d, e, f, g] = sa.rng.array::<8>();
+    IkeSpi(u64::from_be_bytes([ctx.config.shard, a, b, c, d, e, f, g | 1]))
+}
+
+fn request(sa: &mut IkeSa) -> Option<&mut IkeRequest> {
+    match sa.requesting.as_deref_mut() {
+        Some(Requesting::Ike(request)) => Some(request),
+        _ => None,
+    }
+}
+
+/// The key pair or the shared secret is there.
+pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(request) = request(sa) else {
+        return;
+    };
+    if request.answer.is_some() {
+        if request.kex.secret.is_some() {
+            complete(ctx, sa);
+        }
+        return;
+    }
+    if request.sent {
+        return;
+    }
+    request.sent = true;
+    let payloads = Payloads::from(vec![
+        Payload::Sa(proposal::offer_ike(&request.suites, Some(request.spi))),
+        Payload::Nonce(request.ni.clone()),
+        Payload::Ke(KeyExchange::new(request.kex.group, request.kex.public.clone())),
+    ]);
+    send_request(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+}
+
+/// The peer's answer.
+pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    if let Some(error) = payloads.error_notify() {
+        return refused(ctx, sa, error);
+    }
+    let Some(request) = request(sa) else {
+        return;
+    };
+    let (Some(answer), Some(nr), Some(ke)) = (payloads.sa(), payloads.nonce(), payloads.ke())
+    else {
+        return fail(ctx, sa, "the peer's answer to an IKE rekey is incomplete");
+    };
+    let Some(chosen) = proposal::accept_ike(&request.suites, answer) else {
+        return fail(ctx, sa, "the peer chose an IKE proposal that was not offered");
+    };
+    let spi = <[u8; 8]>::try_from(chosen.spi.as_slice()).map(u64::from_be_bytes);
+    if !matches!(spi, Ok(spi) if spi != 0)
+        || ke.method != request.kex.group
+        || chosen.suite.kex != ke.method
+    {
+        return fail(ctx, sa, "the peer's SPI or key exchange does not fit our IKE rekey");
+    }
+    request.answer = Some((nr.clone(), chosen));
+    let public = ke.data.clone();
+    let handle = request.kex.handle;
+    let group = request.kex.group;
+    let idle = Kex { handle, group, public: Vec::new(), secret: None, held: false };
+    let mut kex = std::mem::replace(&mut request.kex, idle);
+    kex.agree(ctx, sa, public, true);
+    if let Some(request) = self::request(sa) {
+        request.kex = kex;
+    }
+}
+
+fn refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &Notify) {
+    let current = sa.protection.as_ref().map(|protection| protection.suite().clone());
+    match error.kind {
+        NotifyType::InvalidKePayload => {
+            let used = request(sa).map(|request| request.kex.group);
+            let wanted = error.ke_method().ok().filter(|group| {
+                Some(*group) != used
+                    && ctx.config.ike_suites.iter().any(|suite| suite.kex == *group)
+            });
+            if let (Some(group), Some(current)) = (wanted, current) {
+                let collision = request(sa).and_then(|request| request.collision.take());
+                if collision.is_none() {
+                    abandon_request(ctx, sa);
+                    if start(ctx, sa, group, current) {
+                        sa.active = Some(Task::RekeyIke);
+                    }
+                    return;
+                }
+                if let Some(request) = request(sa) {
+                    request.collision = collision;
+                }
+            } else {
+                retry_later(ctx, sa, &Task::RekeyIke);
+            }
+        }
+        NotifyType::TemporaryFailure => retry_later(ctx, sa, &Task::RekeyIke),
+        kind => {
+            let what = format!("the peer refused to rekey the IKE SA with {kind}");
+            let fix = "the old SA stays in use; compare both sides' IKE proposals";
+            let refused =
+                about(sa, refusal(Blame::Incompatible, Some(kind), "rekey_refused", what, fix));
+            ctx.refuse(refused);
+            retry_later(ctx, sa, &Task::RekeyIke);
+        }
+    }
+    finish_without(ctx, sa);
+}
+
+fn fail(ctx: &mut Ctx, sa: &mut IkeSa, what: &str) {
+    let fix = "the old SA stays in use; check the peer's software";
+    let refused = about(sa, refusal(Blame::Misbehaved, None, "bad_rekey", what, fix));
+    ctx.refuse(refused);
+    request_failed(ctx, sa);
+}
+
+/// The exchange came to nothing.
+pub(crate) fn request_failed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    retry_later(ctx, sa, &Task::RekeyIke);
+    finish_without(ctx, sa);
+}
+
+/// Our request is over without a successor; the peer's crossing one, if any, takes over.
+fn finish_without(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if let Some(collision) = request(sa).and_then(|request| request.collision.take()) {
+        let (old, new) = (sa.id, collision.successor);
+        ctx.deferred.push_back(Deferred::Succeed { old, new, delete: false });
+    }
+    abandon_request(ctx, sa);
+    if sa.window.outstanding().is_none() {
+        sa.active = None;
+    }
+    advance(ctx, sa);
+}
+
+/// Both public values and nonces are known: makes the successor.
+fn complete(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(requesting) = sa.requesting.take() else {
+        return;
+    };
+    let Requesting::Ike(request) = *requesting else {
+        return;
+    };
+    let (Some((nr, chosen)), Some(shared)) = (request.answer, request.kex.secret) else {
+        return;
+    };
+    let peer_spi = <[u8; 8]>::try_from(chosen.spi.as_slice()).map(u64::from_be_bytes);
+    let spis = (request.spi, IkeSpi(peer_spi.unwrap_or_default()));
+    let nonces = Nonces { i: request.ni.as_bytes(), r: nr.as_bytes() };
+    let made = sa
+        .protection
+        .as_deref()
+        .map(|old| Protection::rekeyed(old, ctx.crypto, chosen.suite, true, spis, nonces, &shared));
+    let Some(Ok(protection)) = made else {
+        return fail(ctx, sa, "the keys of the new IKE SA could not be derived");
+    };
+    let mut new = successor(ctx, sa, SaRole::Initiator, spis, protection);
+    let id = new.id;
+    let redundant = request.collision.as_ref().is_some_and(|collision| {
+        let theirs = (&collision.nonces.0, &collision.nonces.1);
+        ours_is_redundant((&request.ni, &nr), theirs)
+    });
+    match request.collision {
+        Some(collision) if redundant => {
+            // RFC 7296 2.8.2: who made the redundant SA closes it, and the other one survives.
+            new.close_reason = Some(CloseReason::Rekeyed);
+            lifecycle::bury(ctx, &mut new, lifecycle::Tell::Peer);
+            ctx.deferred.push_back(Deferred::Adopt(new));
+            let (old, new) = (sa.id, collision.successor);
+            ctx.deferred.push_back(Deferred::Succeed { old, new, delete: false });
+        }
+        collision => {
+            ctx.deferred.push_back(Deferred::Adopt(new));
+            let (old, new) = (sa.id, id);
+            ctx.deferred.push_back(Deferred::Succeed { old, new, delete: true });
+            if let Some(collision) = collision {
+                ctx.deferred.push_back(Deferred::Redundant(collision.successor));
+            }
+        }
+    }
+    sa.active = None;
+}
+
+/// An SA that replaces `old`, without children yet.
+fn successor(
+    ctx: &mut Ctx,
+    old: &IkeSa,
+    role: SaRole,
+    spis: (IkeSpi, IkeSpi),
+    protection: Protection,
+) -> Box<IkeSa> {
+    let id = IkeSaId(ctx.fresh_id());
+    let rng = ctx.seed.stream(id.0);
+    let now = ctx.now.mono;
+    let mut new = Box::new(IkeSa::new(id, role, spis, old.path, rng, Phase::Established, now));
+    new.window = Window::at(0, 0);
+    new.protection = Some(Box::new(protection));
+    new.traits = old.traits.clone();
+    new.auth = old.auth.clone();
+    new.peer = old.peer.clone();
+    if let Some(auth) = &mut new.auth {
+        auth.established_at = now;
+    }
+    new
+}
+
+/// Moves everything that lives from an IKE SA to its successor. `delete` says that the DELETE of
+/// the old one is ours to send.
+pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: bool) {
+    if !old.is_established() || !new.is_established() {
+        return;
+    }
+    new.children = std::mem::take(&mut old.children);
+    let children: Vec<ChildSaId> = new.children.keys().copied().collect();
+    for child in children {
+        for kind in [TimerKind::RekeyChild, TimerKind::Activate] {
+            let from = TimerKey::sub(old.id, kind, child.0);
+            if let Some(at) = ctx.timers.at(from) {
+                ctx.timers.cancel(from);
+                ctx.timers.set(TimerKey::sub(new.id, kind, child.0), at);
+            }
+        }
+    }
+    // What was queued for the children goes along; what was about the old SA does not.
+    let tasks = std::mem::take(&mut old.tasks);
+    new.tasks.extend(
+        tasks.into_iter().filter(|t| matches!(t, Task::DeleteChild(_) | Task::RekeyChild(_))),
+    );
+    new.auth = old.auth.clone();
+    if let Some(auth) = &mut new.auth {
+        auth.established_at = ctx.now.mono;
+    }
+    new.path = old.path;
+    new.traits = old.traits.clone();
+    new.counted = std::mem::take(&mut old.counted);
+    new.redundant = false;
+    ctx.timers.cancel(TimerKey::new(new.id, TimerKind::Tombstone));
+    new.close_reason = None;
+    report(ctx, new);
+    ctx.timers.cancel_sa(old.id);
+    lifecycle::established(ctx, new);
+    ctx.checkpoint(new);
+    ctx.forget(old.id);
+    let lease = old.lease_id();
+    ctx.event(Event::IkeDown { ike: old.id, lease, reason: CloseReason::Rekeyed });
+    old.close_reason = Some(CloseReason::Rekeyed);
+    old.phase = Phase::Rekeyed;
+    crate::exchange::arm_retransmit(ctx, old);
+    // Whoever is to delete the old SA may be gone: it does not stay forever.
+    let at = ctx.now.mono.after(ctx.config.timers.tombstone);
+    ctx.timers.set(TimerKey::new(old.id, TimerKind::Tombstone), at);
+    if delete {
+        old.tasks.push_back(Task::DeleteIke);
+        advance(ctx, old);
+    }
+    advance(ctx, new);
+}
+
+fn report(ctx: &mut Ctx, sa: &IkeSa) {
+    let Some(auth) = &sa.auth else {
+        return;
+    };
+    let event = Event::IkeUp {
+        ike: sa.id,
+        spis: (sa.spi_i.0, sa.spi_r.0),
+        local: sa.path.local,
+        remote: sa.path.remote,
+        identity: auth.name.clone(),
+        lease: auth.grant.lease.clone(),
+        role: auth.grant.role.clone(),
+        suite: sa.protection.as_ref().map(|p| p.suite().to_string()).unwrap_or_default(),
+        addresses: auth.grant.addresses.clone(),
+    };
+    ctx.event(event);
+}
+
+/// The peer rekeys the IKE SA.
+pub(crate) fn process_request(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    payloads: &Payloads,
+    offer: &SecurityAssociation,
+    ni: &Nonce,
+) {
+    // RFC 7296 2.25.2: not while we make, replace or close a child.
+    if child_work_under_way(sa) {
+        return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    }
+    let Some(ke) = payloads.ke() else {
+        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+    };
+    let ours = &ctx.config.ike_suites;
+    let Some(chosen) = proposal::choose_ike(ours, offer, ke.method) else {
+        let refused = about(
+            sa,
+            refusal(
+                Blame::Incompatible,
+                Some(NotifyType::NoProposalChosen),
+                "no_proposal_chosen",
+                format!(
+                    "no common IKE proposal in a rekey: the peer offered {}; accepted here are {}",
+                    proposal::text(offer),
+                    proposal::suites_text(ours)
+                ),
+                "let the client's IKE proposal contain one of ours",
+            ),
+        );
+        ctx.refuse(refused);
+        return respond_error(ctx, sa, Notify::new(NotifyType::NoProposalChosen));
+    };
+    if chosen.suite.kex != ke.method {
+        let notify = Notify::invalid_ke(chosen.suite.kex);
+        return respond_error(ctx, sa, notify);
+    }
+    // Our own rekey that is not yet sent gives way.
+    if request(sa).is_some_and(|request| !request.sent) {
+        abandon_request(ctx, sa);
+        sa.active = None;
+    }
+    let zero = chosen.spi.iter().all(|octet| *octet == 0);
+    let handle = ctx.fresh_id();
+    let kex = Kex::answer(ctx, sa, handle, ke.method, &ke.data);
+    let nr = create_child::fresh_nonce(&mut sa.rng);
+    let (Some(kex), Some(nr), false) = (kex, nr, zero) else {
+        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+    };
+    let spi = fresh_spi(ctx, sa);
+    sa.responding = Some(Box::new(Responding::Ike(IkeAnswer {
+        kex,
+        ni: ni.clone(),
+        nr,
+        spi,
+        chosen,
+        peer_public: Some(ke.data.clone()),
+    })));
+}
+
+/// The key pair or the shared secret is there.
+pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let Some(responding) = sa.responding.take() else {
+        return;
+    };
+    let Responding::Ike(mut response) = *responding else {
+        sa.responding = Some(responding);
+        return;
+    };
+    let Some(shared) = response.kex.secret.clone() else {
+        if let Some(public) = response.peer_public.take() {
+            response.kex.agree(ctx, sa, public, false);
+        }
+        sa.responding = Some(Box::new(Responding::Ike(response)));
+        return;
+    };
+    let peer_spi = <[u8; 8]>::try_from(response.chosen.spi.as_slice()).map(u64::from_be_bytes);
+    let spis = (IkeSpi(peer_spi.unwrap_or_default()), response.spi);
+    let suite = response.chosen.suite.clone();
+    let nonces = Nonces { i: response.ni.as_bytes(), r: response.nr.as_bytes() };
+    let made = sa
+        .protection
+        .as_deref()
+        .map(|old| Protection::rekeyed(old, ctx.crypto, suite, false, spis, nonces, &shared));
+    let Some(Ok(protection)) = made else {
+        return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    };
+    let payloads = Payloads::from(vec![
+        Payload::Sa(proposal::answer_ike(&response.chosen, Some(response.spi))),
+        Payload::Nonce(response.nr.clone()),
+        Payload::Ke(KeyExchange::new(response.kex.group, response.kex.public.clone())),
+    ]);
+    let mut new = successor(ctx, sa, SaRole::Responder, spis, protection);
+    if let Some(request) = request(sa) {
+        // Two rekeys cross: the children wait for the peer's answer to ours.
+        request.collision =
+            Some(Collision { nonces: (response.ni, response.nr), successor: new.id });
+        new.redundant = true;
+        // Nobody has heard of it, so its end is no news.
+        new.close_reason = Some(CloseReason::Rekeyed);
+        let at = ctx.now.mono.after(ctx.config.timers.tombstone);
+        ctx.timers.set(TimerKey::new(new.id, TimerKind::Tombstone), at);
+        ctx.deferred.push_back(Deferred::Adopt(new));
+        send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+        return;
+    }
+    succeed(ctx, sa, &mut new, false);
+    ctx.deferred.push_back(Deferred::Adopt(new));
+    send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+}
+
+/// The peer deletes the old IKE SA while our rekey of it is under way and its own has a successor
+/// ready: the children live on there. False when there is no such successor.
+pub(crate) fn deleted_under_rekey(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    let Some(collision) = request(sa).and_then(|request| request.collision.take()) else {
+        return false;
+    };
+    let (old, new) = (sa.id, collision.successor);
+    ctx.deferred.push_back(Deferred::Succeed { old, new, delete: false });
+    ctx.deferred.push_back(Deferred::Retire(old));
+    true
+}

@@ -5,6 +5,7 @@
 //! client ns            router ns             gateway ns
 //! 10.77.0.5 ─ tun ─ 192.0.2.1 ─ 192.0.2.254 | 198.51.100.254 ─ 198.51.100.1 ─ tun ─ 10.20.0.1
 //! ```
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod user_common;
 

@@ -71,6 +71,11 @@ pub struct Timers {
     pub cookie_secret: Duration,
     /// Fragments of one message must arrive in this time.
     pub reassembly: Duration,
+    /// Grants that end sooner are not announced to the peer (AUTH_LIFETIME, RFC 4478); zero
+    /// announces every one. strongSwan authenticates again at once, and over and over, when what is
+    /// announced is shorter than its `over_time` (by default a tenth of its rekey time of four
+    /// hours), so lower it only where clients are configured for it.
+    pub min_auth_lifetime: Duration,
 }
 
 impl Default for Timers {
@@ -88,6 +93,7 @@ impl Default for Timers {
             keepalive: s(20),
             cookie_secret: s(120),
             reassembly: s(15),
+            min_auth_lifetime: s(30 * 60),
         }
     }
 }
@@ -151,4 +157,6 @@ pub struct PeerConfig {
     pub ts_local: Vec<TrafficSelector>,
     /// The peer's side's selectors.
     pub ts_remote: Vec<TrafficSelector>,
+    /// Offer MOBIKE (RFC 4555): the connection then survives a change of our address.
+    pub mobike: bool,
 }

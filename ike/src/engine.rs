@@ -1,6 +1,9 @@
 //! The engine: routes inputs to SAs, and nothing else. What an input means is decided in
 //! `exchange`; what is kept, in `sa`.
 
+mod complete;
+mod receive;
+
 use std::collections::BTreeSet;
 
 use crate::config::EngineConfig;
@@ -9,27 +12,22 @@ use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
 use crate::event::{CloseReason, Event};
 use crate::exchange::{
-    self, Task, advance, auth, create_child, dpd, init, mobility, rekey_child, rekey_ike,
+    self, Task, advance, auth, dpd, init, mobike, mobility, rekey_child, rekey_ike,
 };
 use crate::io::{
-    ChildSaId, Command, Completion, Datagram, DataplaneEvent, Deadline, Grant, IkeSaId, Input,
-    LeaseId, Output, TimerKind, Token,
+    ChildSaId, Command, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId, Output,
+    TimerKind, Token,
 };
 use crate::rng::{SaRng, Seed};
-use crate::sa::child::{self, remove_from_dataplane};
-use crate::sa::context::{Ctx, Deferred, Pending, Purpose};
+use crate::sa::child::remove_from_dataplane;
+use crate::sa::context::{Ctx, Deferred};
 use crate::sa::lifecycle::{self, Tell};
-use crate::sa::protect::Received;
 use crate::sa::table::SaTable;
 use crate::sa::timers::TimerKey;
-use crate::sa::window::Incoming;
-use crate::sa::{IkeSa, Path, Phase};
+use crate::sa::{IkeSa, Phase};
 use crate::time::{Now, Timestamp};
 use crate::view::{EngineStats, IkeSaView};
-use crate::wire::{
-    ExchangeType, Flags, Frame, HEADER_LEN, Header, IkeSpi, Message, Notify, NotifyType, Payloads,
-    WireError,
-};
+use crate::wire::{HEADER_LEN, Header, IkeSpi};
 
 /// Answers to strangers per second at most, beyond cookies and key exchange hints: refusals and
 /// version errors. More would make us a tool of who forges source addresses.
@@ -260,176 +258,6 @@ impl Engine {
         self.sas.insert(successor);
     }
 
-    // --- datagrams -----------------------------------------------------------------------------
-
-    fn datagram(&mut self, datagram: Datagram) {
-        self.ctx.stats.datagrams = self.ctx.stats.datagrams.saturating_add(1);
-        if datagram.payload.len() > self.ctx.config.limits.max_message {
-            return self.dropped();
-        }
-        let header = match Header::parse(&datagram.payload) {
-            Ok(header) => header,
-            Err(WireError::MajorVersion { major }) if major > 2 => {
-                return self.foreign_version(&datagram);
-            }
-            Err(_) => return self.dropped(),
-        };
-        if header.spi_r.is_zero() {
-            let fits = header.exchange == ExchangeType::IkeSaInit
-                && header.flags.initiator
-                && !header.flags.response
-                && header.message_id == 0;
-            if fits {
-                return init::process_request(self, datagram, header);
-            }
-        }
-        // The sender tells which side it is, and so which SPI is ours (RFC 7296 2.6, 3.1).
-        let ours = if header.flags.initiator { header.spi_r } else { header.spi_i };
-        let Some(id) = self.sas.by_spi(ours) else {
-            return self.dropped();
-        };
-        self.route(id, datagram, &header);
-    }
-
-    /// RFC 7296 2.5: a higher major version is answered, rarely, and never to an answer.
-    fn foreign_version(&mut self, datagram: &Datagram) {
-        self.dropped();
-        let Ok(header) = Header::peek(&datagram.payload) else {
-            return;
-        };
-        if header.flags.response || !self.may_answer_stranger() {
-            return;
-        }
-        let flags = Flags::new(!header.flags.initiator, true);
-        let header =
-            Header::new(header.spi_i, header.spi_r, header.exchange, flags, header.message_id);
-        let mut payloads = Payloads::new();
-        payloads.push_notify(Notify::new(NotifyType::InvalidMajorVersion));
-        if let Ok(bytes) = (Message { header, payloads }).encode() {
-            self.ctx.transmit(Path::of(datagram).datagram(bytes));
-        }
-    }
-
-    fn route(&mut self, id: IkeSaId, datagram: Datagram, header: &Header) {
-        let Some(sa) = self.sas.get_mut(id) else {
-            return;
-        };
-        if header.flags.initiator == sa.is_initiator() {
-            return self.dropped();
-        }
-        if matches!(sa.phase, Phase::InitSent(_)) {
-            if header.flags.response
-                && header.exchange == ExchangeType::IkeSaInit
-                && header.message_id == 0
-                && header.spi_i == sa.spi_i
-            {
-                init::process_response(&mut self.ctx, sa, &datagram);
-            } else {
-                self.dropped();
-            }
-            return;
-        }
-        if (header.spi_i, header.spi_r) != (sa.spi_i, sa.spi_r)
-            || header.exchange == ExchangeType::IkeSaInit
-        {
-            return self.dropped();
-        }
-        if sa.protection.is_none() {
-            if header.exchange == ExchangeType::IkeAuth && !header.flags.response {
-                init::hold(&mut self.ctx, sa, datagram);
-                self.deliver_held(id);
-            } else {
-                self.dropped();
-            }
-            return;
-        }
-        self.deliver(id, &datagram);
-    }
-
-    /// Delivers what arrived before the keys.
-    fn deliver_held(&mut self, id: IkeSaId) {
-        let Some(sa) = self.sas.get_mut(id) else {
-            return;
-        };
-        for datagram in init::take_held(sa) {
-            self.deliver(id, &datagram);
-        }
-    }
-
-    /// A datagram for an SA that has keys: window, then integrity, then meaning.
-    fn deliver(&mut self, id: IkeSaId, datagram: &Datagram) {
-        let Ok(frame) = Frame::locate(&datagram.payload) else {
-            return self.dropped();
-        };
-        let header = *frame.header();
-        let Some(sa) = self.sas.get_mut(id) else {
-            return;
-        };
-        let ctx = &mut self.ctx;
-        let Some(protection) = sa.protection.as_deref() else {
-            return;
-        };
-        let path = Path::of(datagram);
-        if !header.flags.response {
-            match sa.window.classify(header.message_id) {
-                Incoming::New => {}
-                Incoming::Again => {
-                    // Whoever repeats a request must have been able to make it (RFC 7296 2.1);
-                    // of fragments, only the first one asks (RFC 7383 2.6.1).
-                    let asks = frame.fragment().is_none_or(|(number, _)| number == 1);
-                    if asks
-                        && protection.open(&frame).is_ok()
-                        && let Some(cached) = sa.window.cached()
-                    {
-                        let packets = cached.packets.clone();
-                        ctx.stats.replayed_responses =
-                            ctx.stats.replayed_responses.saturating_add(1);
-                        exchange::transmit(ctx, path, packets);
-                    }
-                    return;
-                }
-                Incoming::Busy | Incoming::Outside => return,
-            }
-        } else if !sa.window.awaits(header.message_id, header.exchange) {
-            return;
-        }
-        let limits = ctx.config.limits;
-        match sa.inbox.receive(protection, &frame, &limits) {
-            Received::Message(opened) => {
-                sa.last_heard = ctx.now.mono;
-                mobility::seen(ctx, sa, path);
-                if header.flags.response {
-                    sa.window.answered();
-                    sa.inbox.clear(true);
-                    ctx.timers.cancel(TimerKey::new(id, TimerKind::Retransmit));
-                    exchange::process_response(ctx, sa, &opened);
-                    if sa.is_established() {
-                        ctx.checkpoint(sa);
-                    }
-                } else {
-                    sa.reply = path;
-                    sa.window.accept();
-                    exchange::process_request(ctx, sa, &opened);
-                }
-            }
-            Received::Partial => {
-                let key = TimerKey::sub(id, TimerKind::Reassembly, header.flags.response.into());
-                if !ctx.timers.is_set(key) {
-                    let at = ctx.now.mono + ctx.config.timers.reassembly;
-                    ctx.timers.set(key, at);
-                }
-            }
-            Received::Nothing => {}
-            Received::Forged => {
-                ctx.stats.bad_icv = ctx.stats.bad_icv.saturating_add(1);
-                ctx.stats.dropped = ctx.stats.dropped.saturating_add(1);
-                if matches!(sa.phase, Phase::HalfOpen(_)) {
-                    init::forged(ctx, sa);
-                }
-            }
-        }
-    }
-
     // --- time ----------------------------------------------------------------------------------
 
     /// Ends what the wall clock ends, at every input: a jump of the clock is no excuse.
@@ -531,6 +359,9 @@ impl Engine {
                     });
                 }
             }
+            Command::Move { ike, local } => {
+                self.with_sa(ike, |ctx, sa| mobike::roam(ctx, sa, local));
+            }
             Command::UpdateLease(lease, grant) => self.update_lease(&lease, &grant),
             Command::Reconfigure(config) => {
                 if let Ok(config) = usable(*config, self.ctx.crypto) {
@@ -593,37 +424,6 @@ impl Engine {
         self.expire();
     }
 
-    // --- completions ---------------------------------------------------------------------------
-
-    fn completion(&mut self, token: Token, completion: Completion) {
-        let Some(pending) = self.ctx.take_pending(token) else {
-            return;
-        };
-        self.complete(pending, Some(completion));
-    }
-
-    /// An action was not answered in time.
-    fn lost(&mut self, token: Token) {
-        if let Some(pending) = self.ctx.take_pending(token) {
-            self.complete(pending, None);
-        }
-    }
-
-    fn complete(&mut self, pending: Pending, completion: Option<Completion>) {
-        let Pending { sa: id, purpose } = pending;
-        if let Purpose::Remove { child, lease, reason } = purpose {
-            let usage = match completion {
-                Some(Completion::RemoveChild(Ok(usage))) => Some(usage),
-                _ => None,
-            };
-            child::down(&mut self.ctx, id, child, lease, reason, usage);
-            return;
-        }
-        self.with_sa(id, |ctx, sa| dispatch(ctx, sa, purpose, completion));
-        // Keys may have come: what waited for them is delivered.
-        self.deliver_held(id);
-    }
-
     // --- data plane ----------------------------------------------------------------------------
 
     fn dataplane(&mut self, event: DataplaneEvent) {
@@ -655,69 +455,6 @@ impl Engine {
 
 /// Owner of the engine's own timers; no SA has this id.
 const ENGINE: IkeSaId = IkeSaId(0);
-
-/// Gives an answer, or its absence, to who asked.
-fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<Completion>) {
-    macro_rules! answer {
-        ($kind:ident) => {
-            match completion {
-                Some(Completion::$kind(answer)) => answer,
-                Some(_) => Err("an answer of another kind".to_owned()),
-                None => Err("no answer in time".to_owned()),
-            }
-        };
-    }
-    match purpose {
-        Purpose::InitKeyPair => init::key_pair(ctx, sa, answer!(KeyExchange)),
-        Purpose::InitSecret => init::secret(ctx, sa, answer!(KeyExchange)),
-        Purpose::Sign => auth::signed(ctx, sa, answer!(Sign)),
-        Purpose::Verify => {
-            let answer = match completion {
-                Some(Completion::VerifyPeer(answer)) => answer,
-                _ => Err(auth::unanswered("the check of the peer's certificate")),
-            };
-            auth::verified(ctx, sa, answer);
-        }
-        Purpose::Authorise => {
-            let answer = match completion {
-                Some(Completion::Authorise(answer)) => answer,
-                _ => Err(auth::unanswered("the decision about the peer's lease")),
-            };
-            auth::authorised(ctx, sa, answer);
-        }
-        Purpose::AuthSpi => auth::spi(ctx, sa, answer!(AllocSpi)),
-        Purpose::RespondSpi(_) | Purpose::RequestSpi(_) => {
-            create_child::spi(ctx, sa, &purpose, answer!(AllocSpi));
-        }
-        Purpose::RespondKeyPair(_)
-        | Purpose::RespondSecret(_)
-        | Purpose::RequestKeyPair(_)
-        | Purpose::RequestSecret(_) => {
-            create_child::key_exchange(ctx, sa, &purpose, answer!(KeyExchange));
-        }
-        Purpose::Install(child) => {
-            let answer = answer!(InstallChild);
-            if matches!(sa.phase, Phase::Authenticating(_)) {
-                auth::installed(ctx, sa, child, answer);
-            } else {
-                create_child::installed(ctx, sa, child, answer);
-            }
-        }
-        Purpose::Reinstall(child) => {
-            if answer!(InstallChild).is_err() {
-                exchange::delete::close_child(
-                    ctx,
-                    sa,
-                    child,
-                    CloseReason::Failed("the data plane did not take it back".to_owned()),
-                );
-                advance(ctx, sa);
-            }
-        }
-        Purpose::Use(_) => dpd::used(ctx, sa, answer!(QueryUse)),
-        Purpose::Activate(_) | Purpose::Move(_) | Purpose::Nothing | Purpose::Remove { .. } => {}
-    }
-}
 
 /// Checks a configuration and leaves out what cannot be offered yet.
 fn usable(
@@ -751,4 +488,28 @@ pub fn shard_of(datagram: &[u8]) -> Option<u8> {
         return None;
     }
     ours.0.to_be_bytes().first().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{ExchangeType, Flags, Writer};
+
+    fn header(spi_i: u64, spi_r: u64, initiator: bool) -> Vec<u8> {
+        let mut w = Writer::new();
+        let flags = Flags::new(initiator, false);
+        Header::new(IkeSpi(spi_i), IkeSpi(spi_r), ExchangeType::Informational, flags, 0)
+            .write(&mut w);
+        w.into_vec()
+    }
+
+    #[test]
+    fn a_datagram_names_its_shard_in_the_spi_that_is_ours() {
+        let (theirs, ours) = (0xaa00_0000_0000_0001, 0x0500_0000_0000_0002);
+
+        assert_eq!(shard_of(&header(theirs, ours, true)), Some(5));
+        assert_eq!(shard_of(&header(ours, theirs, false)), Some(5));
+        assert_eq!(shard_of(&header(theirs, 0, true)), None);
+        assert_eq!(shard_of(&[0; 27]), None);
+    }
 }

@@ -82,6 +82,14 @@ pub enum Command {
     RekeyIke(IkeSaId),
     /// Rekey a child SA now (RFC 7296 1.3.3).
     RekeyChild(ChildSaId),
+    /// Our own address changed: tell the peer with MOBIKE, if it was agreed on, as the original
+    /// initiator (RFC 4555 3.5).
+    Move {
+        /// The SA.
+        ike: IkeSaId,
+        /// Our new address and port.
+        local: SocketAddr,
+    },
     /// The lease's end moved (renewal proven by reauthentication) or its allow list changed.
     UpdateLease(LeaseId, Grant),
     /// Replace what future exchanges use: credentials, proposals, limits, timers.

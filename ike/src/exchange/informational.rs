@@ -1,7 +1,7 @@
 //! INFORMATIONAL requests of the peer (RFC 7296 1.4): deletes, notifications, liveness.
 
 use crate::event::CloseReason;
-use crate::exchange::{delete, rekey_ike, send_response};
+use crate::exchange::{delete, mobike, rekey_ike, send_response};
 use crate::sa::context::Ctx;
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads};
@@ -11,6 +11,9 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     let mut answer = Payloads::new();
     if payloads.deletes().any(|delete| *delete == Delete::Ike) {
         return process_delete_ike(ctx, sa, &answer);
+    }
+    if payloads.has_notify(NotifyType::UpdateSaAddresses) {
+        mobike::process_update(ctx, sa, payloads, &mut answer);
     }
     let deletes: Vec<Delete> = payloads.deletes().cloned().collect();
     for delete in deletes {
@@ -33,6 +36,7 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
         return lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody);
     }
     send_response(ctx, sa, ExchangeType::Informational, &answer);
+    mobike::probe_if_moved(ctx, sa);
 }
 
 /// The peer deletes the IKE SA, and with it all children. Our own DELETE, if one is out, is

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use crate::event::Event;
-use crate::io::{Action, ChildSaId};
+use crate::io::Action;
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::{IkeSa, Path, Phase};
 
@@ -36,16 +36,26 @@ fn may_follow(sa: &IkeSa) -> bool {
 }
 
 /// Takes the SA and its children to another path.
-pub(crate) fn follow(ctx: &mut Ctx, sa: &mut IkeSa, path: Path) {
-    let from = std::mem::replace(&mut sa.path, path).remote;
+fn follow(ctx: &mut Ctx, sa: &mut IkeSa, path: Path) {
+    sa.path = path;
+    move_children(ctx, sa);
+}
+
+/// Takes the children to where the IKE SA is.
+pub(crate) fn move_children(ctx: &mut Ctx, sa: &mut IkeSa) {
     let hosts = sa.hosts();
-    let children: Vec<ChildSaId> =
-        sa.children.values().filter(|child| !child.removed).map(|child| child.id).collect();
-    for id in children {
-        if let Some(child) = sa.children.get_mut(&id) {
-            child.hosts = hosts;
+    let mut from = None;
+    for child in sa.children.values_mut().filter(|child| !child.removed) {
+        if child.hosts == hosts {
+            continue;
         }
-        ctx.act(sa.id, Purpose::Move(id), Action::UpdateHosts { child: id, hosts });
+        from.get_or_insert(child.hosts.remote);
+        child.hosts = hosts;
+        let update = Action::UpdateHosts { child: child.id, hosts };
+        ctx.act(sa.id, Purpose::Move(child.id), update);
     }
-    ctx.event(Event::Moved { ike: sa.id, from, to: path.remote });
+    if let Some(from) = from {
+        ctx.event(Event::Moved { ike: sa.id, from, to: hosts.remote });
+    }
+    ctx.checkpoint(sa);
 }

@@ -10,6 +10,7 @@ pub(crate) mod delete;
 pub(crate) mod dpd;
 pub(crate) mod informational;
 pub(crate) mod init;
+pub(crate) mod mobike;
 pub(crate) mod mobility;
 pub(crate) mod natd;
 pub(crate) mod rekey_child;
@@ -37,6 +38,10 @@ pub(crate) enum Task {
     RekeyChild(ChildSaId),
     /// Replace the IKE SA.
     RekeyIke,
+    /// MOBIKE: tell the peer where we are now.
+    UpdateAddresses,
+    /// MOBIKE: see whether the peer is where it says.
+    Routability(mobike::Probe),
 }
 
 /// Sends the next request when the window is free (RFC 7296 2.3: one at a time).
@@ -62,6 +67,8 @@ fn build(ctx: &mut Ctx, sa: &mut IkeSa, task: &Task) -> bool {
         Task::Liveness => dpd::build(ctx, sa),
         Task::RekeyChild(child) => create_child::build_child_rekey(ctx, sa, *child),
         Task::RekeyIke => create_child::build_ike_rekey(ctx, sa),
+        Task::UpdateAddresses => mobike::build_update(ctx, sa),
+        Task::Routability(probe) => mobike::build_probe(ctx, sa, probe),
     }
 }
 
@@ -86,6 +93,12 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         }
         (Some(Task::RekeyIke), Phase::Established) => {
             create_child::process_ike_response(ctx, sa, &payloads);
+        }
+        (Some(Task::UpdateAddresses), Phase::Established) => {
+            mobike::process_update_response(ctx, sa, &payloads);
+        }
+        (Some(Task::Routability(probe)), Phase::Established) => {
+            mobike::process_probe_response(ctx, sa, &probe, &payloads);
         }
         // A closing SA only empties its window; liveness is proven by the answer itself.
         _ => {}

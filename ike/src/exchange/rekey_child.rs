@@ -8,6 +8,8 @@
 mod request;
 mod respond;
 
+use std::time::Duration;
+
 use crate::exchange::collision::ours_is_redundant;
 use crate::exchange::create_child::Requesting;
 use crate::io::{Action, ChildSaId, TimerKind};
@@ -23,6 +25,9 @@ pub(crate) use request::{
 pub(crate) use respond::{
     ChildAnswer, answer_installed, answer_proceed, answer_spi, process_request,
 };
+
+/// How long we send on the old child when the peer does not delete it.
+const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
 
 /// The peer's rekey of the child that we are rekeying too.
 #[derive(Debug)]
@@ -58,6 +63,17 @@ pub(crate) fn activate(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) {
     };
     if !std::mem::replace(&mut child.outbound_active, true) {
         ctx.act(sa.id, Purpose::Activate(id), Action::ActivateChild(id));
+    }
+}
+
+/// The peer has repeated the request that made a child, so it has not got our answer: the time
+/// after which we send on the child begins again.
+pub(crate) fn answer_repeated(ctx: &mut Ctx, sa: &IkeSa) {
+    for child in sa.children.values().filter(|child| !child.outbound_active) {
+        let key = TimerKey::sub(sa.id, TimerKind::Activate, child.id.0);
+        if ctx.timers.is_set(key) {
+            ctx.timers.set(key, ctx.now.mono.after(ACTIVATE_AFTER));
+        }
     }
 }
 

@@ -138,6 +138,8 @@ pub(crate) struct IkeSa {
     pub(crate) redundant: bool,
     /// It counts as one of its lease's established SAs.
     pub(crate) counted: bool,
+    /// MOBIKE: the peer has moved, and whether it is there is not known yet.
+    pub(crate) unproven: bool,
     /// Why it is closing.
     pub(crate) close_reason: Option<CloseReason>,
     /// Messages that were not authentic while nobody was authenticated.
@@ -179,6 +181,7 @@ impl IkeSa {
             use_idle: None,
             redundant: false,
             counted: false,
+            unproven: false,
             close_reason: None,
             forgeries: 0,
         }

@@ -43,6 +43,11 @@ impl Walk {
     }
 }
 
+/// Walks per pair of operations; `CROSSING_SEEDS` asks for more.
+fn seeds() -> u64 {
+    std::env::var("CROSSING_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(150)
+}
+
 /// Both sides start something; datagrams then arrive in a random order, some lost, some twice,
 /// some late. Then the network heals.
 fn walk(seed: u64, client: Op, server: Op) -> Pair {
@@ -53,6 +58,7 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
     setup.seeds = (seed as u8, (seed >> 8) as u8);
     let mut pair = Pair::connected_with(setup);
     let mut walk = Walk(seed);
+    let began = pair.now.mono;
     let closes = [client, server].iter().any(|op| matches!(op, Op::CloseChild | Op::CloseIke));
     if walk.below(2) == 0 {
         start(&mut pair, Side::Client, client);
@@ -76,7 +82,8 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
             }
             _ => pair.deliver(flight),
         }
-        if !closes {
+        // After five seconds a responder trusts that its answer arrived, which it may not have.
+        if !closes && pair.now.mono.since(began) < Duration::from_secs(5) {
             pair.assert_traffic_flows();
         }
     }
@@ -85,7 +92,7 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
 }
 
 fn converges(client: Op, server: Op, children: usize, ike_sas: usize) {
-    for seed in 0..150 {
+    for seed in 0..seeds() {
         let pair = std::panic::catch_unwind(|| {
             let pair = walk(seed, client, server);
             assert_eq!(pair.client.established().len(), ike_sas, "client's IKE SAs");
@@ -152,7 +159,7 @@ fn a_child_closed_while_the_ike_sa_is_rekeyed() {
 /// when the rekey was answered first, or with none; never with halves.
 #[test]
 fn a_child_closed_while_it_is_rekeyed() {
-    for seed in 0..150 {
+    for seed in 0..seeds() {
         for (client, server) in [(Op::RekeyChild, Op::CloseChild), (Op::CloseChild, Op::RekeyChild)]
         {
             let pair = walk(seed, client, server);

@@ -374,6 +374,7 @@ impl Setup {
             request_ipv6: true,
             ts_local: vec![],
             ts_remote: vec![TrafficSelector::any_v4(), TrafficSelector::any_v6()],
+            mobike: false,
         };
         let grant = Some(Grant {
             lease: LeaseId(LEASE.to_owned()),
@@ -486,7 +487,12 @@ impl Pair {
                 }
                 Side::Server => {
                     assert_eq!(local.ip(), nat.public, "the server must answer the NAT");
-                    local = address(CLIENT_IP, local.port().wrapping_sub(nat.offset));
+                    let inside = self
+                        .client
+                        .alive()
+                        .first()
+                        .map_or(CLIENT_IP.parse().unwrap(), |sa| sa.local.ip());
+                    local = SocketAddr::new(inside, local.port().wrapping_sub(nat.offset));
                 }
             }
         }

@@ -2,13 +2,14 @@
 //! step the SAs are asserted by SPI, and every scenario ends by looking for leaks and by replaying
 //! what was recorded.
 
-#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::result_large_err)]
 
 mod harness;
 mod spy;
 
 mod actions;
 mod addresses;
+mod children;
 mod closing;
 mod cookies;
 mod crossing;
@@ -18,6 +19,7 @@ mod hostile;
 mod lease;
 mod liveness;
 mod loss;
+mod mobike;
 mod refusals;
 mod rekey_child;
 mod rekey_ike;

@@ -17,7 +17,8 @@ use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::{IkeSa, Phase};
 use crate::wire::{
-    ExchangeType, IdPayload, Identification, Payload, Payloads, TrafficSelector, TrafficSelectors,
+    ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
+    TrafficSelector, TrafficSelectors,
 };
 
 /// An IKE_AUTH of ours under way.
@@ -166,6 +167,9 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     payloads.push(Payload::Sa(proposal::offer_esp(&suites, spi)));
     payloads.push(Payload::TsI(TrafficSelectors::new(offered_local(sa))));
     payloads.push(Payload::TsR(TrafficSelectors::new(peer.ts_remote.clone())));
+    if peer.mobike {
+        payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
+    }
     send_request(ctx, sa, ExchangeType::IkeAuth, &payloads);
 }
 
@@ -237,8 +241,10 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         signature: proof.signature,
         expected,
     };
+    let mobike = payloads.has_notify(NotifyType::MobikeSupported);
     initiator.peer_id = Some(id_r.id.clone());
     initiator.response = Some(payloads.clone());
+    sa.traits.mobike = mobike && sa.peer.as_ref().is_some_and(|peer| peer.mobike);
     ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
 }
 

@@ -1,6 +1,7 @@
 //! IKE_AUTH as responder.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::config::Credential;
 use crate::crypto::EspSuite;
@@ -37,6 +38,7 @@ pub(crate) struct Responder {
     chain: Vec<Vec<u8>>,
     wanted: Wanted,
     initial_contact: bool,
+    mobike: bool,
     offer: Option<ChildOffer>,
     verified: Option<Box<VerifiedPeer>>,
     signature: Option<Vec<u8>>,
@@ -195,6 +197,7 @@ fn examine(
         chain: credential.chain.clone(),
         wanted: Wanted::of(payloads.cp()),
         initial_contact: payloads.has_notify(NotifyType::InitialContact),
+        mobike: payloads.has_notify(NotifyType::MobikeSupported),
         offer: child_offer(payloads),
         verified: None,
         signature: None,
@@ -564,12 +567,36 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         }
         _ => {}
     }
+    if responder.mobike {
+        sa.traits.mobike = true;
+        payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
+    }
+    if let Some(lifetime) = auth_lifetime(ctx, sa) {
+        payloads.push_notify(lifetime);
+    }
     up(ctx, sa, responder.initial_contact);
     if let Some(id) = child_up {
         child::up(ctx, sa, id, None);
     }
     send_response(ctx, sa, ExchangeType::IkeAuth, &payloads);
 }
+
+/// When the peer must authenticate again (RFC 4478): in good time before the grant ends, with a
+/// certificate it has renewed by then.
+fn auth_lifetime(ctx: &Ctx, sa: &IkeSa) -> Option<Notify> {
+    let grant = &sa.auth.as_ref()?.grant;
+    let left = grant.deadline.until(ctx.now.wall);
+    if left < ctx.config.timers.min_auth_lifetime {
+        return None;
+    }
+    // A client may take the time as the very end; a twentieth is kept for the exchange itself.
+    let margin = left.checked_div(20).unwrap_or_default().min(MARGIN);
+    let announced = left.saturating_sub(margin).as_secs();
+    Some(Notify::auth_lifetime(u32::try_from(announced).unwrap_or(u32::MAX)))
+}
+
+/// Time kept for reauthentication, at most.
+const MARGIN: Duration = Duration::from_secs(60);
 
 /// Ends the handshake: the peer hears AUTHENTICATION_FAILED and nothing more.
 fn fail(ctx: &mut Ctx, sa: &mut IkeSa, refused: Refusal) {

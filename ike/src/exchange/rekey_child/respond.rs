@@ -1,7 +1,5 @@
 //! The peer's child SAs: new ones and rekeyed ones.
 
-use std::time::Duration;
-
 use crate::crypto::EspSuite;
 use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason};
@@ -9,7 +7,7 @@ use crate::exchange::auth::{ChildRefused, child_refused, esp_refused, ts_unaccep
 use crate::exchange::create_child::{
     self, Kex, Requesting, Responding, abandon_request, ike_rekey_under_way, respond_error,
 };
-use crate::exchange::rekey_child::Collision;
+use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision};
 use crate::exchange::{advance, send_response};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::narrowing;
@@ -25,9 +23,6 @@ use crate::wire::{
 
 /// Children of one IKE SA at most: a peer cannot fill the data plane.
 const MAX_CHILDREN: usize = 16;
-
-/// How long we send on the old child when the peer does not delete it.
-const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]

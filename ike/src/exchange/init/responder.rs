@@ -1,0 +1,226 @@
+//! IKE_SA_INIT as responder, from the first octet of a stranger to the half-open SA.
+
+use crate::crypto::{IkeSuite, KexKind, KexRequest, suite};
+use crate::engine::Engine;
+use crate::event::{Blame, CloseReason, Refusal};
+use crate::exchange::init::{HalfOpenSa, MAX_INIT_LEN, NONCE_LEN, Secret, read_traits};
+use crate::io::{Action, Datagram, IkeSaId, TimerKind};
+use crate::policy::limits::{Admission, Source};
+use crate::policy::proposal;
+use crate::sa::context::{Purpose, refusal};
+use crate::sa::table::InitKey;
+use crate::sa::timers::TimerKey;
+use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
+use crate::view::SaRole;
+use crate::wire::{
+    ExchangeType, Flags, Header, IkeSpi, KeMethod, Message, Nonce, Notify, NotifyType, Payloads,
+    SecurityAssociation,
+};
+
+/// A request for a new IKE SA.
+pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: Header) {
+    if datagram.payload.len() > MAX_INIT_LEN {
+        return engine.dropped();
+    }
+    let Ok(message) = Message::parse(&datagram.payload) else {
+        return engine.dropped();
+    };
+    if let Err(error) = message.payloads.check_critical() {
+        if let Some(crate::wire::ErrorNotify::UnsupportedCriticalPayload(payload)) = error.notify()
+            && engine.may_answer_stranger()
+        {
+            answer_stateless(engine, &datagram, &header, Notify::unsupported_critical(payload));
+        }
+        return engine.dropped();
+    }
+    let payloads = &message.payloads;
+    let (Some(offer), Some(ke), Some(ni)) = (payloads.sa(), payloads.ke(), payloads.nonce()) else {
+        return engine.dropped();
+    };
+
+    // RFC 7296 2.1: the same request again gets the same response, never a second SA.
+    let key =
+        InitKey { spi_i: header.spi_i, remote: datagram.remote, nonce: ni.as_bytes().to_vec() };
+    if let Some(id) = engine.sas.by_init(&key) {
+        return answer_again(engine, id, &datagram);
+    }
+
+    let source = Source::from(datagram.remote.ip());
+    let spi_i = header.spi_i.0.to_be_bytes();
+    let ip = datagram.remote.ip();
+    let proved = payloads
+        .notify(NotifyType::Cookie)
+        .is_some_and(|cookie| engine.jar.check(&cookie.data, ni.as_bytes(), ip, spi_i));
+    let admission =
+        engine.ctx.half_open.admit(&engine.ctx.config.limits, engine.ctx.now.mono, source, proved);
+    match admission {
+        Admission::Accept => {}
+        Admission::Cookie => {
+            let cookie = engine.jar.cookie(ni.as_bytes(), ip, spi_i);
+            engine.ctx.stats.cookies = engine.ctx.stats.cookies.saturating_add(1);
+            return answer_stateless(engine, &datagram, &header, Notify::cookie(cookie));
+        }
+        Admission::Evict(victim) => evict(engine, victim),
+        Admission::Drop => return engine.dropped(),
+    }
+    if engine.sas.len() >= engine.ctx.config.limits.max_ike_sas {
+        return engine.dropped();
+    }
+
+    let Some(chosen) = proposal::choose_ike(&engine.ctx.config.ike_suites, offer, ke.method) else {
+        if engine.may_answer_stranger() {
+            let refused = no_proposal(&engine.ctx.config.ike_suites, offer);
+            engine.ctx.refuse(Refusal { remote: Some(datagram.remote), ..refused });
+            answer_stateless(engine, &datagram, &header, Notify::new(NotifyType::NoProposalChosen));
+        }
+        return;
+    };
+    if chosen.suite.kex != ke.method {
+        let notify = Notify::invalid_ke(chosen.suite.kex);
+        return answer_stateless(engine, &datagram, &header, notify);
+    }
+    let Some(group) = engine.ctx.crypto.group(ke.method) else {
+        return engine.dropped();
+    };
+    if ke.data.len() != group.initiator_public_len() {
+        if engine.may_answer_stranger() {
+            let refused = refusal(
+                Blame::Malformed,
+                Some(NotifyType::InvalidSyntax),
+                "invalid_ke",
+                format!(
+                    "the peer's public value for {} has {} octets instead of {}",
+                    suite::kex_name(ke.method),
+                    ke.data.len(),
+                    group.initiator_public_len()
+                ),
+                "check the peer's software",
+            );
+            engine.ctx.refuse(Refusal { remote: Some(datagram.remote), ..refused });
+            answer_stateless(engine, &datagram, &header, Notify::new(NotifyType::InvalidSyntax));
+        }
+        return engine.dropped();
+    }
+    let kem = group.kind() == KexKind::Kem;
+    let (ni, peer_public, method) = (ni.clone(), ke.data.clone(), ke.method);
+    let traits = read_traits(&engine.ctx, payloads, &header, Path::of(&datagram));
+    begin(
+        engine,
+        datagram,
+        header,
+        key,
+        source,
+        New { traits, ni, peer_public, method, kem, suite: chosen.suite, number: chosen.number },
+    );
+}
+
+struct New {
+    traits: PeerTraits,
+    ni: Nonce,
+    peer_public: Vec<u8>,
+    method: KeMethod,
+    kem: bool,
+    suite: IkeSuite,
+    number: u8,
+}
+
+/// Makes the half-open SA and asks for our key pair.
+fn begin(
+    engine: &mut Engine,
+    datagram: Datagram,
+    header: Header,
+    key: InitKey,
+    source: Source,
+    new: New,
+) {
+    let id = IkeSaId(engine.ctx.fresh_id());
+    let handle = engine.ctx.fresh_id();
+    let spi_r = engine.sas.fresh_spi(&mut engine.rng, engine.ctx.config.shard);
+    let mut rng = engine.ctx.seed.stream(id.0);
+    let Ok(nr) = Nonce::new(rng.bytes(NONCE_LEN)) else {
+        return;
+    };
+    let request = if new.kem {
+        let peer_public = new.peer_public.clone();
+        KexRequest::Encapsulate { handle, group: new.method, peer_public }
+    } else {
+        KexRequest::Generate { handle, group: new.method }
+    };
+    let path = Path::of(&datagram);
+    let half_open = HalfOpenSa {
+        ni: new.ni,
+        nr,
+        suite: new.suite,
+        number: new.number,
+        request: datagram.payload,
+        response: Vec::new(),
+        peer_public: new.peer_public,
+        handle,
+        secret: Secret::Drawing,
+        queue: Vec::new(),
+    };
+    let phase = Phase::HalfOpen(Box::new(half_open));
+    let now = engine.ctx.now.mono;
+    let spis = (header.spi_i, spi_r);
+    let mut sa = Box::new(IkeSa::new(id, SaRole::Responder, spis, path, rng, phase, now));
+    sa.traits = new.traits;
+    sa.window = crate::sa::window::Window::at(0, 1);
+    engine.sas.insert(sa);
+    engine.sas.index_init(key, id);
+    engine.ctx.half_open.add(id, source);
+    engine.arm_cookie_secret();
+    let at = now.after(engine.ctx.config.timers.half_open);
+    engine.ctx.timers.set(TimerKey::new(id, TimerKind::HalfOpen), at);
+    engine.ctx.act(id, Purpose::InitKeyPair, Action::KeyExchange(request));
+}
+
+/// Sends the response of a request that came again, when there is one yet.
+fn answer_again(engine: &mut Engine, id: IkeSaId, datagram: &Datagram) {
+    let Some(sa) = engine.sas.get(id) else {
+        return;
+    };
+    if let Phase::HalfOpen(half_open) = &sa.phase
+        && !half_open.response.is_empty()
+    {
+        let response = half_open.response.clone();
+        engine.ctx.stats.replayed_responses = engine.ctx.stats.replayed_responses.saturating_add(1);
+        engine.ctx.transmit(Path::of(datagram).datagram(response));
+    }
+}
+
+/// Answers without keeping anything (RFC 7296 2.6, 2.21.1).
+fn answer_stateless(engine: &mut Engine, datagram: &Datagram, header: &Header, notify: Notify) {
+    let header =
+        Header::new(header.spi_i, IkeSpi::ZERO, ExchangeType::IkeSaInit, Flags::RESPONSE, 0);
+    let mut payloads = Payloads::new();
+    payloads.push_notify(notify);
+    if let Ok(bytes) = (Message { header, payloads }).encode() {
+        engine.ctx.transmit(Path::of(datagram).datagram(bytes));
+    }
+}
+
+fn evict(engine: &mut Engine, victim: IkeSaId) {
+    let reason = CloseReason::Failed("its place was needed".to_owned());
+    engine.with_sa(victim, |ctx, sa| lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody));
+    engine.run_deferred();
+}
+
+fn no_proposal(ours: &[IkeSuite], offer: &SecurityAssociation) -> Refusal {
+    let fix = proposal::advice(offer).unwrap_or_else(|| {
+        format!(
+            "let the client's IKE proposal contain one of ours (strongSwan: `proposals = {}`)",
+            ours.first().map(IkeSuite::to_string).unwrap_or_default()
+        )
+    });
+    refusal(
+        Blame::Incompatible,
+        Some(NotifyType::NoProposalChosen),
+        "no_proposal_chosen",
+        format!(
+            "no common IKE proposal: the peer offered {}; accepted here are {}",
+            proposal::text(offer),
+            proposal::suites_text(ours)
+        ),
+        fix,
+    )
+}

@@ -181,6 +181,7 @@ impl Node {
             request_ipv6: false,
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
+            mobike: false,
         }
     }
 

@@ -100,7 +100,7 @@ pub fn walk(seed: u64) -> Result<Summary, Failure> {
 
 fn act(world: &mut World, rng: &mut Rng, client: usize) -> String {
     let name = world.nodes[client].name.clone();
-    match rng.below(8) {
+    match rng.below(11) {
         0 | 1 => {
             world.connect(client);
             format!("{name} connects (again)")
@@ -136,6 +136,23 @@ fn act(world: &mut World, rng: &mut Rng, client: usize) -> String {
                 }
             }
             "the gateway closes some".to_owned()
+        }
+        7 | 8 => {
+            let node = if rng.chance(50) { client } else { 0 };
+            for id in live(world, node) {
+                world.command(node, Command::RekeyIke(id));
+            }
+            format!("{} rekeys its IKE SAs", world.nodes[node].name)
+        }
+        9 => {
+            // Both at once: what RFC 7296 2.8 is mostly about.
+            for node in [client, 0] {
+                let children: Vec<_> = world.nodes[node].plane.keys().copied().collect();
+                for child in children {
+                    world.command(node, Command::RekeyChild(child));
+                }
+            }
+            format!("{name} and the gateway rekey their children")
         }
         _ => "time passes".to_owned(),
     }

@@ -69,6 +69,9 @@ impl Charon {
         }
         let conf = dir.join("strongswan.conf");
         fs::write(&conf, daemon_conf(&dir, options).text())?;
+        // A daemon that ran here before may have left its socket.
+        let socket = dir.join("vici.sock");
+        let _ = fs::remove_file(&socket);
         // The daemon leaves pid files and sockets in /run: each gets its own.
         let script = format!(
             "mount --make-rprivate / && mount -t tmpfs lab /run && \
@@ -80,7 +83,6 @@ impl Charon {
         let label = format!("charon on {}", host.name());
         let mut process = Process::start(host.lab(), &label, command, &dir.join("stdout.log"))?;
         host.lab().watch_log(&format!("{label} (log)"), &dir.join("charon.log"));
-        let socket = dir.join("vici.sock");
         wait::holds(host.lab(), &format!("{label} to start"), START_LIMIT, || {
             if let Some(code) = process.ended()? {
                 bail!("{label} ended with {code} at start\n{}", host.lab().tails());

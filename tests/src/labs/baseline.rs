@@ -90,7 +90,7 @@ fn over(lab: &Lab, shape: Shape) -> Result<()> {
     peers.runner.terminate("net")?;
     capture.stop()?;
     let esp = capture.count(ESP_IN_UDP)?;
-    if esp < 500 {
+    if esp < 100 {
         bail!("only {esp} ESP packets seen for a download of 1 MB");
     }
     if http::download(world.runner(), &server.url(1), Duration::from_secs(1)).is_ok() {

@@ -41,7 +41,7 @@ struct Turn {
     cpu_per_gb: f64,
     /// Milliseconds from the first IKE message to the child SA.
     handshakes: Vec<f64>,
-    /// Mean round trip of a ping, in milliseconds.
+    /// Pings without an answer before the load began.
     pings_lost: u32,
 }
 
@@ -159,7 +159,7 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 /// Milliseconds from "initiating" to "established" in strongSwan's own log.
-fn handshake_ms(log: &str) -> Result<f64> {
+pub(super) fn handshake_ms(log: &str) -> Result<f64> {
     let at = |line: &str| -> Option<f64> {
         let clock = line.split_whitespace().next()?;
         let mut parts = clock.split(':').map(|part| part.parse::<f64>().ok());

@@ -14,6 +14,8 @@ use crate::lab::pkitool::{self, P256};
 use crate::lab::world::{FORBIDDEN, GATEWAY, STORE, STORE_PORT, Shape, World};
 use crate::lab::{Lab, cleanup};
 
+use super::bench::handshake_ms;
+use super::daemon::{difference, footprint};
 use super::scene::{Credentials, Scene, install};
 
 /// Size of the demo's artifact.
@@ -78,6 +80,7 @@ fn story(lab: &Lab) -> Result<()> {
 
     tell.chapter("Four hosts are made from network namespaces; the artifact store starts");
     let world = World::new(lab, Shape::default())?;
+    let before = footprint(&world.gateway)?;
     tell.done("done");
 
     tell.chapter("The gateway starts, with a role that may reach one port of one host");
@@ -104,18 +107,17 @@ fn story(lab: &Lab) -> Result<()> {
     let credentials = enrol(&scene)?;
     let lease = scene.gateway.lease(&credentials.serial)?;
     let id = text(&lease["id"]);
-    tell.say(&format!("certificate: {}", credentials.subject));
+    tell.say(&format!("certificate for {}", text(&lease["subject"])));
     tell.done(&format!("lease {id}, address {}", text(&lease["addresses"][0])));
 
     tell.chapter("The runner connects");
     let charon = Charon::start(&runner, &Options::default())?;
     install(&charon, &credentials)?;
     charon.load(&[scene.connection(&credentials)], "")?;
-    let connecting = Instant::now();
     Teller::command("swanctl --initiate --child net");
     charon.initiate("net")?;
-    let handshake = connecting.elapsed();
-    tell.done(&format!("tunnel up {:.0} ms after asking", handshake.as_secs_f64() * 1000.0));
+    let handshake = handshake_ms(&charon.log())?;
+    tell.done(&format!("tunnel up {handshake:.0} ms after the first IKE message"));
 
     tell.chapter("The runner downloads the artifact through the tunnel");
     Teller::command(&format!("curl {}", scene.store.url(ARTIFACT)));
@@ -165,19 +167,21 @@ fn story(lab: &Lab) -> Result<()> {
     tell.done(&format!("gateway: {}; {}", text(&refusal["what"]), text(&refusal["fix"])));
 
     drop(charon);
-    let total = tell.started;
     tell.chapter("The gateway stops");
     let mut scene = scene;
     let code = scene.gateway.stop()?;
     if code != 0 {
         bail!("runnel stopped with exit code {code}");
     }
+    let left = difference(&before, &footprint(&scene.world.gateway)?);
+    if !left.is_empty() {
+        bail!("the gateway left traces:\n{}", left.join("\n"));
+    }
     tell.done("no interface, route, rule or SA left behind");
     println!(
         "\nThe whole story took {:.1} s; first byte through the tunnel after {first_byte:.2} s; \
-         handshake {:.0} ms.",
-        total.elapsed().as_secs_f64(),
-        handshake.as_secs_f64() * 1000.0
+         handshake {handshake:.0} ms.",
+        tell.started.elapsed().as_secs_f64(),
     );
     Ok(())
 }

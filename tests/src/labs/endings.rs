@@ -116,10 +116,10 @@ pub(super) fn dead_peer(lab: &Lab) -> Result<()> {
     let vanished = std::time::Instant::now();
     scene.no_sas(Duration::from_secs(90))?;
     lab.step(&format!("noticed after {:.1} s", vanished.elapsed().as_secs_f64()));
-    let lease = scene.gateway.lease(&credentials.serial)?;
-    if lease["state"] != "lost" {
-        bail!("the lease of a vanished client is {}", lease["state"]);
-    }
+    let lease = wait::until(lab, "the lease to be lost", Duration::from_secs(5), || {
+        let lease = scene.gateway.lease(&credentials.serial)?;
+        Ok((lease["state"] == "lost").then_some(lease))
+    })?;
     drop(charon);
     // What the killed daemon left on its host would answer for it.
     let _ = host.ip("link del ipsec0");

@@ -68,6 +68,11 @@ pub const ALL: &[Entry] = &[
     entry("ipv6", "virtual addresses of both families", paths::ipv6),
     entry("allow-list", "addresses, ports and protocols outside the role", paths::allow_list),
     entry(
+        "allow-filter",
+        "an allow list too long for selectors: the filter stays exact",
+        paths::allow_filter,
+    ),
+    entry(
         "masquerade",
         "a network without a route back; forwarding on the tunnel's side",
         paths::masquerade,

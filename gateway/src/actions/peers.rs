@@ -68,20 +68,24 @@ impl Peers {
                 "correct the expected identity of this connection".to_owned(),
             ));
         }
-        self.provider
-            .verify(request.scheme, &peer.spki, &request.message, &request.signature)
-            .map_err(|error| {
-                context.refuse(
-                    "signature_invalid",
-                    format!(
-                        "the AUTH signature ({}) does not verify with the key of certificate {}: \
-                         {error}",
-                        request.scheme.name(),
-                        peer.subject
-                    ),
-                    "check that the client's private key belongs to its certificate".to_owned(),
-                )
-            })?;
+        let (spki, message, signature) = (&peer.spki, &request.message, &request.signature);
+        let verified = if request.rsa_classic {
+            self.provider.verify_rsa_classic(spki, message, signature)
+        } else {
+            self.provider.verify(request.scheme, spki, message, signature)
+        };
+        verified.map_err(|error| {
+            context.refuse(
+                "signature_invalid",
+                format!(
+                    "the AUTH signature ({}) does not verify with the key of certificate {}: \
+                     {error}",
+                    request.scheme.name(),
+                    peer.subject
+                ),
+                "check that the client's private key belongs to its certificate".to_owned(),
+            )
+        })?;
         let issuer = issuer_name(&peer.certificate).ok_or_else(|| {
             context.refuse(
                 "certificate_malformed",

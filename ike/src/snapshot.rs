@@ -72,6 +72,8 @@ pub struct SavedRequest {
     pub exchange: ExchangeType,
     /// Its datagrams.
     pub packets: Vec<Vec<u8>>,
+    /// The SPI it proposes for a child SA: when the peer made the child meanwhile, it is deleted.
+    pub child_spi: Option<u32>,
 }
 
 /// A response that is sent again when its request comes again.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::crypto::{KexKind, KexRequest, KexResponse, SharedSecret};
-use crate::event::Blame;
+use crate::event::{Blame, CloseReason};
 use crate::exchange::rekey_child::{ChildAnswer, ChildRequest};
 use crate::exchange::rekey_ike::{IkeAnswer, IkeRequest};
 use crate::exchange::{Task, about, rekey_child, rekey_ike, send_response};
@@ -13,7 +13,7 @@ use crate::io::{Action, ChildSaId, TimerKind};
 use crate::rng::SaRng;
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::timers::TimerKey;
-use crate::sa::{IkeSa, Phase};
+use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{ExchangeType, KeMethod, Nonce, Notify, NotifyType, Payloads, ProtocolId};
 
 pub(crate) use rekey_child::{
@@ -246,6 +246,34 @@ pub(crate) fn installed(
         rekey_child::request_installed(ctx, sa, child, answer);
     } else if of_theirs {
         rekey_child::answer_installed(ctx, sa, child, answer);
+    }
+}
+
+/// The SPI that our outstanding request proposes for a child, for a snapshot.
+pub(crate) fn proposed_spi(sa: &IkeSa) -> Option<u32> {
+    match sa.requesting.as_deref()? {
+        Requesting::Child(request) => request.proposed_spi(),
+        Requesting::Ike(_) => None,
+    }
+}
+
+/// After a restart, the answer to a CREATE_CHILD_SA whose nonce and keys are lost. A child that it
+/// made is deleted; the old one lives on. A successor of the IKE SA that it made has taken the
+/// children along on the peer's side: nothing is left to be used.
+pub(crate) fn process_orphan(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    spi_in: Option<u32>,
+    payloads: &Payloads,
+) {
+    let Some(proposal) = payloads.sa().and_then(|answer| answer.proposals.first()) else {
+        return;
+    };
+    if let (Some(spi_in), Some(spi_out)) = (spi_in, proposal.child_spi()) {
+        rekey_child::delete_unknown(ctx, sa, spi_in, spi_out.0);
+    } else if proposal.protocol == ProtocolId::Ike {
+        let reason = CloseReason::Failed("restarted in the middle of a rekey".to_owned());
+        lifecycle::close(ctx, sa, reason, lifecycle::Tell::Peer);
     }
 }
 

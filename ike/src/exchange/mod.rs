@@ -100,6 +100,11 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         (Some(Task::Routability(probe)), Phase::Established) => {
             mobike::process_probe_response(ctx, sa, &probe, &payloads);
         }
+        (None, Phase::Established) => {
+            if let Some(spi) = sa.orphan.take() {
+                create_child::process_orphan(ctx, sa, spi, &payloads);
+            }
+        }
         // A closing SA only empties its window; liveness is proven by the answer itself.
         _ => {}
     }

@@ -19,8 +19,8 @@ use crate::sa::timers::TimerKey;
 use crate::wire::Nonce;
 
 pub(crate) use request::{
-    ChildRequest, build, process_response, request_failed, request_installed, request_proceed,
-    request_spi,
+    ChildRequest, build, delete_unknown, process_response, request_failed, request_installed,
+    request_proceed, request_spi,
 };
 pub(crate) use respond::{
     ChildAnswer, answer_installed, answer_proceed, answer_spi, process_request,

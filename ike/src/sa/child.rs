@@ -147,7 +147,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         rekeys: new.rekeys,
     };
     ctx.lease_child_in(&action.lease, id);
-    sa.children.insert(id, child);
+    sa.children.insert(id, Box::new(child));
     ctx.act(sa.id, Purpose::Install(id), Action::InstallChild(Box::new(action)));
     Some(id)
 }

@@ -118,7 +118,8 @@ pub(crate) struct IkeSa {
     pub(crate) protection: Option<Box<Protection>>,
     pub(crate) traits: PeerTraits,
     pub(crate) auth: Option<Box<Authenticated>>,
-    pub(crate) children: BTreeMap<ChildSaId, Child>,
+    /// Boxed, because a map makes room for eleven at once.
+    pub(crate) children: BTreeMap<ChildSaId, Box<Child>>,
     /// What we want to tell the peer, in order; one exchange at a time.
     pub(crate) tasks: VecDeque<Task>,
     /// The task whose request is out.
@@ -140,6 +141,8 @@ pub(crate) struct IkeSa {
     pub(crate) counted: bool,
     /// MOBIKE: the peer has moved, and whether it is there is not known yet.
     pub(crate) unproven: bool,
+    /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
+    pub(crate) orphan: Option<Option<u32>>,
     /// Why it is closing.
     pub(crate) close_reason: Option<CloseReason>,
     /// Messages that were not authentic while nobody was authenticated.
@@ -182,6 +185,7 @@ impl IkeSa {
             redundant: false,
             counted: false,
             unproven: false,
+            orphan: None,
             close_reason: None,
             forgeries: 0,
         }

@@ -4,7 +4,7 @@ use crate::config::EngineConfig;
 use crate::crypto::CryptoProvider;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::exchange::{self, dpd};
+use crate::exchange::{self, create_child, dpd};
 use crate::io::{Action, IkeSaId, InstallChild, TimerKind};
 use crate::sa::child::{Child, ChildState};
 use crate::sa::context::{Ctx, Purpose};
@@ -18,6 +18,7 @@ use crate::snapshot::{
 };
 use crate::time::Now;
 use crate::view::SaRole;
+use crate::wire::ExchangeType;
 
 impl IkeSa {
     /// What must survive, when there is anything: an SA that is not established starts again.
@@ -46,6 +47,7 @@ impl IkeSa {
                 message_id: request.message_id,
                 exchange: request.exchange,
                 packets: request.packets.clone(),
+                child_spi: create_child::proposed_spi(self),
             }),
             cached: self.window.cached().map(|response| SavedResponse {
                 message_id: response.message_id,
@@ -132,6 +134,11 @@ impl Engine {
         let rng = self.ctx.seed.stream(id.0);
         let mut sa = Box::new(IkeSa::new(id, role, spis, path, rng, Phase::Established, now));
         sa.protection = Some(Box::new(protection));
+        sa.orphan = saved
+            .outstanding
+            .as_ref()
+            .filter(|request| request.exchange == ExchangeType::CreateChildSa)
+            .map(|request| request.child_spi);
         sa.window = Window::restore(
             saved.next_request,
             saved.next_expected,
@@ -169,7 +176,9 @@ impl Engine {
             self.restore_child(&mut sa, child);
         }
         let ctx = &mut self.ctx;
-        if let Some(left) = saved.rekey_in {
+        // A rekey that was under way had no timer; it begins again.
+        if !ctx.config.timers.rekey_ike.is_zero() {
+            let left = saved.rekey_in.unwrap_or(ctx.config.timers.dpd);
             ctx.timers.set(TimerKey::new(id, TimerKind::RekeyIke), now + left);
         }
         exchange::arm_retransmit(ctx, &sa);
@@ -207,7 +216,7 @@ impl Engine {
         ctx.lease_child_in(&action.lease, saved.id);
         sa.children.insert(
             saved.id,
-            Child {
+            Box::new(Child {
                 id: saved.id,
                 state: ChildState::Up,
                 spi_in: saved.spi_in,
@@ -223,9 +232,10 @@ impl Engine {
                 outbound_active: saved.outbound_active,
                 removed: false,
                 replaced_by: None,
-            },
+            }),
         );
-        if let Some(left) = saved.rekey_in {
+        if !ctx.config.timers.rekey_child.is_zero() {
+            let left = saved.rekey_in.unwrap_or(ctx.config.timers.dpd);
             let key = TimerKey::sub(sa.id, TimerKind::RekeyChild, saved.id.0);
             ctx.timers.set(key, now + left);
         }

@@ -39,6 +39,7 @@ impl Snapshot {
             w.u32(request.message_id);
             w.u8(request.exchange.value());
             w.list(&request.packets, |w, packet| w.bytes(packet));
+            w.option(request.child_spi.as_ref(), |w, spi| w.u32(*spi));
         });
         w.option(self.cached.as_ref(), |w, response| {
             w.u32(response.message_id);
@@ -101,6 +102,7 @@ impl Snapshot {
                     message_id: r.u32()?,
                     exchange: r.u8()?.into(),
                     packets: r.list(In::vec)?,
+                    child_spi: r.option(In::u32)?,
                 })
             })?,
             cached: r.option(|r| {

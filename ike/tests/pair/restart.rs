@@ -137,3 +137,42 @@ fn a_closed_sa_leaves_no_snapshot() {
     assert_eq!(pair.server.snapshots.len(), 0);
     pair.assert_no_leaks();
 }
+
+#[test]
+fn a_child_made_while_we_were_away_is_deleted_and_the_old_one_rekeyed_again() {
+    let mut setup = Setup::new().quiet();
+    setup.server.timers.rekey_child = Duration::from_secs(1000);
+    let mut pair = Pair::connected_with(setup);
+    let child = *pair.server.plane.keys().next().unwrap();
+    let old = pair.server.inbound();
+    pair.command(Side::Server, Command::RekeyChild(child));
+    // The client makes the child; its answer finds a server that has just started again.
+    pair.step();
+    assert_eq!(pair.client.inbound().len(), 2);
+
+    pair.restart(Side::Server);
+    assert_eq!(pair.server.inbound(), old);
+    pair.run();
+
+    pair.assert_mirrored(1);
+    assert_eq!(pair.server.inbound(), old);
+    pair.run_for(Duration::from_secs(30));
+    pair.assert_mirrored(1);
+    assert_ne!(pair.server.inbound(), old);
+}
+
+#[test]
+fn an_ike_sa_replaced_while_we_were_away_is_given_up() {
+    let mut setup = Setup::new().quiet();
+    setup.client.timers.dpd = Duration::from_secs(10);
+    let mut pair = Pair::connected_with(setup);
+    let id = pair.server.established()[0].id;
+    pair.command(Side::Server, Command::RekeyIke(id));
+    pair.step();
+
+    pair.restart(Side::Server);
+    pair.run_for(Duration::from_secs(120));
+
+    pair.assert_nothing_installed();
+    assert!(pair.client.alive().is_empty() && pair.server.alive().is_empty());
+}

@@ -59,6 +59,11 @@ impl ChildRequest {
         self.kex
     }
 
+    /// The SPI it proposes.
+    pub(crate) fn proposed_spi(&self) -> Option<u32> {
+        self.spi_in.filter(|_| self.sent)
+    }
+
     /// What it replaces.
     pub(super) fn rekeys(&self) -> ChildSaId {
         self.rekeys
@@ -341,26 +346,38 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
 
 /// Tells the peer that the child our exchange made is not to be used.
 fn close_redundant(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, answer: Answer) {
+    delete_uninstalled(ctx, sa, spi_in, answer.spi_out, answer.suite);
+}
+
+/// The same for a child of which nothing but its SPIs is known any more.
+pub(crate) fn delete_unknown(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, spi_out: u32) {
+    if let Some(suite) = ctx.config.esp_suites.first().cloned() {
+        delete_uninstalled(ctx, sa, spi_in, spi_out, suite);
+    }
+}
+
+/// Deletes a child that was never installed here.
+fn delete_uninstalled(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, spi_out: u32, suite: EspSuite) {
     let id = ChildSaId(ctx.fresh_id());
     let none = || crate::io::ChildKeys { encr: Vec::new(), integ: Vec::new() };
     let child = Child {
         id,
         state: ChildState::Deleting,
         spi_in,
-        spi_out: answer.spi_out,
-        suite: answer.suite,
+        spi_out,
+        suite,
         keys_in: none(),
         keys_out: none(),
         transport: false,
-        ts_local: answer.ts_local,
-        ts_remote: answer.ts_remote,
+        ts_local: Vec::new(),
+        ts_remote: Vec::new(),
         hosts: sa.hosts(),
         installed_at: ctx.now.mono,
         outbound_active: false,
         removed: true,
         replaced_by: None,
     };
-    sa.children.insert(id, child);
+    sa.children.insert(id, Box::new(child));
     sa.enqueue(Task::DeleteChild(id));
 }
 

@@ -197,10 +197,14 @@ fn ike(mut section: Section<'_, '_>, out: &mut Ike, found: &mut Findings<'_>) {
         out.dpd = dpd;
     }
     if let Some(list) = section.strings("proposals", found) {
-        out.proposals = list.into_iter().map(|(text, _)| text).collect();
+        out.proposals = proposals(list, "proposals", found, |text| {
+            ike::crypto::IkeSuite::parse_proposal(text).map(|_| ()).map_err(|why| why.to_string())
+        });
     }
     if let Some(list) = section.strings("esp_proposals", found) {
-        out.esp_proposals = list.into_iter().map(|(text, _)| text).collect();
+        out.esp_proposals = proposals(list, "esp_proposals", found, |text| {
+            ike::crypto::EspSuite::parse_proposal(text).map(|_| ()).map_err(|why| why.to_string())
+        });
     }
     if let Some(size) = section.number("fragment_size", 576..=65_000, found) {
         out.fragment_size = usize::try_from(size).unwrap_or(out.fragment_size);
@@ -211,7 +215,34 @@ fn ike(mut section: Section<'_, '_>, out: &mut Ike, found: &mut Findings<'_>) {
     if let Some(count) = section.number("max_half_open", 1..=1_000_000, found) {
         out.max_half_open = usize::try_from(count).unwrap_or(out.max_half_open);
     }
+    if out.max_half_open < out.cookie_threshold {
+        found.error(
+            section.place("max_half_open"),
+            format!(
+                "`max_half_open` ({}) is below `cookie_threshold` ({}): spoofed packets alone could fill the table; raise it or lower the threshold",
+                out.max_half_open, out.cookie_threshold
+            ),
+        );
+    }
     section.finish(&[], found);
+}
+
+/// Proposals that parse; each that does not is a mistake at its own line.
+fn proposals(
+    list: Vec<(String, usize)>,
+    key: &str,
+    found: &mut Findings<'_>,
+    check: impl Fn(&str) -> Result<(), String>,
+) -> Vec<String> {
+    list.into_iter()
+        .filter_map(|(text, at)| match check(&text) {
+            Ok(()) => Some(text),
+            Err(why) => {
+                found.error(at, format!("\"{text}\" in `{key}`: {why}"));
+                None
+            }
+        })
+        .collect()
 }
 
 fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {

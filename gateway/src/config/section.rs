@@ -257,7 +257,7 @@ impl<'d, 'i> Section<'d, 'i> {
     pub(super) fn finish(self, later: &[(&str, &str)], found: &mut Findings<'_>) {
         for (key, _) in self.table.iter() {
             let text = key.get_ref().as_ref();
-            if self.known.iter().any(|known| *known == text) {
+            if self.known.contains(&text) {
                 continue;
             }
             let at = key.span().start;

@@ -153,6 +153,25 @@ fn a_role_that_allows_nothing_draws_a_warning() {
     assert!(config.warnings[0].contains("allows nothing"), "{:?}", config.warnings);
 }
 
+#[test]
+fn a_wrong_proposal_is_found_before_anything_is_created() {
+    let found = errors(
+        "[ike]\nproposals = [\n  \"aes256gcm16-prfsha384-ecp384\",\n  \"aes256gcm16-prfsha384-ecp383\",\n]\nesp_proposals = [\"aes256gmc16\"]\n",
+    );
+    assert!(found[0].starts_with("runnel.toml:4:") && found[0].contains("ecp383"), "{found:?}");
+    assert!(
+        found[1].starts_with("runnel.toml:6:") && found[1].contains("aes256gmc16"),
+        "{found:?}"
+    );
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn the_half_open_bound_cannot_be_below_the_cookie_threshold() {
+    let found = errors("[ike]\nmax_half_open = 10\n");
+    assert!(found[0].contains("below `cookie_threshold`"), "{found:?}");
+}
+
 /// The guide's example is what readers copy: it must be accepted as it stands.
 #[test]
 fn the_guides_example_is_accepted() {

@@ -69,16 +69,7 @@ impl StateError {
             ErrorKind::ReadOnlyFilesystem => "point --state at a writable file system",
             _ => "check the path, its owner and its mode",
         };
-        Self::Io { path: path.display().to_string(), reason: reason(error), fix }
-    }
-}
-
-/// The operating system's words without the error number.
-fn reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" (os error") {
-        Some((words, _)) => words.to_owned(),
-        None => text,
+        Self::Io { path: path.display().to_string(), reason: crate::sys::reason(error), fix }
     }
 }
 

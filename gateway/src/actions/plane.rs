@@ -261,3 +261,112 @@ impl PlaneThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ike::crypto::EspSuite;
+    use ike::io::{ChildKeys, Hosts, IkeSaId, InstallChild, LeaseId};
+    use ike::wire::TrafficSelector;
+    use xfrm::enforcer::TunnelSetup;
+    use xfrm::mock::{MockCall, MockHandle};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const REQID: u32 = 0x4000;
+
+    fn started(mock: &MockHandle) -> (PlaneHandle, EngineHandle, std::thread::JoinHandle<()>) {
+        let setup = TunnelSetup {
+            instance: String::new(),
+            networks: Vec::new(),
+            roles: Vec::new(),
+            mtu: 1438,
+        };
+        let enforcer = Enforcer::with_parts(
+            Box::new(mock.plane()),
+            Box::new(mock.filter()),
+            Box::new(mock.network()),
+            &setup,
+        )
+        .unwrap();
+        let (plane, engine) = (PlaneHandle::default(), EngineHandle::default());
+        let thread = PlaneThread::new(&plane, enforcer, engine.clone());
+        (plane, engine, std::thread::spawn(move || thread.run()))
+    }
+
+    fn install(child: u64) -> Action {
+        let address: std::net::IpAddr = "10.77.0.2".parse().unwrap();
+        let keys = || ChildKeys { encr: vec![7; 36], integ: Vec::new() };
+        let suite = EspSuite::parse_proposal("aes256gcm16-noesn").unwrap().remove(0);
+        Action::InstallChild(Box::new(InstallChild {
+            ike: IkeSaId(1),
+            child: ChildSaId(child),
+            lease: LeaseId("r-1".to_owned()),
+            role: "builder".to_owned(),
+            reqid: REQID,
+            addresses: vec![address],
+            spi_in: 0x1000,
+            spi_out: 0x2000,
+            suite,
+            keys_in: keys(),
+            keys_out: keys(),
+            transport: false,
+            hosts: Hosts {
+                local: "192.0.2.1:4500".parse().unwrap(),
+                remote: "192.0.2.2:4500".parse().unwrap(),
+                encap: true,
+            },
+            ts_local: vec![TrafficSelector::any_v4()],
+            ts_remote: vec![TrafficSelector::addresses(address, address)],
+            outbound_active: true,
+            rekeys: None,
+        }))
+    }
+
+    fn completion(engine: &EngineHandle) -> Completion {
+        match engine.next(PATIENCE) {
+            Some(Message::Completion(_, completion)) => completion,
+            _ => panic!("a completion was expected"),
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_at_once_and_the_engine_still_gets_the_final_counters() {
+        let mock = MockHandle::new();
+        let (plane, engine, thread) = started(&mock);
+        plane.action(Token(1), install(9));
+        assert_eq!(completion(&engine), Completion::InstallChild(Ok(())));
+        assert_eq!(mock.bound().len(), 1);
+        let usage = Usage { bytes_in: 42, ..Usage::default() };
+        mock.set_usage(ChildId(9), usage);
+
+        plane.end_lease(REQID).wait(PATIENCE).unwrap();
+        assert!(mock.bound().is_empty());
+        assert!(mock.child(ChildId(9)).is_none());
+
+        // The engine removes it in its own time; that is not an error, and ends what it knows.
+        plane.action(Token(2), Action::RemoveChild { child: ChildSaId(9), last: true });
+        match completion(&engine) {
+            Completion::RemoveChild(Ok(use_)) => assert_eq!(use_.bytes_in, 42),
+            other => panic!("{other:?}"),
+        }
+        // Ending twice, or what never had a tunnel, is no error.
+        plane.end_lease(REQID).wait(PATIENCE).unwrap();
+        plane.end_lease(77).wait(PATIENCE).unwrap();
+        plane.shutdown().wait(PATIENCE).unwrap();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_failing_plane_is_told_to_the_engine_and_leaves_no_filter() {
+        let mock = MockHandle::new();
+        let (plane, engine, thread) = started(&mock);
+        mock.fail_next(MockCall::InstallIn, PlaneError::Conflict("no room".to_owned()));
+        plane.action(Token(1), install(9));
+        assert_eq!(completion(&engine), Completion::InstallChild(Err("no room".to_owned())));
+        assert!(mock.bound().is_empty());
+        plane.shutdown().wait(PATIENCE).unwrap();
+        thread.join().unwrap();
+        assert!(plane.children().wait(PATIENCE).is_err(), "nobody answers after the end");
+    }
+}

@@ -170,7 +170,7 @@ mod tests {
         });
         assert_eq!(
             yaml(&value),
-            "id: r-1\nlist:\n  - a: 1\n    b: []\n  - \"x: y\"\nn: 3\nnone: null\n\
+            "id: r-1\nlist:\n  - a: 1\n    b: []\n  - \"x: y\"\n\"n\": 3\nnone: null\n\
              \"on\": \"yes\"\ntime: \"2026-11-22T09:00:00Z\"\n"
         );
         assert_eq!(yaml(&json!([])), "[]\n");

@@ -83,6 +83,12 @@ impl EngineHandle {
         let _ = self.queue.push(message);
     }
 
+    /// Takes the next message as the engine's thread would.
+    #[cfg(test)]
+    pub(crate) fn next(&self, patience: Duration) -> Option<Message> {
+        self.queue.take(patience)
+    }
+
     /// Sends a datagram; false when it was dropped.
     pub fn datagram(&self, datagram: Datagram) -> bool {
         self.queue.offer(Message::Datagram(datagram))

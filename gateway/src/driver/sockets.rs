@@ -31,22 +31,24 @@ pub struct IkeSockets {
 }
 
 impl IkeSockets {
-    /// Binds both ports on every address. An unspecified IPv6 address is left out on a machine
+    /// Binds both ports on every address; with `kernel_esp` the kernel takes ESP out of port 4500
+    /// itself. An unspecified IPv6 address is left out on a machine
     /// without IPv6, as long as another address remains.
     ///
     /// # Errors
     /// The first address that cannot be bound, with what to do.
-    pub fn bind(listen: &[IpAddr]) -> Result<Self, PlaneError> {
-        // Harmless in the userspace plane: without policies of ours there is nothing to bypass.
-        let options = BindOptions { bypass_policies: true, ..BindOptions::default() };
+    pub fn bind(listen: &[IpAddr], kernel_esp: bool) -> Result<Self, PlaneError> {
+        // Policies of whoever on this machine must not catch IKE itself.
+        let plain = BindOptions { bypass_policies: true, ..BindOptions::default() };
+        let encap = BindOptions { kernel_encap: kernel_esp, ..plain };
         let mut ports = Vec::new();
         for address in listen {
             if address.is_ipv6() && address.is_unspecified() && listen.len() > 1 && !has_ipv6() {
                 tracing::info!("this machine has no IPv6: not listening on ::");
                 continue;
             }
-            for port in [IKE_PORT, NAT_PORT] {
-                ports.push(UdpPort::bind(SocketAddr::new(*address, port), &options)?);
+            for (port, options) in [(IKE_PORT, &plain), (NAT_PORT, &encap)] {
+                ports.push(UdpPort::bind(SocketAddr::new(*address, port), options)?);
             }
         }
         Ok(Self { ports })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ike::event::{CloseReason, Event};
-use ike::io::{ChildUse, IkeSaId, LeaseId};
+use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
 use pki::{Actor, AuditEvent, Authority, Lease, UnixTime};
 
 use super::Tunnels;
@@ -19,13 +19,23 @@ pub struct Follower {
     tunnels: Tunnels,
     refusals: Arc<Refusals>,
     up: BTreeMap<LeaseId, BTreeSet<IkeSaId>>,
-    totals: BTreeMap<IkeSaId, (u64, u64)>,
+    tallies: BTreeMap<IkeSaId, Tally>,
+}
+
+/// What an IKE SA carried. Its end is written down when the last child has told its counters,
+/// which is after the IKE SA itself is gone.
+#[derive(Debug, Default)]
+struct Tally {
+    children: BTreeSet<ChildSaId>,
+    bytes_in: u64,
+    bytes_out: u64,
+    ended: Option<(LeaseId, CloseReason)>,
 }
 
 impl Follower {
     /// A follower that has seen nothing.
     pub fn new(authority: Arc<Authority>, tunnels: Tunnels, refusals: Arc<Refusals>) -> Self {
-        Self { authority, tunnels, refusals, up: BTreeMap::new(), totals: BTreeMap::new() }
+        Self { authority, tunnels, refusals, up: BTreeMap::new(), tallies: BTreeMap::new() }
     }
 
     /// Acts on one event.
@@ -62,16 +72,20 @@ impl Follower {
                     %suite, %ts_local, %ts_remote, rekeys = rekeys.map(|c| c.0),
                     "child SA installed"
                 );
+                self.tallies.entry(*ike).or_default().children.insert(*child);
             }
             Event::ChildDown { child, ike, lease, reason, usage } => {
                 let ChildUse { bytes_in, bytes_out, .. } = usage.unwrap_or_default();
-                let total = self.totals.entry(*ike).or_default();
-                total.0 = total.0.saturating_add(bytes_in);
-                total.1 = total.1.saturating_add(bytes_out);
                 tracing::info!(
                     ike = ike.0, child = child.0, lease = %lease.0, %reason, bytes_in, bytes_out,
                     "child SA removed"
                 );
+                if let Some(tally) = self.tallies.get_mut(ike) {
+                    tally.children.remove(child);
+                    tally.bytes_in = tally.bytes_in.saturating_add(bytes_in);
+                    tally.bytes_out = tally.bytes_out.saturating_add(bytes_out);
+                    self.settle(*ike);
+                }
             }
             Event::Refused(refusal) => {
                 self.refusals.report(&Report::from(refusal), clock::now());
@@ -124,18 +138,52 @@ impl Follower {
             }
             None => false,
         };
-        let (bytes_in, bytes_out) = self.totals.remove(&ike).unwrap_or_default();
-        if let Some(record) = self.lease(lease) {
-            let event = AuditEvent::new("ike.sa.down", &Actor::System, now())
-                .lease(&record)
-                .reason(format!("{reason}; {bytes_in} bytes in, {bytes_out} bytes out"));
-            self.audit(&event);
+        if *reason == CloseReason::Rekeyed {
+            self.succeed(ike, lease);
+        } else {
+            self.tallies.entry(ike).or_default().ended = Some((lease.clone(), reason.clone()));
+            self.settle(ike);
         }
         if last {
             self.up.remove(lease);
             if let Err(error) = self.authority.disconnected(&lease.0, &reason.to_string(), now()) {
                 tracing::debug!(lease = %lease.0, %error, "disconnection not recorded");
             }
+        }
+    }
+
+    /// A rekeyed IKE SA's children live on under its successor, which came up just before.
+    fn succeed(&mut self, old: IkeSaId, lease: &LeaseId) {
+        let Some(successor) = self.up.get(lease).and_then(|sas| sas.last().copied()) else {
+            return;
+        };
+        let before = self.tallies.remove(&old).unwrap_or_default();
+        let tally = self.tallies.entry(successor).or_default();
+        tally.children.extend(before.children);
+        tally.bytes_in = tally.bytes_in.saturating_add(before.bytes_in);
+        tally.bytes_out = tally.bytes_out.saturating_add(before.bytes_out);
+        if let Some(record) = self.lease(lease) {
+            let event = AuditEvent::new("ike.sa.rekey", &Actor::System, now()).lease(&record);
+            self.audit(&event);
+        }
+    }
+
+    /// Writes the end of an IKE SA down once everything about it is known.
+    fn settle(&mut self, ike: IkeSaId) {
+        let complete = |tally: &Tally| tally.ended.is_some() && tally.children.is_empty();
+        if !self.tallies.get(&ike).is_some_and(complete) {
+            return;
+        }
+        let Some(Tally { bytes_in, bytes_out, ended: Some((lease, reason)), .. }) =
+            self.tallies.remove(&ike)
+        else {
+            return;
+        };
+        if let Some(record) = self.lease(&lease) {
+            let event = AuditEvent::new("ike.sa.down", &Actor::System, now())
+                .lease(&record)
+                .reason(format!("{reason}; {bytes_in} bytes in, {bytes_out} bytes out"));
+            self.audit(&event);
         }
     }
 

@@ -94,11 +94,11 @@ impl Refusals {
             tracing::warn!(
                 code = %report.code,
                 peer = %report.peer,
-                identity = %report.identity,
-                told = %report.told,
-                what = %report.what,
-                fix = %report.fix,
-                suppressed,
+                identity = report.identity.as_str(),
+                told = report.told.as_str(),
+                what = report.what.as_str(),
+                fix = report.fix.as_str(),
+                suppressed = (suppressed > 0).then_some(suppressed),
                 "refused"
             );
         }

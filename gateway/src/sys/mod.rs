@@ -8,4 +8,4 @@ mod process;
 pub mod queue;
 
 pub use notify::notify;
-pub use process::{harden, has_net_admin, hostname, install_crypto_provider};
+pub use process::{harden, has_net_admin, hostname, install_crypto_provider, reason};

@@ -30,3 +30,12 @@ pub fn hostname() -> String {
     let name = uname.nodename().to_string_lossy().trim().to_owned();
     if name.is_empty() || name == "(none)" { "runnel".to_owned() } else { name }
 }
+
+/// The operating system's words without the error number.
+pub fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((words, _)) => words.to_owned(),
+        None => text,
+    }
+}

@@ -37,8 +37,9 @@ pub(super) fn bind_page(addresses: &[IpAddr]) -> Result<Vec<TcpListener>, UpErro
             let address = SocketAddr::new(*address, PAGE_PORT);
             bind(address).map_err(|error| {
                 UpError::Other(format!(
-                    "cannot listen on the tunnel address {address}: {error}; stop what listens \
-                     on TCP port 80 of every address, or bind that to its own address"
+                    "cannot listen on the tunnel address {address}: {}; stop what listens on \
+                     TCP port 80 of every address, or bind that to its own address",
+                    crate::sys::reason(&error)
                 ))
             })
         })

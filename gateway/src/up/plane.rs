@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ike::io::{ChildSaId, Datagram, DataplaneEvent};
+use xfrm::kernel::{KernelConfig, KernelPlane, if_id_for};
 use xfrm::model::PlaneKind;
 use xfrm::user::{TunSource, UserPlane, UserPlaneConfig};
 use xfrm::{Dataplane, Enforcer, EventSink, PlaneEvent};
@@ -37,11 +38,13 @@ pub(super) fn bring_up(
             },
             sink,
         )?),
-        PlaneKind::Kernel | PlaneKind::Mock => {
-            return Err(UpError::Other(format!(
-                "the {} data plane cannot run here; set dataplane = \"userspace\"",
-                preflight.kind.name()
-            )));
+        PlaneKind::Kernel => {
+            let if_id = if_id_for(&interface);
+            let config = KernelConfig { interface, if_id, ports: sockets };
+            Box::new(KernelPlane::open(config, &sink)?)
+        }
+        PlaneKind::Mock => {
+            return Err(UpError::Other("the recording data plane is for tests".to_owned()));
         }
     };
     let setup = xfrm::enforcer::TunnelSetup {

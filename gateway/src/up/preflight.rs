@@ -38,12 +38,12 @@ impl Preflight {
                     .to_owned(),
             ));
         }
-        let sockets = IkeSockets::bind(&config.gateway.listen)?;
-        let enrol = bind(config.enrol.listen, "[enrol] listen")?;
-        let status = bind(config.pki.status_listen, "[pki] status_listen")?;
         let report = probe::probe();
         check_nft(&report)?;
         let (kind, why) = probe::choose(choice(config.gateway.dataplane), &report)?;
+        let sockets = IkeSockets::bind(&config.gateway.listen, kind == PlaneKind::Kernel)?;
+        let enrol = bind(config.enrol.listen, "[enrol] listen")?;
+        let status = bind(config.pki.status_listen, "[pki] status_listen")?;
         Ok(Self { id, kind, why, sockets, enrol, status })
     }
 }
@@ -75,8 +75,7 @@ fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, UpError> {
             }
             _ => format!("check {key}"),
         };
-        let text = error.to_string();
-        let reason = text.split(" (os error").next().unwrap_or(&text).to_owned();
+        let reason = sys::reason(error);
         UpError::Other(format!("cannot listen on TCP {address}: {reason}; {fix}"))
     };
     let listener = TcpListener::bind(address).map_err(|error| sentence(&error))?;

@@ -14,8 +14,9 @@ use crate::model::{ChildId, ChildSpec, EspSuite, Hosts, Limits, Selector, Usage}
 
 /// Numbers left when a rekey is asked for: more than two minutes at a million packets a second.
 const SEQUENCE_RESERVE: u64 = 1 << 27;
-/// The same new address of a peer is reported again after this time, in case the event was lost.
-const MAPPING_REPEAT: Duration = Duration::from_secs(1);
+/// A child reports new addresses of its peer this far apart, whatever they are: each report costs
+/// the control plane an exchange, and a peer may send every packet from another place.
+const MAPPING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes a lock whatever happened to its last holder: the data are counters and bitmaps, valid
 /// after every step.
@@ -68,8 +69,8 @@ pub(super) struct Child {
     pub(super) drops_selector: AtomicU64,
     soft_raised: AtomicBool,
     expired: AtomicBool,
-    /// The new outer address reported last, and when.
-    reported: Mutex<Option<(SocketAddr, Instant)>>,
+    /// When a new outer address was reported last.
+    reported: Mutex<Option<Instant>>,
 }
 
 impl Child {
@@ -107,7 +108,6 @@ impl Child {
 
     pub(super) fn set_hosts(&self, hosts: Hosts) {
         *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = hosts;
-        *locked(&self.reported) = None;
     }
 
     /// Largest inner packet that fits the path, before the family's minimum.
@@ -189,11 +189,11 @@ impl Child {
             return;
         }
         let mut reported = locked(&self.reported);
-        let recently = reported.is_some_and(|(address, at)| {
-            address == remote && now.saturating_duration_since(at) < MAPPING_REPEAT
-        });
+        // What is left out comes with a later packet: the newest place wins in the end.
+        let recently =
+            reported.is_some_and(|at| now.saturating_duration_since(at) < MAPPING_INTERVAL);
         if !recently {
-            *reported = Some((remote, now));
+            *reported = Some(now);
             events.push(PlaneEvent::Mapping { child: self.id, remote });
         }
     }
@@ -213,5 +213,60 @@ impl Child {
             drops_auth: load(&self.drops_auth),
             drops_selector: load(&self.drops_selector),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Mode, SaKeys, Spi};
+
+    fn child() -> Child {
+        let keys = SaKeys { encr: vec![1; 36], integ: Vec::new() };
+        let hosts = Hosts {
+            local: "192.0.2.1:4500".parse().unwrap(),
+            remote: "198.51.100.1:4500".parse().unwrap(),
+            encap: true,
+        };
+        let spec = ChildSpec {
+            id: ChildId(1),
+            reqid: 1,
+            spi_in: Spi(1000),
+            spi_out: Spi(2000),
+            suite: EspSuite::Aes256Gcm16,
+            keys_in: keys.clone(),
+            keys_out: keys,
+            mode: Mode::Tunnel,
+            hosts,
+            local_selectors: Vec::new(),
+            remote_selectors: Vec::new(),
+            esn: false,
+            replay_window: 64,
+            first_seq_out: 0,
+            limits: Limits::default(),
+            outbound_active: true,
+        };
+        Child::new(&spec).unwrap()
+    }
+
+    fn from(port: u16) -> SocketAddr {
+        SocketAddr::from(([203, 0, 113, 9], port))
+    }
+
+    #[test]
+    fn a_peer_of_many_addresses_is_reported_once_a_second() {
+        let child = child();
+        let start = Instant::now();
+        let mut events = Vec::new();
+        for port in 1..=1000 {
+            let now = start + Duration::from_millis(u64::from(port) * 2);
+            child.seen_from(from(port), now, &mut events);
+            // That the control plane follows is no reason to report more.
+            child.set_hosts(Hosts { remote: from(port), ..child.hosts() });
+        }
+        assert_eq!(events.len(), 2, "in two seconds");
+        child.seen_from(from(2000), start + Duration::from_secs(9), &mut events);
+        let last = PlaneEvent::Mapping { child: ChildId(1), remote: from(2000) };
+        assert_eq!(events.last(), Some(&last), "a real move is reported");
     }
 }

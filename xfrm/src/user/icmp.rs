@@ -79,6 +79,36 @@ pub(super) fn error(bytes: &[u8], offender: &Packet, kind: Kind) -> Option<Vec<u
     Some(out)
 }
 
+/// What a packet is about, for the selectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// Itself.
+    Itself,
+    /// It is an ICMP error about this packet, which went the other way.
+    Quoted(Packet),
+    /// It is an ICMP error about something unreadable.
+    Unreadable,
+}
+
+/// Finds out whether a packet is an ICMP error, and about what. Redirects and source quenches
+/// (RFC 6633) count as themselves: they are instructions, not errors.
+pub(super) fn subject(bytes: &[u8], packet: &Packet) -> Subject {
+    let is_error = match (packet.protocol, packet.upper) {
+        (ICMP, Upper::Icmp(value)) => matches!(value >> 8, 3 | 11 | 12),
+        (ICMPV6, Upper::Icmp(value)) => matches!(value >> 8, 1..=4),
+        _ => false,
+    };
+    if !is_error {
+        return Subject::Itself;
+    }
+    packet
+        .upper_offset
+        .checked_add(8)
+        .and_then(|quote| bytes.get(quote..packet.len))
+        .and_then(Packet::parse_quote)
+        .map_or(Subject::Unreadable, Subject::Quoted)
+}
+
 fn answerable(offender: &Packet, kind: Kind) -> bool {
     let one_host = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => {

@@ -15,12 +15,12 @@ use super::ecn::{self, Decapsulation};
 use super::esp::{self, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, OpenError};
 use super::fragment::{self, Tracker};
 use super::gro::{Coalescer, MAX_SEGMENTS};
-use super::icmp::Limiter;
+use super::icmp::{self, Limiter};
 use super::mss;
 use super::mtu;
 use super::packet::Packet;
 use super::plane::{Shared, clock};
-use super::selector::{Direction, Verdict, judge};
+use super::selector::{Direction, Verdict, judge_subject};
 use super::sys;
 use super::tun::TunQueue;
 use crate::dataplane::PlaneEvent;
@@ -202,7 +202,7 @@ impl Worker<'_> {
         if packet.is_v6() != (next == NEXT_IPV6) {
             return Err(DropReason::Malformed);
         }
-        self.permitted(child, &packet).inspect_err(|_| {
+        self.permitted(child, bytes, &packet).inspect_err(|_| {
             child.drops_selector.fetch_add(1, Ordering::Relaxed);
         })?;
         // What follows the packet is padding for traffic flow confidentiality (RFC 4303 2.7).
@@ -218,11 +218,17 @@ impl Worker<'_> {
     }
 
     /// Source and destination against the selectors (RFC 4301 5.2 step 4).
-    fn permitted(&mut self, child: &Child, packet: &Packet) -> Result<(), DropReason> {
+    fn permitted(
+        &mut self,
+        child: &Child,
+        bytes: &[u8],
+        packet: &Packet,
+    ) -> Result<(), DropReason> {
         if fragment::evasive(packet) {
             return Err(DropReason::Fragment);
         }
-        match judge(&child.local, &child.remote, packet, Direction::Inbound) {
+        let subject = icmp::subject(bytes, packet);
+        match judge_subject(&child.local, &child.remote, packet, &subject, Direction::Inbound) {
             Verdict::Pass => {
                 self.tracker.note(child.id.0, packet, self.now);
                 Ok(())

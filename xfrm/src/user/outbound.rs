@@ -119,7 +119,7 @@ impl Worker<'_> {
         let (vnet, bytes) = Vnet::split(bytes).ok_or(DropReason::Malformed)?;
         let packet = Packet::parse(bytes).ok_or(DropReason::Malformed)?;
         let bytes = bytes.get_mut(..packet.len).ok_or(DropReason::Malformed)?;
-        let child = match self.route(table, &packet) {
+        let child = match self.route(table, bytes, &packet) {
             Ok(child) => child,
             Err((reason, kind)) => {
                 if let Some(kind) = kind {
@@ -151,9 +151,10 @@ impl Worker<'_> {
     fn route<'t>(
         &mut self,
         table: &'t Table,
+        bytes: &[u8],
         packet: &Packet,
     ) -> Result<&'t Child, (DropReason, Option<Kind>)> {
-        match table.route(packet) {
+        match table.route(packet, &icmp::subject(bytes, packet)) {
             Route::Child(child) => {
                 self.tracker.note(child.id.0, packet, self.now);
                 Ok(child)

@@ -73,10 +73,38 @@ impl Packet {
 
     /// Parses the packet at the beginning of `bytes`; `None` when it is not well-formed.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        Self::parse_as(bytes, Extent::Whole)
+    }
+
+    /// Parses the beginning of a packet, as ICMP errors quote it. Its length is what is there.
+    pub(super) fn parse_quote(bytes: &[u8]) -> Option<Self> {
+        Self::parse_as(bytes, Extent::Beginning)
+    }
+
+    fn parse_as(bytes: &[u8], extent: Extent) -> Option<Self> {
         match bytes.first()? >> 4 {
-            4 => parse_v4(bytes),
-            6 => parse_v6(bytes),
+            4 => parse_v4(bytes, extent),
+            6 => parse_v6(bytes, extent),
             _ => None,
+        }
+    }
+}
+
+/// How much of a packet there must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All of it.
+    Whole,
+    /// Its headers.
+    Beginning,
+}
+
+impl Extent {
+    /// The length to work with when a header says `claimed` and `present` bytes are there.
+    fn length(self, claimed: usize, present: usize) -> Option<usize> {
+        match self {
+            Self::Whole => (claimed <= present).then_some(claimed),
+            Self::Beginning => Some(claimed.min(present)),
         }
     }
 }
@@ -105,13 +133,13 @@ pub(super) fn put32(bytes: &mut [u8], at: usize, value: u32) {
     }
 }
 
-fn parse_v4(bytes: &[u8]) -> Option<Packet> {
+fn parse_v4(bytes: &[u8], extent: Extent) -> Option<Packet> {
     let head = bytes.first_chunk::<V4_HEADER>()?;
     let [ihl, tos, l0, l1, i0, i1, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
         *head;
     let header = usize::from(ihl & 0x0f).checked_mul(4)?;
-    let len = usize::from(u16::from_be_bytes([l0, l1]));
-    if header < V4_HEADER || len < header || len > bytes.len() {
+    let len = extent.length(usize::from(u16::from_be_bytes([l0, l1])), bytes.len())?;
+    if header < V4_HEADER || len < header {
         return None;
     }
     let flags = u16::from_be_bytes([f0, f1]);
@@ -135,15 +163,12 @@ fn parse_v4(bytes: &[u8]) -> Option<Packet> {
     })
 }
 
-fn parse_v6(bytes: &[u8]) -> Option<Packet> {
+fn parse_v6(bytes: &[u8], extent: Extent) -> Option<Packet> {
     let head = bytes.first_chunk::<V6_HEADER>()?;
     let word = be32(head, 0)?;
     let payload = usize::from(be16(head, 4)?);
-    let len = payload.checked_add(V6_HEADER)?;
     // A payload length of zero would be a jumbogram (RFC 2675), which no tunnel carries.
-    if len > bytes.len() {
-        return None;
-    }
+    let len = extent.length(payload.checked_add(V6_HEADER)?, bytes.len())?;
     let source: [u8; 16] = *head.get(8..)?.first_chunk()?;
     let destination: [u8; 16] = *head.get(24..)?.first_chunk()?;
     let mut protocol = *head.get(6)?;

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use super::icmp::Subject;
 use super::packet::{Fragment, Packet, Upper};
 use crate::model::Selector;
 
@@ -58,6 +59,33 @@ pub(super) fn judge(
     }
 }
 
+/// As [`judge`], but an ICMP error is judged by the packet it is about (RFC 4301 6): that one must
+/// have been allowed the other way, and the error must go back to its sender. Its own header says
+/// little: no selector for a service names ICMP, and any router on the way may send it. One that
+/// comes from the peer must still have an address of the peer.
+pub(super) fn judge_subject(
+    local: &[Selector],
+    remote: &[Selector],
+    packet: &Packet,
+    subject: &Subject,
+    direction: Direction,
+) -> Verdict {
+    let quoted = match subject {
+        Subject::Itself => return judge(local, remote, packet, direction),
+        Subject::Unreadable => return Verdict::Refuse,
+        Subject::Quoted(quoted) => quoted,
+    };
+    let (other_way, peer) = match direction {
+        Direction::Inbound => (Direction::Outbound, packet.source),
+        Direction::Outbound => (Direction::Inbound, packet.destination),
+    };
+    let returns = packet.destination == quoted.source && covers(remote, peer);
+    match judge(local, remote, quoted, other_way) {
+        Verdict::Pass if returns => Verdict::Pass,
+        _ => Verdict::Refuse,
+    }
+}
+
 /// Whether an address is covered by any selector, whatever the protocol.
 pub(super) fn covers(selectors: &[Selector], address: IpAddr) -> bool {
     selectors.iter().any(|selector| within(selector, address))
@@ -103,8 +131,9 @@ fn within(selector: &Selector, address: IpAddr) -> bool {
 #[cfg(test)]
 #[allow(clippy::arithmetic_side_effects)]
 mod tests {
+    use super::super::icmp::subject;
     use super::super::packet::build::{ip, tcp, udp};
-    use super::super::packet::{ICMP, put16};
+    use super::super::packet::{ICMP, ICMPV6, put16};
     use super::*;
 
     fn selector(start: &str, end: &str, protocol: u8, ports: (u16, u16)) -> Selector {
@@ -189,6 +218,61 @@ mod tests {
         assert_eq!(verdict(&opaque, &remote, &gre, Inbound), Pass);
         let with_ports = udp("10.77.0.5", 9, "10.20.0.1", 53, b"");
         assert_eq!(verdict(&opaque, &remote, &with_ports, Inbound), Refuse);
+    }
+
+    /// An ICMP error from `source` to `to` that quotes the beginning of `offender`.
+    fn error(source: &str, to: &str, kind: u8, offender: &[u8]) -> Vec<u8> {
+        let mut upper = vec![kind, 1, 0, 0, 0, 0, 0, 0];
+        let quote = if source.contains(':') { 48 } else { 28 };
+        upper.extend(&offender[..quote]);
+        ip(source, to, if source.contains(':') { ICMPV6 } else { ICMP }, &upper)
+    }
+
+    fn verdict_of_error(
+        local: &Selector,
+        remote: &Selector,
+        bytes: &[u8],
+        way: Direction,
+    ) -> Verdict {
+        let packet = Packet::parse(bytes).unwrap();
+        judge_subject(&[*local], &[*remote], &packet, &subject(bytes, &packet), way)
+    }
+
+    #[test]
+    fn an_icmp_error_is_judged_by_the_packet_it_is_about() {
+        // The service is TCP 443 of one server; nothing names ICMP.
+        let local = selector("10.20.0.1", "10.20.0.1", 6, (443, 443));
+        let remote = any("10.77.0.5");
+        let request = tcp("10.77.0.5", "10.20.0.1", 1, 2, &[], &[0; 64]);
+        let mut reply = tcp("10.20.0.1", "10.77.0.5", 1, 2, &[], &[0; 64]);
+        reply[20..24].copy_from_slice(&[1, 187, 0x9c, 0x40]);
+        let judge = |bytes: &[u8], way| verdict_of_error(&local, &remote, bytes, way);
+
+        // A router behind the gateway about the client's request; the client about the reply.
+        assert_eq!(judge(&error("10.99.0.1", "10.77.0.5", 3, &request), Outbound), Pass);
+        assert_eq!(judge(&error("10.77.0.5", "10.20.0.1", 11, &reply), Inbound), Pass);
+
+        // About a packet that may not pass, to somebody else, or from somebody else.
+        let ssh = udp("10.77.0.5", 9, "10.20.0.1", 443, &[0; 64]);
+        assert_eq!(judge(&error("10.99.0.1", "10.77.0.5", 3, &ssh), Outbound), Refuse);
+        assert_eq!(judge(&error("10.77.0.5", "10.20.0.2", 3, &reply), Inbound), Refuse);
+        assert_eq!(judge(&error("10.77.0.6", "10.20.0.1", 3, &reply), Inbound), Refuse);
+        // About its own packet, as if it had come back.
+        assert_eq!(judge(&error("10.77.0.5", "10.20.0.1", 3, &request), Inbound), Refuse);
+        // About nothing readable.
+        let bare = ip("10.77.0.5", "10.20.0.1", ICMP, &[3, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(judge(&bare, Inbound), Refuse);
+    }
+
+    #[test]
+    fn a_peer_may_not_send_errors_about_flows_of_others() {
+        let local = any("fd20::1");
+        let remote = any("fd77::5");
+        let own = udp("fd20::1", 1, "fd77::5", 2, &[0; 64]);
+        let others = udp("fd20::1", 1, "fd77::6", 2, &[0; 64]);
+        let judge = |bytes: &[u8]| verdict_of_error(&local, &remote, bytes, Inbound);
+        assert_eq!(judge(&error("fd77::5", "fd20::1", 2, &own)), Pass);
+        assert_eq!(judge(&error("fd77::5", "fd20::1", 2, &others)), Refuse);
     }
 
     #[test]

@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::child::Child;
+use super::icmp::Subject;
 use super::packet::Packet;
-use super::selector::{Direction, Verdict, covers, judge};
+use super::selector::{Direction, Verdict, covers, judge_subject};
 use crate::error::PlaneError;
 use crate::model::{ChildId, Selector};
 
@@ -90,7 +91,7 @@ impl Table {
     /// Finds the child for an outbound packet: the narrowest range that holds its destination
     /// first, and within one range the child activated last. An older child takes over where a
     /// newer one is gone or exhausted.
-    pub(super) fn route(&self, packet: &Packet) -> Route<'_> {
+    pub(super) fn route(&self, packet: &Packet, subject: &Subject) -> Route<'_> {
         let destination = packet.destination;
         let exact = self.outbound.exact.get(&destination).into_iter().flatten();
         let ranges = self
@@ -105,7 +106,8 @@ impl Table {
                 route = Route::Refused;
                 continue;
             }
-            match judge(&child.local, &child.remote, packet, Direction::Outbound) {
+            let way = Direction::Outbound;
+            match judge_subject(&child.local, &child.remote, packet, subject, way) {
                 Verdict::Pass => return Route::Child(child),
                 Verdict::PassIfFirstDid => return Route::ChildIfFirstDid(child),
                 Verdict::Refuse => route = Route::Refused,

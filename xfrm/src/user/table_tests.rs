@@ -45,7 +45,7 @@ fn table(children: &[Arc<Child>]) -> Table {
 fn taken(table: &Table, destination: &str) -> u64 {
     let source = if destination.contains(':') { "fd20::1" } else { "10.20.0.1" };
     let bytes = udp(source, 1, destination, 2, b"");
-    match table.route(&Packet::parse(&bytes).unwrap()) {
+    match table.route(&Packet::parse(&bytes).unwrap(), &Subject::Itself) {
         Route::Child(child) => child.id.0,
         Route::Nobody => 0,
         other => panic!("{other:?}"),

@@ -6,6 +6,7 @@
 
 mod docs;
 mod fuzz;
+mod matrix;
 mod packages;
 mod run;
 mod test;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::run::{self, Program};
-use crate::{docs, packages, prepare_labs};
+use crate::{docs, matrix, packages, prepare_labs};
 
 /// Runs all checks; labs too unless `fast`.
 ///
@@ -39,6 +39,7 @@ pub(crate) fn all(fast: bool) -> Result<()> {
         Program::cargo(["test", "--quiet", "-p", "pki", "--features", "failpoints"]).run()
     });
     tally.step("documents", docs::check);
+    tally.step("RFC matrix", matrix::check);
     if !fast && built {
         // `cargo test` of the whole workspace may have replaced the binaries.
         if tally.step("lab programs", || run::build_lab_programs(true)) {

@@ -8,7 +8,7 @@ use crate::crypto::{KexKind, KexRequest, KexResponse, SharedSecret};
 use crate::event::{Blame, CloseReason};
 use crate::exchange::rekey_child::{ChildAnswer, ChildRequest};
 use crate::exchange::rekey_ike::{IkeAnswer, IkeRequest};
-use crate::exchange::{Task, about, rekey_child, rekey_ike, send_response};
+use crate::exchange::{Task, about, advance, rekey_child, rekey_ike, send_response};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::rng::SaRng;
 use crate::sa::context::{Ctx, Purpose, refusal};
@@ -348,6 +348,7 @@ fn fail(ctx: &mut Ctx, sa: &mut IkeSa, ours: bool) {
         (false, _) => {
             abandon_response(ctx, sa);
             respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+            answered(ctx, sa);
         }
     }
 }
@@ -377,6 +378,20 @@ fn abandon_response(ctx: &mut Ctx, sa: &mut IkeSa) {
 pub(crate) fn child_work_under_way(sa: &IkeSa) -> bool {
     matches!(sa.requesting.as_deref(), Some(Requesting::Child(_)))
         || matches!(sa.active, Some(Task::DeleteChild(_) | Task::RekeyChild(_)))
+}
+
+/// The peer's request is answered: what waited for that goes on. Our own exchange does when it
+/// crosses the peer's, since both outcomes decide what stays.
+pub(crate) fn answered(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if sa.requesting.is_some() && sa.window.outstanding().is_none() {
+        proceed(ctx, sa, true);
+    }
+    advance(ctx, sa);
+}
+
+/// Whether the peer's IKE rekey is being answered.
+pub(crate) fn ike_rekey_answering(sa: &IkeSa) -> bool {
+    matches!(sa.responding.as_deref(), Some(Responding::Ike(_)))
 }
 
 /// Whether our own IKE rekey is under way.

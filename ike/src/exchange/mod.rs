@@ -49,7 +49,12 @@ pub(crate) fn advance(ctx: &mut Ctx, sa: &mut IkeSa) {
     if !matches!(sa.phase, Phase::Established | Phase::Rekeyed | Phase::Closing) {
         return;
     }
-    while sa.active.is_none() && sa.requesting.is_none() && sa.window.outstanding().is_none() {
+    // What is sent while the peer replaces this SA would belong to neither.
+    while sa.active.is_none()
+        && sa.requesting.is_none()
+        && sa.window.outstanding().is_none()
+        && !create_child::ike_rekey_answering(sa)
+    {
         let Some(task) = sa.tasks.pop_front() else {
             return;
         };

@@ -9,8 +9,8 @@ use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason, Event};
 use crate::exchange::collision::ours_is_redundant;
 use crate::exchange::create_child::{
-    self, Kex, Requesting, Responding, abandon_request, child_work_under_way, may_request,
-    respond_error, retry_later,
+    self, Kex, Requesting, Responding, abandon_request, child_work_under_way, ike_rekey_answering,
+    may_request, respond_error, retry_later,
 };
 use crate::exchange::{Task, about, advance, send_request, send_response};
 use crate::io::{ChildSaId, IkeSaId, TimerKind};
@@ -118,12 +118,13 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     if request.answer.is_some() {
-        if request.kex.secret.is_some() {
+        // What the peer's crossing exchange makes is to be known first.
+        if request.kex.secret.is_some() && !ike_rekey_answering(sa) {
             complete(ctx, sa);
         }
         return;
     }
-    if request.sent {
+    if request.sent || request.kex.public.is_empty() {
         return;
     }
     request.sent = true;
@@ -323,9 +324,9 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
     }
     // What was queued for the children goes along; what was about the old SA does not.
     let tasks = std::mem::take(&mut old.tasks);
-    new.tasks.extend(
-        tasks.into_iter().filter(|t| matches!(t, Task::DeleteChild(_) | Task::RekeyChild(_))),
-    );
+    new.tasks.extend(tasks.into_iter().filter(|task| {
+        matches!(task, Task::DeleteChild(_) | Task::RekeyChild(_) | Task::UpdateAddresses)
+    }));
     new.auth = old.auth.clone();
     if let Some(auth) = &mut new.auth {
         auth.established_at = ctx.now.mono;
@@ -383,7 +384,8 @@ pub(crate) fn process_request(
     ni: &Nonce,
 ) {
     // RFC 7296 2.25.2: not while we make, replace or close a child.
-    if child_work_under_way(sa) {
+    // Nor when the peer has answered our own rekey: it has the successor already (2.25.1).
+    if child_work_under_way(sa) || request(sa).is_some_and(|request| request.answer.is_some()) {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
     let Some(ke) = payloads.ke() else {
@@ -460,7 +462,8 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         .as_deref()
         .map(|old| Protection::rekeyed(old, ctx.crypto, suite, false, spis, nonces, &shared));
     let Some(Ok(protection)) = made else {
-        return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+        respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+        return create_child::answered(ctx, sa);
     };
     let payloads = Payloads::from(vec![
         Payload::Sa(proposal::answer_ike(&response.chosen, Some(response.spi))),
@@ -479,7 +482,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         ctx.timers.set(TimerKey::new(new.id, TimerKind::Tombstone), at);
         ctx.deferred.push_back(Deferred::Adopt(new));
         send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
-        return;
+        return create_child::answered(ctx, sa);
     }
     succeed(ctx, sa, &mut new, false);
     ctx.deferred.push_back(Deferred::Adopt(new));

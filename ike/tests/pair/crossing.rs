@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ike::Command;
 use ike::event::CloseReason;
+use ike::io::Action;
 
 use crate::harness::*;
 
@@ -61,6 +62,11 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
     let began = pair.now.mono;
     let closes = [client, server].iter().any(|op| matches!(op, Op::CloseChild | Op::CloseIke));
     if walk.below(2) == 0 {
+        // What actions take decides over the order of things too.
+        pair.client.late = |_| true;
+        pair.server.late = |_| true;
+    }
+    if walk.below(2) == 0 {
         start(&mut pair, Side::Client, client);
         start(&mut pair, Side::Server, server);
     } else {
@@ -68,6 +74,13 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
         start(&mut pair, Side::Client, client);
     }
     for _ in 0..walk.below(30) {
+        let side = if walk.below(2) == 0 { Side::Client } else { Side::Server };
+        let late = pair.peer(side).answers.len();
+        if late > 0 && walk.below(2) == 0 {
+            let at = walk.below(late);
+            pair.answer_late(side, at);
+            continue;
+        }
         if pair.wire.is_empty() || walk.below(8) == 0 {
             pair.wait(Duration::from_millis(walk.below(1500) as u64));
             continue;
@@ -85,6 +98,13 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
         // After five seconds a responder trusts that its answer arrived, which it may not have.
         if !closes && pair.now.mono.since(began) < Duration::from_secs(5) {
             pair.assert_traffic_flows();
+        }
+    }
+    for side in [Side::Client, Side::Server] {
+        pair.peer(side).late = |_| false;
+        while let late @ 1.. = pair.peer(side).answers.len() {
+            let at = walk.below(late);
+            pair.answer_late(side, at);
         }
     }
     pair.run_for(Duration::from_secs(120));
@@ -169,6 +189,93 @@ fn a_child_closed_while_it_is_rekeyed() {
             pair.assert_no_leaks();
         }
     }
+}
+
+/// Delivers the oldest datagram to one side.
+fn deliver_to(pair: &mut Pair, side: Side) {
+    let at = pair.wire.iter().position(|flight| flight.to == side).unwrap();
+    let flight = pair.wire.remove(at).unwrap();
+    pair.deliver(flight);
+}
+
+fn installs(action: &Action) -> bool {
+    matches!(action, Action::InstallChild(_))
+}
+
+fn crossing(seed: u8) -> Pair {
+    let mut setup = Setup::new().quiet();
+    setup.seeds = (seed, seed.wrapping_add(100));
+    let mut pair = Pair::connected_with(setup);
+    start(&mut pair, Side::Client, Op::RekeyChild);
+    start(&mut pair, Side::Server, Op::RekeyChild);
+    pair.server.late = installs;
+    pair
+}
+
+fn settles_on_one_child(mut pair: Pair) {
+    pair.server.late = |_| false;
+    pair.run_for(Duration::from_secs(30));
+    pair.assert_connected();
+    pair.assert_traffic_flows();
+    assert!(pair.client.plane.values().all(|child| Some(child.child) == pair.client.sending));
+    assert!(pair.server.plane.values().all(|child| Some(child.child) == pair.server.sending));
+    pair.assert_no_leaks();
+}
+
+/// Our rekey is answered and its child is being installed when the peer's request comes: for us
+/// the child is replaced already, and the peer, which answered, knows by what.
+#[test]
+fn a_rekey_that_comes_while_ours_is_being_installed_is_put_off() {
+    for seed in 0..20 {
+        let mut pair = crossing(seed);
+        deliver_to(&mut pair, Side::Client);
+        while pair.wire.iter().filter(|flight| flight.to == Side::Server).count() > 1 {
+            let answer = pair.wire.pop_back().unwrap();
+            pair.deliver(answer);
+        }
+        assert_eq!(pair.server.answers.len(), 1, "its own child is being installed");
+        deliver_to(&mut pair, Side::Server);
+        assert_eq!(pair.server.answers.len(), 1, "no second child is made");
+        pair.answer_late(Side::Server, 0);
+        settles_on_one_child(pair);
+    }
+}
+
+/// The answer to our rekey comes while the peer's is being worked on: whose child stays is decided
+/// when both are known.
+#[test]
+fn an_answer_that_comes_while_the_peers_rekey_is_being_installed_waits_for_it() {
+    for seed in 0..20 {
+        let mut pair = crossing(seed);
+        deliver_to(&mut pair, Side::Server);
+        assert_eq!(pair.server.answers.len(), 1, "the peer's child is being installed");
+        deliver_to(&mut pair, Side::Client);
+        deliver_to(&mut pair, Side::Server);
+        assert_eq!(pair.server.answers.len(), 1, "its own child waits");
+        while !pair.server.answers.is_empty() {
+            pair.answer_late(Side::Server, 0);
+        }
+        settles_on_one_child(pair);
+    }
+}
+
+/// What is to be closed while the peer's IKE rekey is being answered is closed under the
+/// successor, where the peer looks for it.
+#[test]
+fn a_child_closed_while_the_peers_ike_rekey_is_answered_is_closed_under_the_successor() {
+    let mut pair = Pair::connected();
+    pair.server.late = |_| true;
+    start(&mut pair, Side::Client, Op::RekeyIke);
+    pair.step();
+    start(&mut pair, Side::Server, Op::CloseChild);
+    pair.server.late = |_| false;
+    while !pair.server.answers.is_empty() {
+        pair.answer_late(Side::Server, 0);
+    }
+    pair.run_for(Duration::from_secs(60));
+    assert_eq!((pair.client.established().len(), pair.server.established().len()), (1, 1));
+    pair.assert_mirrored(0);
+    pair.assert_no_leaks();
 }
 
 /// Both rekey the child at once, nothing lost: the nonces decide, and each outcome is seen.

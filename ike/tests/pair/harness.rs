@@ -106,6 +106,9 @@ pub struct Peer {
     /// Actions to be kept back.
     pub hold: fn(&Action) -> bool,
     pub held: Vec<(Token, Action)>,
+    /// Actions that are done at once and answered later.
+    pub late: fn(&Action) -> bool,
+    pub answers: Vec<(Token, Completion)>,
     /// Child SAs installed.
     pub plane: BTreeMap<ChildSaId, InstallChild>,
     /// How long ago ESP came in, as the data plane says.
@@ -139,6 +142,8 @@ impl Peer {
             grant: None,
             hold: |_| false,
             held: Vec::new(),
+            late: |_| false,
+            answers: Vec::new(),
             plane: BTreeMap::new(),
             idle_in: None,
             removed: Vec::new(),
@@ -457,7 +462,12 @@ impl Pair {
                         peer.held.push((token, action));
                     }
                     Output::Action(token, action) => {
+                        let late = (peer.late)(&action);
                         let completion = peer.answer(now, action);
+                        if late {
+                            peer.answers.push((token, completion));
+                            continue;
+                        }
                         inputs.push_back(Input::Completion(token, completion));
                     }
                     Output::Event(event) => peer.events.push(event),
@@ -515,6 +525,7 @@ impl Pair {
             Engine::restore(peer.config.clone(), peer.crypto, peer.seed, now, snapshots).unwrap();
         peer.plane.clear();
         peer.held.clear();
+        peer.answers.clear();
         self.input(side, Input::Timeout);
     }
 
@@ -597,6 +608,12 @@ impl Pair {
         let peer = self.peer(side);
         let (token, action) = peer.held.remove(index);
         let completion = peer.answer(now, action);
+        self.input(side, Input::Completion(token, completion));
+    }
+
+    /// Gives the engine one of the answers that are late.
+    pub fn answer_late(&mut self, side: Side, index: usize) {
+        let (token, completion) = self.peer(side).answers.remove(index);
         self.input(side, Input::Completion(token, completion));
     }
 

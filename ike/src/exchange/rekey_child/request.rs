@@ -4,7 +4,7 @@ use crate::crypto::EspSuite;
 use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason};
 use crate::exchange::create_child::{Kex, Requesting, abandon_request, may_request, retry_later};
-use crate::exchange::rekey_child::{Collision, activate, successor_gone};
+use crate::exchange::rekey_child::{Collision, activate, respond, successor_gone};
 use crate::exchange::{Task, about, advance, create_child, send_request};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::{narrowing, proposal};
@@ -72,6 +72,11 @@ impl ChildRequest {
     /// The request is on its way, and so beyond recall.
     pub(super) fn is_sent(&self) -> bool {
         self.sent
+    }
+
+    /// The peer has answered it; what it makes is being installed.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answer.is_some() || self.installing.is_some()
     }
 
     pub(super) fn predecessor_gone(&mut self, old: ChildSaId) {
@@ -300,9 +305,14 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
 
 /// Installs what was agreed, unless the peer's crossing rekey made it redundant.
 fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let crossing = respond::rekeying(sa);
     let Some(request) = request(sa) else {
         return;
     };
+    if crossing == Some(request.rekeys) {
+        // What the peer's exchange makes is to be known first; its answer is on the way.
+        return;
+    }
     let (Some(answer), Some(spi_in)) = (request.answer.take(), request.spi_in) else {
         return;
     };

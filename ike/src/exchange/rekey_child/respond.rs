@@ -8,7 +8,7 @@ use crate::exchange::create_child::{
     self, Kex, Requesting, Responding, abandon_request, ike_rekey_under_way, respond_error,
 };
 use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision};
-use crate::exchange::{advance, send_response};
+use crate::exchange::send_response;
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::narrowing;
 use crate::policy::proposal::{self, Chosen, EspKex};
@@ -76,6 +76,14 @@ pub(crate) fn process_request(
         Ok(rekeys) => rekeys,
         Err(notify) => return respond_error(ctx, sa, notify),
     };
+    if let Some(Requesting::Child(request)) = sa.requesting.as_deref()
+        && Some(request.rekeys()) == rekeys
+        && request.is_answered()
+    {
+        // RFC 7296 2.25.1: for us it is replaced already. The peer has answered our rekey, so it
+        // has what replaces it too.
+        return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    }
     if rekeys.is_none() && sa.children.len() >= MAX_CHILDREN {
         return respond_error(ctx, sa, Notify::new(NotifyType::NoAdditionalSas));
     }
@@ -232,6 +240,14 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
     })));
 }
 
+/// The child that the peer is rekeying.
+pub(super) fn rekeying(sa: &IkeSa) -> Option<ChildSaId> {
+    match sa.responding.as_deref()? {
+        Responding::Child(response) => response.rekeys,
+        Responding::Ike(_) => None,
+    }
+}
+
 fn response(sa: &mut IkeSa) -> Option<&mut ChildAnswer> {
     match sa.responding.as_deref_mut() {
         Some(Responding::Child(response)) => Some(response),
@@ -343,7 +359,7 @@ pub(crate) fn answer_installed(
         payloads.push_notify(Notify::new(NotifyType::AdditionalTsPossible));
     }
     send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
-    advance(ctx, sa);
+    create_child::answered(ctx, sa);
 }
 
 /// The peer has rekeyed `old`. When we are doing so too, which of the new ones stays is known
@@ -381,5 +397,5 @@ fn unavailable(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
         kex.release(ctx, sa);
     }
     respond_error(ctx, sa, refused.notify);
-    advance(ctx, sa);
+    create_child::answered(ctx, sa);
 }

@@ -43,8 +43,10 @@ pub trait PacketFilter: Send {
     /// The kernel's refusal.
     fn counters(&mut self) -> Result<FilterCounters, PlaneError>;
 
-    /// Puts the rules back when something else on the machine removed them (a reloaded
-    /// `nftables.service` flushes every table). True when it had to.
+    /// Puts the rules back when something else on the machine removed or changed them (a reloaded
+    /// `nftables.service` flushes every table). True when it had to. Cheap enough to call every
+    /// second: one query while nobody changes any rule. Until the call, traffic is as open as
+    /// what is left of the rules.
     ///
     /// # Errors
     /// When they could not be put back.
@@ -331,8 +333,8 @@ impl Enforcer {
         self.network.set_mtu(mtu)
     }
 
-    /// Puts the firewall back if something else removed it; call it every few seconds. True
-    /// when it had to.
+    /// Puts the firewall back if something else removed or changed it; call it every second. True
+    /// when it had to. See [`PacketFilter::ensure`].
     ///
     /// # Errors
     /// When it could not be put back.

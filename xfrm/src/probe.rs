@@ -2,13 +2,14 @@
 //!
 //! Duty: one report with one clear reason for each thing that is missing. Everything is tried in
 //! a fresh network namespace on a thread of its own, so nothing of it can touch the machine or
-//! stay behind; where no namespace can be made, nothing is tried and the report says so.
+//! stay behind. Where no namespace can be made (a container with CAP_NET_ADMIN alone) it is tried
+//! in place, under throw-away names and on addresses that no packet has, and taken away again.
 
 use std::fs::OpenOptions;
 use std::io;
 
 use crate::error::PlaneError;
-use crate::kernel::try_esp;
+use crate::kernel::{if_id_for, try_esp};
 use crate::model::PlaneKind;
 use crate::netns::in_fresh_namespace;
 use crate::nft::try_ruleset;
@@ -41,34 +42,39 @@ pub struct ProbeReport {
     pub nft: Result<(), String>,
 }
 
-/// Tries each facility in a throw-away network namespace.
+/// Tries each facility in a throw-away network namespace, or in place where there can be none.
 pub fn probe() -> ProbeReport {
-    let tried = in_fresh_namespace(|| Tried {
-        // The kernel plane's filter matches the SA a packet came by, which is part of IPsec
-        // support too.
-        kernel_esp: explain(try_esp().and_then(|()| try_ruleset(PlaneKind::Kernel))),
-        xfrm_interface: explain(try_interface()),
-        nft: explain(try_ruleset(PlaneKind::Userspace)),
-    });
     let net_admin = has_net_admin();
     let tun = try_tun();
-    match tried {
-        Ok(Tried { kernel_esp, xfrm_interface, nft }) => {
-            ProbeReport { kernel_esp, xfrm_interface, tun, net_admin, nft }
+    let Tried { kernel_esp, xfrm_interface, nft } = match in_fresh_namespace(|| attempt("probe")) {
+        Ok(tried) => tried,
+        Err(_) if net_admin => {
+            // At most 15 characters, the limit of an interface's name.
+            attempt(&format!("rnlp{}", std::process::id()))
         }
         Err(error) => {
             let sentence = format!(
-                "cannot make a network namespace to try it in ({error}); run as root or with \
-                 CAP_SYS_ADMIN and CAP_NET_ADMIN"
+                "cannot try it: no network namespace can be made ({error}) and the process lacks \
+                 CAP_NET_ADMIN; run as root or with CAP_NET_ADMIN"
             );
-            ProbeReport {
+            Tried {
                 kernel_esp: Err(sentence.clone()),
                 xfrm_interface: Err(sentence.clone()),
-                tun,
-                net_admin,
                 nft: Err(sentence),
             }
         }
+    };
+    ProbeReport { kernel_esp, xfrm_interface, tun, net_admin, nft }
+}
+
+/// Tries what needs the network, in the calling thread's network namespace.
+fn attempt(name: &str) -> Tried {
+    Tried {
+        // The kernel plane's filter matches the SA a packet came by, which is part of IPsec
+        // support too.
+        kernel_esp: explain(try_esp().and_then(|()| try_ruleset(PlaneKind::Kernel, name))),
+        xfrm_interface: explain(try_interface(name)),
+        nft: explain(try_ruleset(PlaneKind::Userspace, name)),
     }
 }
 
@@ -82,10 +88,10 @@ fn explain(result: Result<(), PlaneError>) -> Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
-fn try_interface() -> Result<(), PlaneError> {
+fn try_interface(name: &str) -> Result<(), PlaneError> {
     let mut socket = RouteSocket::open()?;
-    socket.add_xfrm_interface("probe", 1)?;
-    socket.delete_link("probe")
+    socket.add_xfrm_interface(name, if_id_for(name))?;
+    socket.delete_link(name)
 }
 
 fn try_tun() -> Result<(), String> {
@@ -237,6 +243,40 @@ mod tests {
             let error = choose(choice, &report).unwrap_err().to_string();
             assert!(error.contains("CAP_NET_ADMIN"), "{error}");
         }
+    }
+
+    /// As in a container that has CAP_NET_ADMIN and nothing more.
+    #[test]
+    fn without_a_namespace_it_tries_in_place_and_cleans_up() {
+        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let here = || {
+            let run = |program: &str, arguments: &[&str]| {
+                let output = std::process::Command::new(program).args(arguments).output().unwrap();
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            };
+            run("nft", &["list", "ruleset"]) + &run("ip", &["-br", "link"])
+        };
+        in_fresh_namespace(|| {
+            let before = here();
+            let mut mine = capabilities(None).unwrap();
+            mine.effective.remove(CapabilitySet::SYS_ADMIN);
+            mine.permitted.remove(CapabilitySet::SYS_ADMIN);
+            set_capabilities(None, mine).unwrap();
+            assert!(in_fresh_namespace(|| ()).is_err());
+            let report = probe();
+            assert_eq!(report.nft, Ok(()));
+            for sentence in [&report.kernel_esp, &report.xfrm_interface] {
+                assert!(
+                    sentence.as_ref().err().is_none_or(|why| why.contains("CONFIG_")),
+                    "{report:?}"
+                );
+            }
+            assert_eq!(here(), before);
+        })
+        .unwrap();
     }
 
     #[test]

@@ -370,6 +370,48 @@ fn comes_back_after_a_flush_and_leaves_nothing() {
 }
 
 #[test]
+fn every_change_by_others_is_noticed_and_repaired() {
+    in_namespace(|| {
+        let mut world = World::new(false);
+        let _web = world.listen("10.20.0.10:8080");
+        let _other = world.listen("10.20.0.10:8081");
+        world.firewall.bind(&lease(7, 2)).unwrap();
+        let before = sh("nft --stateless list table inet runnel");
+        for change in [
+            "flush chain inet runnel forward",
+            "flush table inet runnel",
+            "flush chain inet runnel fwd.builder-1",
+            "insert rule inet runnel forward accept",
+            "add table inet runnel { flags dormant; }",
+            "chain inet runnel forward { policy drop; }",
+        ] {
+            assert!(!world.firewall.ensure().unwrap(), "nothing to repair before: {change}");
+            sh(&format!("nft '{change}'"));
+            assert!(world.firewall.ensure().unwrap(), "not noticed: {change}");
+            assert_eq!(sh("nft --stateless list table inet runnel"), before, "{change}");
+            assert!(world.blocked("10.20.0.10:8081"), "{change}");
+            assert!(world.connects("10.20.0.10:8080"), "{change}");
+        }
+        // A change of roles repairs first: what is missing must not pass for its own doing.
+        sh("nft flush chain inet runnel forward");
+        world.firewall.replace_roles(&[builder()]).unwrap();
+        assert_eq!(sh("nft --stateless list table inet runnel"), before);
+        // Its own changes and those of others elsewhere are nothing to repair.
+        sh("nft add table inet strangers; nft add chain inet strangers forward");
+        world.firewall.bind(&lease(8, 3)).unwrap();
+        world.firewall.replace_roles(&[builder()]).unwrap();
+        assert!(!world.firewall.ensure().unwrap());
+
+        let started = Instant::now();
+        for _ in 0..1000 {
+            assert!(!world.firewall.ensure().unwrap());
+        }
+        let each = started.elapsed() / 1000;
+        assert!(each < Duration::from_millis(2), "too dear to poll every second: {each:?}");
+    });
+}
+
+#[test]
 fn roles_come_and_go_while_bound() {
     in_namespace(|| {
         let mut world = World::new(false);

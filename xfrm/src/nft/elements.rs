@@ -11,9 +11,12 @@ use crate::netlink::{Attrs, Message, attr_u64_be};
 const SUBSYSTEM: u16 = 10 << 8;
 const NFT_MSG_GETTABLE: u16 = SUBSYSTEM | 1;
 const NFT_MSG_DELTABLE: u16 = SUBSYSTEM | 2;
+const NFT_MSG_GETCHAIN: u16 = SUBSYSTEM | 4;
+const NFT_MSG_GETRULE: u16 = SUBSYSTEM | 7;
 const NFT_MSG_NEWSETELEM: u16 = SUBSYSTEM | 12;
 const NFT_MSG_GETSETELEM: u16 = SUBSYSTEM | 13;
 const NFT_MSG_DELSETELEM: u16 = SUBSYSTEM | 14;
+const NFT_MSG_GETGEN: u16 = SUBSYSTEM | 16;
 const NFT_MSG_GETOBJ: u16 = SUBSYSTEM | 19;
 
 const NLM_F_CREATE: u16 = 0x400;
@@ -21,9 +24,19 @@ const NFPROTO_INET: u8 = 1;
 /// Length of struct nfgenmsg.
 const FIXED: usize = 4;
 
+const NFTA_GEN_ID: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_TABLE_FLAGS: u16 = 2;
 const NFTA_TABLE_USE: u16 = 3;
 const NFTA_TABLE_HANDLE: u16 = 4;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_HANDLE: u16 = 2;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -133,23 +146,78 @@ pub(super) fn delete_table(table: &str) -> Message {
     message(NFT_MSG_DELTABLE, 0).attr_str(NFTA_TABLE_NAME, table)
 }
 
-/// Asks for the table's identity.
+/// Asks for the number of the ruleset's generation: every transaction of anybody makes another.
+pub(super) fn get_generation() -> Message {
+    message(NFT_MSG_GETGEN, 0)
+}
+
+pub(super) fn parse_generation(payload: &[u8]) -> Result<Vec<u8>, PlaneError> {
+    Ok(Attrs::find_kind(after_fixed(payload)?, NFTA_GEN_ID)?.unwrap_or(&[]).to_vec())
+}
+
+/// Asks for the table itself.
 pub(super) fn get_table(table: &str) -> Message {
     message(NFT_MSG_GETTABLE, 0).attr_str(NFTA_TABLE_NAME, table)
 }
 
-/// What tells this very table, complete, from another of the same name: handle and number of
-/// chains, maps and counters in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TableIdentity {
-    handle: Vec<u8>,
-    uses: Vec<u8>,
+/// Asks for the chains of all tables: the kernel does not narrow this list.
+pub(super) fn list_chains() -> Message {
+    message(NFT_MSG_GETCHAIN, 0)
 }
 
-pub(super) fn parse_table(payload: &[u8]) -> Result<TableIdentity, PlaneError> {
+/// Asks for the rules of a table.
+pub(super) fn list_rules(table: &str) -> Message {
+    message(NFT_MSG_GETRULE, 0).attr_str(NFTA_RULE_TABLE, table)
+}
+
+/// What tells this very table, complete, from another of the same name, or from itself with rules
+/// missing, moved or added: the kernel never gives a handle twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TableIdentity {
+    pub(super) table: Parts,
+    pub(super) chains: Vec<Parts>,
+    pub(super) rules: Vec<Parts>,
+}
+
+/// Attributes that identify one object.
+pub(super) type Parts = Vec<Vec<u8>>;
+
+/// A table's handle, number of chains, maps and counters, and whether it sleeps.
+pub(super) fn parse_table(payload: &[u8]) -> Result<Parts, PlaneError> {
+    parts(payload, &[NFTA_TABLE_HANDLE, NFTA_TABLE_USE, NFTA_TABLE_FLAGS])
+}
+
+/// Name, handle, hook and policy of a chain of this table; chains of others are skipped.
+pub(super) fn parse_chain(table: &str, payload: &[u8]) -> Result<Option<Parts>, PlaneError> {
+    let of = [NFTA_CHAIN_NAME, NFTA_CHAIN_HANDLE, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY];
+    parts_in(table, NFTA_CHAIN_TABLE, payload, &of)
+}
+
+/// Chain and handle of a rule of this table, in the order of evaluation.
+pub(super) fn parse_rule(table: &str, payload: &[u8]) -> Result<Option<Parts>, PlaneError> {
+    parts_in(table, NFTA_RULE_TABLE, payload, &[NFTA_RULE_CHAIN, NFTA_RULE_HANDLE])
+}
+
+fn parts_in(
+    table: &str,
+    table_kind: u16,
+    payload: &[u8],
+    kinds: &[u16],
+) -> Result<Option<Parts>, PlaneError> {
+    // Tables of one name may exist in several families.
+    if payload.first() != Some(&NFPROTO_INET) {
+        return Ok(None);
+    }
+    let name = Attrs::find_kind(after_fixed(payload)?, table_kind)?.unwrap_or(&[]);
+    if name.split(|b| *b == 0).next() != Some(table.as_bytes()) {
+        return Ok(None);
+    }
+    parts(payload, kinds).map(Some)
+}
+
+fn parts(payload: &[u8], kinds: &[u16]) -> Result<Parts, PlaneError> {
     let attrs = after_fixed(payload)?;
-    let find = |kind| Ok::<_, PlaneError>(Attrs::find_kind(attrs, kind)?.unwrap_or(&[]).to_vec());
-    Ok(TableIdentity { handle: find(NFTA_TABLE_HANDLE)?, uses: find(NFTA_TABLE_USE)? })
+    kinds.iter().map(|kind| Ok(Attrs::find_kind(attrs, *kind)?.unwrap_or(&[]).to_vec())).collect()
 }
 
 /// Asks for a map's elements.
@@ -296,6 +364,9 @@ mod tests {
             let _ = parse_elements(false, &payload[..end]);
             let _ = parse_drop_counter("t", &payload[..end]);
             let _ = parse_table(&payload[..end]);
+            let _ = parse_generation(&payload[..end]);
+            let _ = parse_chain("t", &payload[..end]);
+            let _ = parse_rule("t", &payload[..end]);
         }
         assert!(parse_elements(false, &payload[..3]).is_err());
     }

@@ -91,6 +91,8 @@ pub struct Firewall {
     table: String,
     netlink: Netlink,
     identity: TableIdentity,
+    /// The generation of the machine's ruleset in which the table was seen complete.
+    seen: Option<Vec<u8>>,
     leases: BTreeMap<u32, LeaseFilter>,
     owners: BTreeMap<IpAddr, u32>,
     /// Chains of roles that are gone but still have bound leases; empty, so everything drops.
@@ -105,22 +107,43 @@ impl Firewall {
     /// [`PlaneError::System`] when `nft` is missing or refuses; [`PlaneError::Conflict`] for a
     /// name or rule that cannot be. Nothing is installed then.
     pub fn install(config: &FirewallConfig) -> Result<Self, PlaneError> {
+        Self::install_by(config, identify)
+    }
+
+    /// As [`Self::install`], with what looks the new table up.
+    fn install_by(
+        config: &FirewallConfig,
+        identify: impl FnOnce(&mut Netlink, &str) -> Result<Option<TableIdentity>, PlaneError>,
+    ) -> Result<Self, PlaneError> {
         ruleset::check(config)?;
         let table = table_name(&config.instance);
         let mut netlink = Netlink::open(Protocol::Netfilter)?;
+        let cleaner = FlowCleaner::start()?;
         load(&ruleset::base(config))?;
-        let identity = identify(&mut netlink, &table)?.ok_or_else(|| {
-            PlaneError::Malformed(format!("nft loaded the table {table}, but it is not there"))
-        })?;
+        let identity = identify(&mut netlink, &table).and_then(|found| {
+            found.ok_or_else(|| {
+                PlaneError::Malformed(format!("nft loaded the table {table}, but it is not there"))
+            })
+        });
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(error) => {
+                if let Err(second) = delete_table(&mut netlink, &table) {
+                    tracing::warn!(error = %second, "firewall not removed after a failed start");
+                }
+                return Err(error);
+            }
+        };
         Ok(Self {
             config: config.clone(),
             table,
             netlink,
             identity,
+            seen: None,
             leases: BTreeMap::new(),
             owners: BTreeMap::new(),
             retired: BTreeSet::new(),
-            cleaner: FlowCleaner::start()?,
+            cleaner,
         })
     }
 
@@ -243,6 +266,8 @@ impl PacketFilter for Firewall {
 
     fn replace_roles(&mut self, roles: &[RoleFilter]) -> Result<(), PlaneError> {
         ruleset::check_roles(roles)?;
+        // What others changed would otherwise pass for our own from here on.
+        self.ensure()?;
         let wanted: BTreeSet<&str> = roles.iter().map(|role| role.role.as_str()).collect();
         let bound: BTreeSet<&str> = self.leases.values().map(|l| l.role.as_str()).collect();
         let former = self.config.roles.iter().map(|role| &role.role).chain(&self.retired);
@@ -283,9 +308,16 @@ impl PacketFilter for Firewall {
     }
 
     fn ensure(&mut self) -> Result<bool, PlaneError> {
-        if identify(&mut self.netlink, &self.table)?.as_ref() == Some(&self.identity) {
+        // Read before the table is looked at: a change in between makes another generation.
+        let generation = generation(&mut self.netlink)?;
+        if self.seen.as_ref() == Some(&generation) {
             return Ok(false);
         }
+        if identify(&mut self.netlink, &self.table)?.as_ref() == Some(&self.identity) {
+            self.seen = Some(generation);
+            return Ok(false);
+        }
+        self.seen = None;
         let mut config = self.config.clone();
         // Retired roles come back as empty chains, for the elements that still name them.
         config.roles.extend(
@@ -307,13 +339,7 @@ impl PacketFilter for Firewall {
     }
 
     fn remove(&mut self) -> Result<(), PlaneError> {
-        let message = elements::delete_table(&self.table);
-        match self.netlink.try_transaction(vec![message])? {
-            Err(refusal) if refusal.errno != libc::ENOENT => {
-                return Err(refusal.into_error("delete Runnel's nftables table"));
-            }
-            _ => {}
-        }
+        delete_table(&mut self.netlink, &self.table)?;
         let addresses: Vec<IpAddr> = self.owners.keys().copied().collect();
         self.leases.clear();
         self.owners.clear();
@@ -350,13 +376,40 @@ impl Firewall {
     }
 }
 
-/// Whether the table is there, and which one it is.
-fn identify(netlink: &mut Netlink, table: &str) -> Result<Option<TableIdentity>, PlaneError> {
-    match netlink.try_query(elements::get_table(table))? {
-        Ok((_, payload)) => elements::parse_table(&payload).map(Some),
-        Err(refusal) if refusal.errno == libc::ENOENT => Ok(None),
-        Err(refusal) => Err(refusal.into_error("show Runnel's nftables table")),
+/// Deletes a table; one that is not there is no error.
+fn delete_table(netlink: &mut Netlink, table: &str) -> Result<(), PlaneError> {
+    match netlink.try_transaction(vec![elements::delete_table(table)])? {
+        Err(refusal) if refusal.errno != libc::ENOENT => {
+            Err(refusal.into_error("delete Runnel's nftables table"))
+        }
+        _ => Ok(()),
     }
+}
+
+/// The generation of the machine's ruleset.
+fn generation(netlink: &mut Netlink) -> Result<Vec<u8>, PlaneError> {
+    match netlink.try_query(elements::get_generation())? {
+        Ok((_, payload)) => elements::parse_generation(&payload),
+        Err(refusal) => Err(refusal.into_error("show the generation of the nftables ruleset")),
+    }
+}
+
+/// Whether the table is there, and which one it is, rules included.
+fn identify(netlink: &mut Netlink, table: &str) -> Result<Option<TableIdentity>, PlaneError> {
+    let parts = match netlink.try_query(elements::get_table(table))? {
+        Ok((_, payload)) => elements::parse_table(&payload)?,
+        Err(refusal) if refusal.errno == libc::ENOENT => return Ok(None),
+        Err(refusal) => return Err(refusal.into_error("show Runnel's nftables table")),
+    };
+    let chains =
+        netlink.dump("list the firewall's chains", &elements::list_chains(), |_, payload| {
+            elements::parse_chain(table, payload)
+        })?;
+    let rules =
+        netlink.dump("list the firewall's rules", &elements::list_rules(table), |_, payload| {
+            elements::parse_rule(table, payload)
+        })?;
+    Ok(Some(TableIdentity { table: parts, chains, rules }))
 }
 
 /// Loads text with `nft -f -`: one transaction, all or nothing.
@@ -401,11 +454,13 @@ fn load(text: &str) -> Result<(), PlaneError> {
     Err(fail(reason.to_owned(), fix))
 }
 
-/// Tries the ruleset of each plane in the calling thread's network namespace, for the probe.
+/// Tries the ruleset of a plane in the calling thread's network namespace, for the probe, and
+/// removes it. `name` names the table and an interface that must not exist. The networks are ones
+/// no packet has (class E and the discard prefix, RFC 6666): the namespace may be in use.
 ///
 /// # Errors
 /// One sentence: what is missing.
-pub(crate) fn try_ruleset(plane: PlaneKind) -> Result<(), PlaneError> {
+pub(crate) fn try_ruleset(plane: PlaneKind, name: &str) -> Result<(), PlaneError> {
     let network = |network: &str, gateway: &str| -> Option<TunnelNetwork> {
         Some(TunnelNetwork {
             network: network.parse().ok()?,
@@ -413,20 +468,52 @@ pub(crate) fn try_ruleset(plane: PlaneKind) -> Result<(), PlaneError> {
             masquerade: true,
         })
     };
-    let networks = [network("192.0.2.0/24", "192.0.2.1"), network("2001:db8::/64", "2001:db8::1")];
+    let networks = [network("240.0.0.0/24", "240.0.0.1"), network("100::/64", "100::1")];
     let config = FirewallConfig {
-        instance: "probe".to_owned(),
-        interface: "probe".to_owned(),
+        instance: name.to_owned(),
+        interface: name.to_owned(),
         networks: networks.into_iter().flatten().collect(),
         roles: vec![RoleFilter { role: "probe".to_owned(), allow: Vec::new() }],
         plane,
     };
     let mut firewall = Firewall::install(&config)?;
-    let addresses = ["192.0.2.2", "2001:db8::2"];
-    firewall.bind(&LeaseFilter {
+    let addresses = ["240.0.0.2", "100::2"];
+    let bound = firewall.bind(&LeaseFilter {
         reqid: 1,
         addresses: addresses.iter().filter_map(|a| a.parse().ok()).collect(),
         role: "probe".to_owned(),
-    })?;
-    firewall.remove()
+    });
+    let removed = firewall.remove();
+    bound.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::in_fresh_namespace;
+
+    #[test]
+    fn a_start_that_fails_after_loading_leaves_no_table() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let config = FirewallConfig {
+            instance: String::new(),
+            interface: "runnel0".to_owned(),
+            networks: Vec::new(),
+            roles: Vec::new(),
+            plane: PlaneKind::Userspace,
+        };
+        in_fresh_namespace(|| {
+            let refused = || PlaneError::Malformed("on demand".to_owned());
+            let result = Firewall::install_by(&config, |_, _| Err(refused()));
+            assert_eq!(result.err(), Some(refused()));
+            let mut netlink = Netlink::open(Protocol::Netfilter).unwrap();
+            assert_eq!(identify(&mut netlink, "runnel").unwrap(), None);
+            let result = Firewall::install_by(&config, |_, _| Ok(None));
+            assert!(matches!(result, Err(PlaneError::Malformed(_))));
+            assert_eq!(identify(&mut netlink, "runnel").unwrap(), None);
+        })
+        .unwrap();
+    }
 }

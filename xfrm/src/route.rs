@@ -17,10 +17,16 @@ use self::ops::Target;
 pub use self::ops::{Link, RouteSocket};
 use crate::enforcer::TunnelAddressing;
 use crate::error::PlaneError;
+use crate::kernel::if_id_for;
 use crate::model::{EspSuite, TunnelNetwork};
 
-/// Worse than any metric in practical use, so that every other route to a pool wins.
-const UNREACHABLE_METRIC: u32 = 0xffff_fff0;
+/// The metric of an instance's unreachable routes: worse than any in practical use, so that every
+/// other route to a pool wins. Its lower bits tell instances apart, by their interface, so that
+/// one finds what it left behind for networks it no longer has, and leaves others' alone.
+fn unreachable_metric(interface: &str) -> u32 {
+    0xff00_0000 | (if_id_for(interface) & 0x00ff_ffff)
+}
+
 /// IPv6 does not work on an interface below this MTU (RFC 8200 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
@@ -162,12 +168,13 @@ impl TunnelNet {
         let interface = self.interface.clone();
         let ipv4 = networks.iter().any(|n| matches!(n.network, IpNet::V4(_)));
         let ipv6 = self.ipv6;
+        let metric = unreachable_metric(&interface);
         let socket = self.socket()?;
         // The safety net first: from here on a pool is never without a route.
         for network in &networks {
-            let target = Target::Unreachable { metric: UNREACHABLE_METRIC };
-            socket.set_route(network.network.trunc(), target)?;
+            socket.set_route(network.network.trunc(), Target::Unreachable { metric })?;
         }
+        remove_former(socket, &networks, metric)?;
         forwarding::enable_on(&interface, ipv4, ipv6)?;
         socket.set_link_up(link, mtu)?;
         for network in &networks {
@@ -181,6 +188,27 @@ impl TunnelNet {
     fn effective(&self, mtu: u32) -> u32 {
         if self.ipv6 { mtu.max(IPV6_MIN_MTU) } else { mtu }
     }
+}
+
+/// Deletes the unreachable routes a killed instance of this interface left for networks that are
+/// no longer its own.
+fn remove_former(
+    socket: &mut RouteSocket,
+    networks: &[TunnelNetwork],
+    metric: u32,
+) -> Result<(), PlaneError> {
+    let everything = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+    for all in everything.into_iter().filter_map(|address| IpNet::new(address, 0).ok()) {
+        for route in socket.routes_within(all)? {
+            let former = route.ours && route.unreachable && route.metric == metric;
+            let current = networks.iter().any(|n| n.network.trunc() == route.destination);
+            if former && !current {
+                tracing::info!(network = %route.destination, "route of a former pool removed");
+                socket.delete_route(route.destination, Target::Unreachable { metric })?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl TunnelAddressing for TunnelNet {
@@ -217,6 +245,7 @@ impl TunnelAddressing for TunnelNet {
         let mut leftovers = Vec::new();
         let networks = std::mem::take(&mut self.networks);
         let link = self.link().ok();
+        let metric = unreachable_metric(&self.interface);
         let socket = match self.socket() {
             Ok(socket) => socket,
             Err(error) => return vec![error.to_string()],
@@ -234,8 +263,7 @@ impl TunnelAddressing for TunnelNet {
                 note(socket.delete_route(pool, target));
                 note(socket.delete_address(link, network.gateway));
             }
-            let target = Target::Unreachable { metric: UNREACHABLE_METRIC };
-            note(socket.delete_route(pool, target));
+            note(socket.delete_route(pool, Target::Unreachable { metric }));
         }
         leftovers
     }

@@ -103,6 +103,46 @@ fn the_pool_stays_unreachable_when_the_interface_vanishes() {
 }
 
 #[test]
+fn routes_of_former_pools_go_at_the_next_start() {
+    in_namespace(|| {
+        make_tunnel();
+        sh("ip link add tun-u type veth peer name tun-v");
+        let former: Vec<_> = [("10.66.0.0/16", "10.66.0.1"), ("fd66::/64", "fd66::1")]
+            .map(|(network, gateway)| TunnelNetwork {
+                network: network.parse().unwrap(),
+                gateway: gateway.parse().unwrap(),
+                masquerade: false,
+            })
+            .to_vec();
+        TunnelNet::default().set_up("tun-t", &former, 1400).unwrap();
+        // Another instance on this machine, and an administrator's own black hole.
+        let foreign = TunnelNetwork {
+            network: "10.55.0.0/16".parse().unwrap(),
+            gateway: "10.55.0.1".parse().unwrap(),
+            masquerade: false,
+        };
+        let mut other = TunnelNet::default();
+        other.set_up("tun-u", &[foreign], 1400).unwrap();
+        sh("ip route add unreachable 10.44.0.0/16 metric 4000000000");
+
+        // Killed, and started again with other pools.
+        sh("ip link delete tun-t");
+        assert!(routes().contains("unreachable 10.66.0.0/16"), "{}", routes());
+        assert!(routes().contains("unreachable fd66::/64"), "{}", routes());
+        make_tunnel();
+        let mut net = TunnelNet::default();
+        net.set_up("tun-t", &networks(), 1400).unwrap();
+        let after = routes();
+        assert!(!after.contains("10.66.") && !after.contains("fd66:"), "{after}");
+        assert!(after.contains("unreachable 10.77.0.0/16"), "{after}");
+        assert!(after.contains("unreachable 10.55.0.0/16"), "{after}");
+        assert!(after.contains("unreachable 10.44.0.0/16"), "{after}");
+        assert_eq!(net.tear_down(), Vec::<String>::new());
+        assert_eq!(other.tear_down(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn refuses_a_pool_that_something_else_uses() {
     in_namespace(|| {
         make_tunnel();

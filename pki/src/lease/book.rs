@@ -1,6 +1,8 @@
 //! Leases in the store: every step is one transaction over lease, indexes, addresses,
 //! certificates and audit.
 
+use std::net::IpAddr;
+
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Access, AccessError, Authority, lock};
 use crate::error::Error;
@@ -160,6 +162,27 @@ impl Authority {
             Some(lease_id) => self.lease(&lease_id),
             None => Ok(None),
         }
+    }
+
+    /// The live lease that has a virtual address, found without a scan.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn lease_by_address(&self, address: IpAddr) -> Result<Option<Lease>, Error> {
+        let address = address.to_canonical();
+        for pool in self.settings().pools.keys() {
+            let address_key = key::address(pool, address);
+            let Some(held) = record::read::<AddressRecord>(self.store.as_ref(), &address_key)?
+            else {
+                continue;
+            };
+            if held.value.resting_until.is_none()
+                && let Some(lease) = self.lease(&held.value.lease)?.filter(|l| l.state.is_live())
+            {
+                return Ok(Some(lease));
+            }
+        }
+        Ok(None)
     }
 
     /// The leases a public key has or had.

@@ -8,7 +8,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use zeroize::Zeroizing;
 
-use super::{Enrolled, Refusal, RefusalCode, pkcs7};
+use super::{Enrolled, Refusal, RefusalCode, pkcs7, shown};
 use crate::authority::Authority;
 use crate::csr::{Csr, CsrError};
 use crate::error::Error;
@@ -280,11 +280,17 @@ impl Authority {
             (Some(label), user) if label != user => {
                 return Err(Refusal::new(
                     RefusalCode::TokenWrongRole,
-                    format!("the URL names role {label:?}, the credentials {user:?}: use one role"),
+                    format!(
+                        "the URL names role {:?}, the credentials {:?}: use one role",
+                        shown(label),
+                        shown(user)
+                    ),
                 ));
             }
             (_, user) => user,
         };
+        // Before any signature is verified: strangers cost one look-up.
+        self.find_token(&token)?;
         let csr = parse_csr(request.body)?;
         let client = request.peer.map(|peer| peer.ip());
         let enrolled = self.enrol_with_token(role, &token, &csr, client, now)?;

@@ -5,6 +5,7 @@
 pub mod est;
 mod open;
 pub mod pkcs7;
+pub(crate) mod refused;
 pub mod token;
 
 use crate::time::UnixTime;
@@ -44,6 +45,8 @@ pub enum RefusalCode {
     LeaseEnded,
     /// The presented client certificate proves nothing here.
     CertificateUnusable,
+    /// The lease's certificate is still too young to be renewed again.
+    RenewalTooEarly,
     /// No address is free.
     PoolExhausted,
     /// The operation is not offered.
@@ -72,6 +75,7 @@ impl RefusalCode {
             Self::UnknownRole => "unknown_role",
             Self::LeaseEnded => "lease_ended",
             Self::CertificateUnusable => "certificate_unusable",
+            Self::RenewalTooEarly => "renewal_too_early",
             Self::PoolExhausted => "pool_exhausted",
             Self::NotImplemented => "not_implemented",
             Self::Unavailable => "unavailable",
@@ -94,10 +98,21 @@ impl RefusalCode {
             | Self::UnknownRole
             | Self::LeaseEnded
             | Self::CertificateUnusable => 403,
+            Self::RenewalTooEarly => 429,
             Self::NotImplemented => 501,
             Self::PoolExhausted | Self::Unavailable => 503,
         }
     }
+}
+
+/// Characters of a refusal's sentence.
+const MAX_DETAIL: usize = 600;
+/// Characters shown of a name that a stranger sent. No role is longer.
+const MAX_SHOWN: usize = 64;
+
+/// A name from a stranger, cut to what real ones need, for sentences and records.
+pub(crate) fn shown(name: &str) -> &str {
+    name.char_indices().nth(MAX_SHOWN).map_or(name, |(end, _)| name.get(..end).unwrap_or_default())
 }
 
 /// A refused enrolment.
@@ -113,7 +128,14 @@ pub struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into() }
+        let mut detail = detail.into();
+        // Reasons name what strangers sent; whoever writes a sentence cuts it where it knows
+        // better, and none gets past this.
+        if let Some((end, _)) = detail.char_indices().nth(MAX_DETAIL) {
+            detail.truncate(end);
+            detail.push('…');
+        }
+        Self { code, detail }
     }
 
     /// What the client is told: for token failures only that the token is not accepted.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Refusal, RefusalCode};
+use super::{Refusal, RefusalCode, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
 use crate::entropy::random_text;
@@ -177,7 +177,10 @@ pub(crate) fn judge(token: Stored<Token>, by: Presenter<'_>) -> Result<Presented
     if by.role != role {
         return refuse(
             RefusalCode::TokenWrongRole,
-            format!("token {id} is for role {role}, not {:?}: use {role} as user name", by.role),
+            format!(
+                "token {id} is for role {role}, not {:?}: use {role} as user name",
+                shown(by.role)
+            ),
         );
     }
     if let Some(revoked) = token.value.revoked {

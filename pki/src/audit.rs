@@ -77,6 +77,9 @@ pub struct AuditEvent {
     /// Why, in a few words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// How many events like this one came before it and were not written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<u64>,
 }
 
 impl AuditEvent {
@@ -94,6 +97,7 @@ impl AuditEvent {
             token: None,
             spki_sha256: None,
             reason: None,
+            left_out: None,
         }
     }
 

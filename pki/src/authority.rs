@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::ca::{Ca, CaRecord, CaStatus};
+use crate::enrol::refused::RefusedTokens;
 use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::failpoint;
@@ -108,6 +109,7 @@ pub struct Authority {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) sealer: Sealer,
     pub(crate) addresses: Mutex<AddressBook>,
+    pub(crate) refused: Mutex<RefusedTokens>,
     ca: RwLock<Arc<Ca>>,
     settings: RwLock<Arc<Settings>>,
     entropy: Mutex<Randomness>,
@@ -181,6 +183,7 @@ impl Authority {
             store,
             sealer,
             addresses: Mutex::new(addresses),
+            refused: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             settings: RwLock::new(Arc::new(options.settings)),
             entropy: Mutex::new(Randomness(options.entropy)),

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::token::{Presented, Presenter, Token, TokenSpend, judge};
-use super::{Enrolled, Refusal, RefusalCode};
+use super::token::{Presented, Presenter, REPLAY_WINDOW, Token, TokenSpend, judge};
+use super::{Enrolled, Refusal, RefusalCode, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
 use crate::csr::Csr;
@@ -23,6 +23,11 @@ use crate::validate::VerifiedPeer;
 
 /// How often an enrolment is tried again when another writer was faster.
 const ATTEMPTS: usize = 64;
+/// Valid certificates of a lease before its latest one is half over: what was enrolled with, and
+/// one renewal at any time (some clients renew to a key of their own right after enrolment).
+const EARLY_CERTS: usize = 2;
+/// Valid certificates of a lease at any time: each must be revocable, and is a line of the CRL then.
+const MAX_CERTS: usize = 4;
 /// Random characters of a lease id: 50 bits.
 const LEASE_ID_LEN: usize = 10;
 
@@ -85,8 +90,12 @@ impl Authority {
     /// Issues another certificate for the lease that a client certificate belongs to. The key
     /// may change (RFC 7030 4.2.2); the names do not.
     ///
+    /// A lease whose latest certificate is not half over is renewed once ahead of time and then no
+    /// more; the key of that certificate gets it again for [`REPLAY_WINDOW`].
+    ///
     /// # Errors
-    /// [`RefusalCode::CertificateUnusable`] or [`RefusalCode::LeaseEnded`] with the reason.
+    /// [`RefusalCode::CertificateUnusable`], [`RefusalCode::LeaseEnded`] or
+    /// [`RefusalCode::RenewalTooEarly`] with the reason.
     pub fn renew(
         &self,
         peer: &VerifiedPeer,
@@ -272,6 +281,14 @@ impl Authority {
                 format!("role {} is not configured any more: add it or use another", before.role),
             )
         })?;
+        if let Some(certificate) = self.renewed_lately(before, csr, now)? {
+            return Ok(Some(Enrolled {
+                lease: before.clone(),
+                not_after: certificate.not_after,
+                certificate: certificate.der,
+                replayed: true,
+            }));
+        }
         let names = ClientNames {
             common_name: before.id.clone(),
             organisation: settings.trust_domain.clone(),
@@ -305,6 +322,48 @@ impl Authority {
             }
             Outcome::Conflict(_) => Ok(None),
         }
+    }
+
+    /// Whether a lease is to get another certificate: `None` when it is, or the latest one when the
+    /// same key asks again for a lost answer.
+    ///
+    /// Each renewal is a signature, a commit and a certificate to revoke later: without a bound a
+    /// single client could grow the store and the CRL without end.
+    fn renewed_lately(
+        &self,
+        lease: &Lease,
+        csr: &Csr,
+        now: UnixTime,
+    ) -> Result<Option<CertRecord>, Refusal> {
+        let valid = lease.certs.iter().filter(|cert| cert.not_after > now).count();
+        let Some(latest) = lease.cert().filter(|_| valid >= EARLY_CERTS) else {
+            return Ok(None);
+        };
+        let cert_key = key::cert(&latest.issuer, &latest.serial);
+        let Some(latest) = record::read::<CertRecord>(self.store.as_ref(), &cert_key)? else {
+            return Ok(None);
+        };
+        let latest = latest.value;
+        let issued = latest.not_before.plus(BACKDATE);
+        let mut renewable = issued.plus(latest.not_after.since(issued) / 2);
+        if valid >= MAX_CERTS {
+            let ends = lease.certs.iter().map(|cert| cert.not_after).filter(|end| *end > now);
+            renewable = renewable.max(ends.min().unwrap_or(now));
+        }
+        if now >= renewable {
+            return Ok(None);
+        }
+        if latest.spki_sha256 == csr.spki_sha256 && now < issued.plus(REPLAY_WINDOW) {
+            return Ok(Some(latest));
+        }
+        Err(Refusal::new(
+            RefusalCode::RenewalTooEarly,
+            format!(
+                "lease {} was renewed at {issued} and has {valid} valid certificates: renew from \
+                 {renewable} on",
+                lease.id
+            ),
+        ))
     }
 
     fn sign_client(
@@ -370,10 +429,18 @@ impl Authority {
         refusal: &Refusal,
         now: UnixTime,
     ) -> Result<(), Error> {
+        let peer = match actor {
+            Actor::Peer(address) => Some(*address),
+            Actor::System | Actor::Uid(_) => None,
+        };
+        let Some(left_out) = lock(&self.refused).count(token, peer, now) else {
+            return Ok(());
+        };
         let mut event = AuditEvent::new("token.use", actor, now).refused(refusal.code.name());
         event.token = Some(token.to_owned());
-        event.role = Some(role.to_owned());
+        event.role = Some(shown(role).to_owned());
         event.spki_sha256 = Some(csr.spki_sha256.clone());
+        event.left_out = (left_out > 0).then_some(left_out);
         self.record_audit(&event)
     }
 }

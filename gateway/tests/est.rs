@@ -92,6 +92,7 @@ impl Server {
         let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
         let mut socket = TcpStream::connect(self.address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        tls.set_buffer_limit(None);
         tls.writer().write_all(request).unwrap();
         let mut answer = Answer { text: String::new(), records: 0 };
         loop {
@@ -205,8 +206,8 @@ fn ca_certificates_come_in_one_record_and_one_line_over_both_tls_versions() {
         assert!(answer.head().contains("application/pkcs7-mime"), "{}", answer.head());
         assert!(!answer.head().contains("transfer-encoding"), "{}", answer.head());
         assert_eq!(answer.length(), Some(answer.body().len()));
-        assert!(!answer.body().contains('\n'), "strongSwan 5.9.8 takes one line only");
-        assert!(STANDARD.decode(answer.body()).unwrap().len() > 500);
+        assert!(!answer.body().trim_end().contains('\n'), "strongSwan 5.9.8 takes one line only");
+        assert!(STANDARD.decode(answer.body().trim_end()).unwrap().len() > 500);
     }
 }
 

@@ -237,6 +237,8 @@ impl PlaneThread {
         }
         match self.enforcer.remove_child(child) {
             Ok(usage) => Ok(translate::usage(&usage)),
+            // Its installation failed, which was reported then; there is nothing to remove.
+            Err(PlaneError::Unknown(_)) => Ok(ike::io::ChildUse::default()),
             Err(error) => {
                 tracing::error!(child = child.0, %error, "child SA not removed cleanly");
                 Err(error.to_string())

@@ -24,7 +24,8 @@ use tokio_rustls::TlsAcceptor;
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
-    /// Connections of one source address at once; many runners may share one behind a NAT.
+    /// Connections of one source at once (an IPv4 address or an IPv6 /64); many runners may share
+    /// one behind a NAT.
     pub per_source: usize,
     /// Largest request body, bytes.
     pub body: usize,
@@ -39,8 +40,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 1024,
-            per_source: 256,
+            connections: 384,
+            per_source: 128,
             body: 64 * 1024,
             handshake: Duration::from_secs(10),
             read: Duration::from_secs(10),
@@ -49,8 +50,7 @@ impl Default for Limits {
     }
 }
 
-/// A request, read completely.
-#[derive(Debug)]
+/// A request, read completely. Not `Debug`: its header and body carry tokens.
 pub struct Request {
     /// Method, upper case.
     pub method: String,
@@ -249,6 +249,17 @@ fn request_id() -> String {
     format!("{:x}-{count:x}", crate::sys::clock::wall().0)
 }
 
+/// What one stranger holds: an IPv4 address, or a whole IPv6 /64, where addresses cost nothing.
+fn site(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
+        },
+    }
+}
+
 /// Connections under way, in all and by source.
 struct Slots {
     limits: Limits,
@@ -266,6 +277,7 @@ impl Slots {
     }
 
     fn take(&self, source: IpAddr) -> Option<Slot> {
+        let source = site(source);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = held.values().sum();
         let own = held.get(&source).copied().unwrap_or(0);
@@ -297,6 +309,21 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf};
 
     use super::*;
+
+    #[test]
+    fn one_ipv6_site_counts_as_one_source() {
+        let slots = Slots::new(Limits { per_source: 2, ..Limits::default() });
+        let from = |text: &str| slots.take(text.parse().unwrap());
+        let held = [from("2001:db8::1"), from("2001:db8::2")];
+        assert!(held.iter().all(Option::is_some));
+        assert!(from("2001:db8::3").is_none(), "the same /64");
+        assert!(from("2001:db8:0:1::3").is_some(), "another /64");
+        let mapped = [from("::ffff:192.0.2.1"), from("192.0.2.1")];
+        assert!(mapped.iter().all(Option::is_some));
+        assert!(from("192.0.2.1").is_none(), "mapped and plain are one address");
+        drop(held);
+        assert!(from("2001:db8::3").is_some(), "places come back");
+    }
 
     struct Echo;
 

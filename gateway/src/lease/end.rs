@@ -1,6 +1,7 @@
 //! Ending leases: durable first, then denied, then the tunnels, and only then the answer.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ike::event::CloseReason;
@@ -81,12 +82,24 @@ impl Tunnels {
 pub struct LeaseEnder {
     authority: Arc<Authority>,
     tunnels: Tunnels,
+    /// Leases that have ended while the end of their tunnels was not confirmed: tried again until
+    /// it is.
+    unconfirmed: Arc<Mutex<BTreeMap<String, (Lease, CloseReason)>>>,
+}
+
+/// What one operation has done so far.
+#[derive(Default)]
+struct Tally {
+    changes: Vec<LeaseChange>,
+    closed: usize,
+    /// The first thing that failed; the rest was done all the same.
+    failed: Option<EndError>,
 }
 
 impl LeaseEnder {
     /// Over the PKI and the tunnels.
     pub fn new(authority: Arc<Authority>, tunnels: Tunnels) -> Self {
-        Self { authority, tunnels }
+        Self { authority, tunnels, unconfirmed: Arc::default() }
     }
 
     /// Ends leases whose work is done.
@@ -97,12 +110,12 @@ impl LeaseEnder {
         let started = Instant::now();
         let now = now();
         let leases = self.select(selector)?;
-        let mut changes = Vec::new();
+        let mut tally = Tally::default();
         for lease in &leases {
-            changes.push(self.authority.release(&lease.id, "admin", actor, now)?);
+            let released = self.authority.release(&lease.id, "admin", actor, now);
+            self.cut(released.map(|change| vec![change]), &CloseReason::Released, &mut tally);
         }
-        failpoint::hit("end.after_durable");
-        self.finish(&changes, &CloseReason::Released, started)
+        self.answer(tally, started)
     }
 
     /// Ends leases that must not be trusted and revokes their certificates.
@@ -117,13 +130,13 @@ impl LeaseEnder {
     ) -> Result<Ended, EndError> {
         let started = Instant::now();
         let reason: RevocationReason = reason.parse()?;
-        let mut changes = Vec::new();
+        let mut tally = Tally::default();
         for lease in self.select(selector)? {
             let selector = RevokeSelector::Lease(lease.id);
-            changes.extend(self.authority.revoke(&selector, reason, actor, now())?.changes);
+            let revoked = self.authority.revoke(&selector, reason, actor, now());
+            self.cut(revoked.map(|outcome| outcome.changes), &CloseReason::Revoked, &mut tally);
         }
-        failpoint::hit("end.after_durable");
-        self.finish(&changes, &CloseReason::Revoked, started)
+        self.answer(tally, started)
     }
 
     /// Revokes one certificate with its lease.
@@ -141,8 +154,9 @@ impl LeaseEnder {
         let serial: Serial = serial.parse()?;
         let outcome =
             self.authority.revoke(&RevokeSelector::Serial(serial), reason, actor, now())?;
-        failpoint::hit("end.after_durable");
-        let mut ended = self.finish(&outcome.changes, &CloseReason::Revoked, started)?;
+        let mut tally = Tally::default();
+        self.cut(Ok(outcome.changes), &CloseReason::Revoked, &mut tally);
+        let mut ended = self.answer(tally, started)?;
         if ended.leases.is_empty() {
             // A certificate without a lease, like the gateway's own.
             ended.revoked = outcome.revoked_now;
@@ -163,8 +177,11 @@ impl LeaseEnder {
                 "lease moved"
             );
         }
-        let ended = self.finish(&changes, &CloseReason::Expired, Instant::now())?;
-        Ok(ended.leases.len())
+        let mut tally = Tally::default();
+        let moved = changes.len();
+        self.cut(Ok(changes), &CloseReason::Expired, &mut tally);
+        self.retry(&mut tally);
+        tally.failed.map_or(Ok(moved), Err)
     }
 
     fn select(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
@@ -191,27 +208,65 @@ impl LeaseEnder {
         if leases.is_empty() { Err(EndError::NoMatch(name)) } else { Ok(leases) }
     }
 
-    fn finish(
+    /// Ends the tunnels of leases whose end has just become durable, before the next lease is
+    /// looked at: a failure further on must not leave them up.
+    fn cut(
         &self,
-        changes: &[LeaseChange],
+        durable: Result<Vec<LeaseChange>, pki::Error>,
         reason: &CloseReason,
-        started: Instant,
-    ) -> Result<Ended, EndError> {
-        let mut closed = 0;
-        let mut failed = None;
-        for change in changes {
+        tally: &mut Tally,
+    ) {
+        let changes = match durable {
+            Ok(changes) => changes,
+            Err(error) => {
+                tally.failed.get_or_insert(error.into());
+                return;
+            }
+        };
+        if !changes.is_empty() {
+            failpoint::hit("end.after_durable");
+        }
+        for change in &changes {
             // An ended lease is closed again when asked again: a first attempt may have been cut.
             let over = change.end_tunnels
                 || matches!(change.lease.state, LeaseState::Released | LeaseState::Revoked);
             if over {
-                match self.tunnels.end(&change.lease, reason.clone()) {
-                    Ok(count) => closed += count,
-                    Err(error) => failed = Some(error),
-                }
+                self.close(&change.lease, reason.clone(), tally);
             }
         }
+        tally.changes.extend(changes);
+    }
+
+    fn close(&self, lease: &Lease, reason: CloseReason, tally: &mut Tally) {
+        let ended = self.tunnels.end(lease, reason.clone());
+        let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        match ended {
+            Ok(count) => {
+                tally.closed += count;
+                unconfirmed.remove(&lease.id);
+            }
+            Err(error) => {
+                unconfirmed.insert(lease.id.clone(), (lease.clone(), reason));
+                tally.failed.get_or_insert(EndError::NotConfirmed(error));
+            }
+        }
+    }
+
+    /// Tries again what was not confirmed.
+    fn retry(&self, tally: &mut Tally) {
+        let waiting: Vec<(Lease, CloseReason)> = {
+            let unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
+            unconfirmed.values().cloned().collect()
+        };
+        for (lease, reason) in waiting {
+            self.close(&lease, reason, tally);
+        }
+    }
+
+    fn answer(&self, tally: Tally, started: Instant) -> Result<Ended, EndError> {
+        let Tally { changes, closed, failed } = tally;
         if let Some(error) = failed {
-            return Err(EndError::NotConfirmed(error));
+            return Err(error);
         }
         if !changes.is_empty() {
             failpoint::hit("end.before_answer");

@@ -174,8 +174,9 @@ impl Instance {
 
     fn status(&self) -> Result<view::Status, AdminError> {
         let config = self.config.get();
-        let leases = self.authority.leases(false).map_err(pki_error)?;
+        // SAs first: a runner that connects in between then has its lease in the later list.
         let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let leases = self.authority.leases(false).map_err(pki_error)?;
         let crl = self.authority.crl(now()).map_err(pki_error)?;
         let ca = self.authority.ca_status();
         let established: Vec<_> =
@@ -183,7 +184,17 @@ impl Instance {
         let live = |sa: &&&ike::IkeSaView| {
             sa.lease.as_ref().is_some_and(|id| leases.iter().any(|lease| lease.id == id.0))
         };
-        let without = established.iter().filter(|sa| !live(sa)).count();
+        let suspects: Vec<_> = established.iter().filter(|sa| !live(sa)).map(|sa| sa.id).collect();
+        // A lease that ended in between is being cut off at this moment: only what is still there
+        // at a second look lives without a lease.
+        let without = if suspects.is_empty() {
+            0
+        } else {
+            let again = self.engine.sas(PATIENCE).map_err(failed)?;
+            let still =
+                |id| again.iter().any(|sa| sa.id == id && sa.state == ike::SaState::Established);
+            suspects.into_iter().filter(|id| still(*id)).count()
+        };
         let count = |state: LeaseState| leases.iter().filter(|l| l.state == state).count();
         let mut warnings = config.warnings.clone();
         if self.authority.startup().seal_key_beside_state {

@@ -14,6 +14,13 @@ pub fn harden() {
     // Failures are harmless here: the limits only get stricter, and a refusal keeps the old ones.
     let _ =
         rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    // Strangers' connections are bounded (`http::server`) well below what even a small hard limit
+    // allows, so that the admin socket and the store always get a descriptor.
+    let files = rustix::process::getrlimit(Resource::Nofile);
+    let _ = rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit { current: files.maximum, maximum: files.maximum },
+    );
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }

@@ -64,9 +64,13 @@ fn instance(interface: &str) -> String {
     if interface == DEFAULT_INTERFACE {
         return String::new();
     }
+    // Injective: two interfaces never share a table, whose rules each would then replace.
     interface
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+        .map(|c| match c {
+            'a'..='z' | '0'..='9' => c.to_string(),
+            other => format!("_{:02x}", u32::from(other)),
+        })
         .collect()
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn render(name: &X509Name<'_>) -> String {
     text
 }
 
-/// [`render`] of a DER name; an unreadable one is shown as such.
+/// The text of a DER name; an unreadable one is shown as such.
 pub fn render_der(der: &[u8]) -> String {
     match X509Name::from_der(der) {
         Ok(([], name)) => render(&name),

@@ -3,9 +3,9 @@
 //! Duty: enforce each lease's allow list on every packet that enters or leaves the tunnel
 //! interface, default deny, the same way for every data plane. It never touches other tables.
 //!
-//! The base ruleset ([`ruleset`]) is loaded by the `nft` program in one transaction, seldom: at
+//! The base ruleset (`ruleset`) is loaded by the `nft` program in one transaction, seldom: at
 //! start and when policy changes. What changes with every client, the binding of a lease's
-//! addresses to its role's chains, is one batched nfnetlink transaction ([`elements`]) and never
+//! addresses to its role's chains, is one batched nfnetlink transaction (`elements`) and never
 //! a process. A verdict is looked up for every packet, so removing a binding stops live flows at
 //! once; conntrack is consulted only for replies, never to let a client's packet through.
 

@@ -6,6 +6,7 @@
 
 mod docs;
 mod fuzz;
+mod guest;
 mod matrix;
 mod packages;
 mod run;
@@ -93,6 +94,10 @@ fn dispatch(command: Command) -> Result<()> {
             prepare_labs()?;
             run::build_lab_programs(true)?;
             let name = name.unwrap_or_default();
+            if name.starts_with(guest::PREFIX) {
+                guest::prepare()?;
+                guest::programs()?;
+            }
             labs(&["--verbose", &name])
         }
         Command::Sim { walks, seed } => sim(walks, seed),
@@ -142,7 +147,8 @@ fn prepare_labs() -> Result<()> {
 
 fn labs(args: &[&str]) -> Result<()> {
     Program::cargo(["build", "--quiet", "--workspace", "--bin", "labs"]).run()?;
-    Program::built("labs").args(args.iter().copied()).run()
+    let folder = guest::folder().display().to_string();
+    Program::built("labs").args(args.iter().copied()).env(guest::VARIABLE, &folder).run()
 }
 
 #[cfg(test)]

@@ -37,6 +37,14 @@ pub(crate) const LABS: &[Package] = &[
     package("libstrongswan-extra-plugins", &["/usr/lib/ipsec/plugins/libstrongswan-curl.so"]),
 ];
 
+/// What kernel labs need besides, to boot a virtual machine.
+pub(crate) const GUEST: &[Package] = &[
+    package("qemu-system-x86", &["/usr/bin/qemu-system-x86_64"]),
+    package("busybox-static", &["/bin/busybox", "/usr/bin/busybox"]),
+    package("kmod", &["/sbin/modprobe", "/usr/sbin/modprobe"]),
+    package("binutils", &["/usr/bin/strip"]),
+];
+
 /// What building needs beside the Rust toolchain (SQLite and aws-lc are C).
 pub(crate) const BUILD: &[Package] = &[package("gcc", &["/usr/bin/cc", "/usr/bin/gcc"])];
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::run::{self, Program};
-use crate::{docs, matrix, packages, prepare_labs};
+use crate::{docs, guest, matrix, packages, prepare_labs};
 
 /// Runs all checks; labs too unless `fast`.
 ///
@@ -42,7 +42,9 @@ pub(crate) fn all(fast: bool) -> Result<()> {
     tally.step("RFC matrix", matrix::check);
     if !fast && built {
         // `cargo test` of the whole workspace may have replaced the binaries.
-        if tally.step("lab programs", || run::build_lab_programs(true)) {
+        tally.step("guest", guest::prepare);
+        let programs = || run::build_lab_programs(true).and_then(|()| guest::programs());
+        if tally.step("lab programs", programs) {
             let (passed, failed) = labs()?;
             tally.passed += passed;
             tally.failed += failed;
@@ -86,6 +88,7 @@ impl Tally {
 fn labs() -> Result<(u32, u32)> {
     println!("==> labs");
     let mut child = Program::built("labs")
+        .env(guest::VARIABLE, &guest::folder().display().to_string())
         .into_command()
         .stdout(Stdio::piped())
         .spawn()

@@ -12,10 +12,12 @@ use super::process::Process;
 use super::swanctl::{Conf, Connection};
 use super::{Lab, cmd, wait};
 
-/// The only plugins loaded; the order decides that kernel-libipsec owns the SAs.
-const PLUGINS: &str = "random nonce x509 revocation constraints pubkey pkcs1 pkcs8 pem openssl gcm \
-                       curve25519 chapoly hmac kdf drbg kernel-libipsec kernel-netlink \
-                       socket-default vici updown";
+/// The only plugins loaded, in two parts: between them stands what owns the SAs.
+const PLUGINS: [&str; 2] = [
+    "random nonce x509 revocation constraints pubkey pkcs1 pkcs8 pem openssl gcm curve25519 \
+     chapoly hmac kdf drbg",
+    "kernel-netlink socket-default vici updown",
+];
 
 /// The folders `swanctl` looks into; it complains about each that is missing.
 const FOLDERS: [&str; 13] = [
@@ -37,6 +39,8 @@ pub struct Options {
     pub retransmit_tries: u32,
     /// Use RFC 7427 signatures; off means the classic methods of RFC 7296.
     pub signature_authentication: bool,
+    /// ESP in the kernel instead of kernel-libipsec's own; only the guest's kernel has it.
+    pub kernel_esp: bool,
 }
 
 impl Default for Options {
@@ -46,6 +50,7 @@ impl Default for Options {
             retransmit_timeout: 0.5,
             retransmit_tries: 4,
             signature_authentication: true,
+            kernel_esp: crate::guest::inside(),
         }
     }
 }
@@ -243,8 +248,11 @@ impl Charon {
 fn daemon_conf(dir: &Path, options: &Options) -> Conf {
     let vici = format!("unix://{}/vici.sock", dir.display());
     let log = dir.join("charon.log").display().to_string();
+    let [first, last] = PLUGINS;
+    // The earlier of two kernel plugins owns the SAs.
+    let esp = if options.kernel_esp { "" } else { "kernel-libipsec" };
     Conf::new().section("charon", |c| {
-        c.set("load", PLUGINS)
+        c.set("load", &format!("{first} {esp} {last}"))
             .set("install_virtual_ip", "yes")
             .set("fragment_size", &options.fragment_size.to_string())
             .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))

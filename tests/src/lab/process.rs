@@ -86,6 +86,7 @@ impl Process {
     /// When it still runs after `limit`.
     pub fn wait(&mut self, lab: &Lab, limit: Duration) -> Result<i32> {
         let started = Instant::now();
+        let limit = limit * crate::guest::patience();
         loop {
             if let Some(code) = self.ended()? {
                 return Ok(code);

@@ -22,6 +22,7 @@ pub fn until<T>(
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let started = Instant::now();
+    let limit = limit * crate::guest::patience();
     loop {
         if let Some(found) = look()? {
             return Ok(found);
@@ -29,7 +30,7 @@ pub fn until<T>(
         if started.elapsed() >= limit {
             bail!("waited {:.1} s for {what}\n{}", limit.as_secs_f64(), lab.tails());
         }
-        thread::sleep(STEP);
+        thread::sleep(STEP * crate::guest::pace());
     }
 }
 

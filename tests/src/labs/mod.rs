@@ -9,6 +9,8 @@ pub mod demo;
 mod endings;
 mod enrolment;
 mod hostile;
+mod kernel_connect;
+mod kernel_plane;
 mod paths;
 mod refusals;
 mod scene;
@@ -20,6 +22,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
+use crate::guest;
 use crate::lab::{Lab, cleanup};
 
 /// One lab of the registry.
@@ -113,7 +116,31 @@ pub const ALL: &[Entry] = &[
         "20,000 IKE_SA_INIT per second from spoofed addresses for a minute",
         hostile::flood,
     ),
+    entry(
+        "kernel-plane",
+        "the kernel plane's own tests and the conformance suite, on a kernel with ESP",
+        kernel_plane::tests,
+    ),
+    entry(
+        "kernel-connect",
+        "plain ESP: both families, the filter, nothing in clear, nothing left behind",
+        kernel_connect::plain,
+    ),
 ];
+
+/// Labs that run only when asked for by name: they have yet to pass once.
+pub const BY_NAME: &[Entry] = &[
+    entry("kernel-encap", "ESP in UDP through a NAT, runner behind it", kernel_connect::encap),
+    entry("kernel-suites", "every ESP suite of the kernel plane", kernel_connect::suites),
+    entry(
+        "kernel-release",
+        "lease release stops packets at once, also for a deaf peer",
+        kernel_connect::release,
+    ),
+];
+
+/// Labs whose name begins so run in a guest, whose kernel has ESP.
+const IN_GUEST: &str = "kernel-";
 
 const fn entry(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Entry {
     Entry { name, about, run }
@@ -127,7 +154,7 @@ const fn entry(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<
 pub fn run(names: &[String], verbose: bool, keep_below: &Path) -> Result<(usize, usize)> {
     let mut chosen = Vec::new();
     for name in names {
-        let entry = ALL.iter().find(|entry| entry.name == name);
+        let entry = ALL.iter().chain(BY_NAME).find(|entry| entry.name == name);
         chosen.push(entry.ok_or_else(|| anyhow!("there is no lab `{name}`; see --list"))?);
     }
     if names.is_empty() {
@@ -139,7 +166,9 @@ pub fn run(names: &[String], verbose: bool, keep_below: &Path) -> Result<(usize,
     cleanup::sweep_leftovers();
     cleanup::on_signals()?;
     let (mut passed, mut failed) = (0, 0);
-    for entry in chosen {
+    let for_guest = |entry: &&Entry| entry.name.starts_with(IN_GUEST) && !guest::inside();
+    let (there, here): (Vec<&Entry>, Vec<&Entry>) = chosen.into_iter().partition(for_guest);
+    for entry in here {
         let started = Instant::now();
         let outcome = one(entry, verbose, keep_below);
         let seconds = started.elapsed().as_secs_f64();
@@ -152,6 +181,19 @@ pub fn run(names: &[String], verbose: bool, keep_below: &Path) -> Result<(usize,
                 failed += 1;
                 println!("FAIL  {:<18} {seconds:>6.1} s  {error:#}", entry.name);
                 println!("      logs and captures: {}", kept.display());
+            }
+        }
+    }
+    if !there.is_empty() {
+        let names: Vec<&str> = there.iter().map(|entry| entry.name).collect();
+        match guest::run(&names, verbose, keep_below) {
+            Ok(counts) => {
+                passed += counts.0;
+                failed += counts.1;
+            }
+            Err(error) => {
+                failed += names.len();
+                println!("FAIL  {:<18} {error:#}", names.join(" "));
             }
         }
     }

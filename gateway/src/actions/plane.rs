@@ -322,6 +322,7 @@ mod tests {
             ts_remote: vec![TrafficSelector::addresses(address, address)],
             outbound_active: true,
             rekeys: None,
+            restored: false,
         }))
     }
 

@@ -56,6 +56,9 @@ pub(super) fn bring_up(
     Ok(Enforcer::bring_up(plane, &setup)?)
 }
 
+/// Longest instance name the firewall takes.
+const LONGEST_INSTANCE: usize = 32;
+
 /// The outer path's MTU assumed for the interface; children with less are handled one by one.
 const PATH_MTU: u16 = 1500;
 
@@ -65,13 +68,15 @@ fn instance(interface: &str) -> String {
         return String::new();
     }
     // Injective: two interfaces never share a table, whose rules each would then replace.
-    interface
+    let name: String = interface
         .chars()
         .map(|c| match c {
             'a'..='z' | '0'..='9' => c.to_string(),
             other => format!("_{:02x}", u32::from(other)),
         })
-        .collect()
+        .collect();
+    // Table names have a limit that fifteen odd characters would pass.
+    if name.len() <= LONGEST_INSTANCE { name } else { format!("_{:08x}", if_id_for(interface)) }
 }
 
 /// Hands events to the engine. Runs on the plane's threads and never blocks.
@@ -111,6 +116,9 @@ mod tests {
     #[test]
     fn only_another_interface_makes_another_instance() {
         assert_eq!(instance("runnel0"), "");
-        assert_eq!(instance("gw-B.2"), "gw_b_2");
+        assert_eq!(instance("gw-B2"), "gw_2d_422");
+        assert_ne!(instance("gw-b"), instance("gw_b"));
+        let long = instance("A-B-C-D-E-F-G-H");
+        assert!(long.len() <= LONGEST_INSTANCE && long != instance("A-B-C-D-E-F-G-I"), "{long}");
     }
 }

@@ -126,12 +126,12 @@ pub const ALL: &[Entry] = &[
         "plain ESP: both families, the filter, nothing in clear, nothing left behind",
         kernel_connect::plain,
     ),
+    entry("kernel-suites", "every ESP suite of the kernel plane", kernel_connect::suites),
 ];
 
 /// Labs that run only when asked for by name: they have yet to pass once.
 pub const BY_NAME: &[Entry] = &[
     entry("kernel-encap", "ESP in UDP through a NAT, runner behind it", kernel_connect::encap),
-    entry("kernel-suites", "every ESP suite of the kernel plane", kernel_connect::suites),
     entry(
         "kernel-release",
         "lease release stops packets at once, also for a deaf peer",

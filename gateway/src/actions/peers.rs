@@ -13,7 +13,7 @@ use ike::io::{Authorise, Grant, IkeSaId, LeaseId, UniquePolicy, VerifiedPeer, Ve
 use ike::time::WallTime;
 use ike::wire::{Identification, NotifyType};
 use pki::validate::PeerError;
-use pki::{AccessError, Authority, IkeId, UnixTime};
+use pki::{AccessError, Authority, IkeId, Lease, UnixTime};
 
 use crate::lease::{Epoch, LeaseRegistry};
 use crate::live::LiveConfig;
@@ -164,26 +164,34 @@ impl Peers {
         })?;
         let access =
             self.authority.authorise(&peer, now()).map_err(|error| context.access(&error))?;
-        let config = self.config.get();
-        let lease = &access.lease;
-        let (Some(role), Some(pool)) = (config.role(&lease.role), config.pool(&lease.pool)) else {
-            return Err(context.refuse(
+        let deadline = WallTime(access.deadline.micros());
+        let grant = self.regrant(&access.lease, deadline).ok_or_else(|| {
+            let (role, pool) = (&access.lease.role, &access.lease.pool);
+            context.refuse(
                 "unknown_role",
-                format!("role {} or pool {} is not configured", lease.role, lease.pool),
+                format!("role {role} or pool {pool} is not configured"),
                 "add it to the configuration, or enrol with another role".to_owned(),
-            ));
-        };
+            )
+        })?;
+        Ok(Box::new(grant))
+    }
+
+    /// What a lease grants under the configuration in force; `None` when its role or pool is not
+    /// configured.
+    pub fn regrant(&self, lease: &Lease, deadline: WallTime) -> Option<Grant> {
+        let config = self.config.get();
+        let (role, pool) = (config.role(&lease.role)?, config.pool(&lease.pool)?);
         let id = LeaseId(lease.id.clone());
-        Ok(Box::new(Grant {
+        Some(Grant {
             reqid: self.registry.reqid(&id),
             lease: id,
             role: lease.role.clone(),
             addresses: lease.addresses.clone(),
             dns: pool.dns.clone(),
             allowed: policy::allowed_selectors(role, pool),
-            deadline: WallTime(access.deadline.micros()),
+            deadline,
             unique: UniquePolicy::Replace,
-        }))
+        })
     }
 }
 

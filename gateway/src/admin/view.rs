@@ -107,7 +107,7 @@ pub struct Token {
 }
 
 /// A token just made: the only time its secret is shown.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct NewToken {
     /// Its id, for `token revoke`.
     pub id: String,
@@ -119,6 +119,12 @@ pub struct NewToken {
     pub expires: String,
     /// How many leases it opens.
     pub uses: u32,
+}
+
+impl std::fmt::Debug for NewToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewToken({}, secret of {} bytes)", self.id, self.token.len())
+    }
 }
 
 /// One lease.

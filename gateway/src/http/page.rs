@@ -29,11 +29,7 @@ impl Service for PageService {
         }
         let authority = Arc::clone(&self.authority);
         let source = request.peer.ip();
-        let found = tokio::task::spawn_blocking(move || {
-            authority
-                .leases(false)
-                .map(|leases| leases.into_iter().find(|lease| lease.addresses.contains(&source)))
-        });
+        let found = tokio::task::spawn_blocking(move || authority.lease_by_address(source));
         match found.await {
             Ok(Ok(Some(lease))) => Reply::text(200, text(&self.gateway, &lease, &request)),
             Ok(Ok(None)) => Reply::text(403, format!("{source} has no lease here\n")),

@@ -5,6 +5,7 @@ mod identity;
 mod setup;
 mod views;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use xfrm::model::Capabilities;
 pub use identity::GatewayIdentity;
 pub use setup::{client_host, engine_config, enrol_url, gateway_id, pki_settings, server_names};
 
-use crate::actions::PlaneHandle;
+use crate::actions::{Peers, PlaneHandle};
 use crate::admin::Handler;
 use crate::admin::proto::{AdminError, ErrorCode, Request};
 use crate::admin::view;
@@ -65,6 +66,8 @@ pub struct Instance {
     pub plane: PlaneHandle,
     /// Ends leases.
     pub ender: LeaseEnder,
+    /// What peers may have.
+    pub peers: Arc<Peers>,
     /// Recent refusals.
     pub refusals: Arc<Refusals>,
     /// The configuration in force.
@@ -181,8 +184,9 @@ impl Instance {
         let ca = self.authority.ca_status();
         let established: Vec<_> =
             sas.iter().filter(|sa| sa.state == ike::SaState::Established).collect();
+        let live_ids: BTreeSet<&str> = leases.iter().map(|lease| lease.id.as_str()).collect();
         let live = |sa: &&&ike::IkeSaView| {
-            sa.lease.as_ref().is_some_and(|id| leases.iter().any(|lease| lease.id == id.0))
+            sa.lease.as_ref().is_some_and(|id| live_ids.contains(id.0.as_str()))
         };
         let suspects: Vec<_> = established.iter().filter(|sa| !live(sa)).map(|sa| sa.id).collect();
         // A lease that ended in between is being cut off at this moment: only what is still there
@@ -254,10 +258,28 @@ impl Instance {
         self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
         let roles = config.roles.len();
         self.config.replace(config);
+        self.regrant()?;
         let event = AuditEvent::new("config.reload", actor, now());
         self.authority.record_audit(&event).map_err(pki_error)?;
         tracing::info!(%actor, roles, "configuration reloaded");
         Ok(format!("reloaded: {roles} role(s); live tunnels obey the new allow lists"))
+    }
+
+    /// Tells the engine what live leases may reach now; it narrows selectors by that from the next
+    /// exchange on. The packet filter obeys already.
+    fn regrant(&self) -> Result<(), AdminError> {
+        for sa in self.engine.sas(PATIENCE).map_err(failed)? {
+            let (Some(id), Some(deadline)) = (sa.lease, sa.deadline) else { continue };
+            let lease = self.authority.lease(&id.0).map_err(pki_error)?;
+            let grant = lease.and_then(|lease| self.peers.regrant(&lease, deadline));
+            let command = match grant {
+                Some(grant) => Command::UpdateLease(id, grant),
+                // Its role is gone from the configuration, and with it every allowance.
+                None => Command::CloseLease(id, CloseReason::Operator),
+            };
+            self.engine.post(Message::Command(command));
+        }
+        Ok(())
     }
 
     fn token_create(
@@ -289,7 +311,7 @@ impl Instance {
 
     fn leases(&self, all: bool) -> Result<Vec<view::Lease>, AdminError> {
         let leases = self.authority.leases(all).map_err(pki_error)?;
-        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let sas = views::by_lease(&self.engine.sas(PATIENCE).map_err(failed)?);
         Ok(leases.iter().map(|lease| views::lease(lease, &sas)).collect())
     }
 
@@ -306,7 +328,7 @@ impl Instance {
                 format!("there is no lease {id}; see `runnel lease list --all`"),
             )
         })?;
-        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let sas = views::by_lease(&self.engine.sas(PATIENCE).map_err(failed)?);
         Ok(views::lease(&lease, &sas))
     }
 

@@ -29,11 +29,18 @@ pub(super) fn token(token: &Token, now: UnixTime) -> view::Token {
     }
 }
 
-pub(super) fn lease(lease: &Lease, sas: &[IkeSaView]) -> view::Lease {
-    let own = |sa: &&IkeSaView| {
-        sa.state == ike::SaState::Established
-            && sa.lease.as_ref().is_some_and(|id| id.0 == lease.id)
-    };
+/// Established IKE SAs by the lease they live under.
+pub(super) fn by_lease(sas: &[IkeSaView]) -> BTreeMap<String, Vec<u64>> {
+    let mut map: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for sa in sas.iter().filter(|sa| sa.state == ike::SaState::Established) {
+        if let Some(lease) = &sa.lease {
+            map.entry(lease.0.clone()).or_default().push(sa.id.0);
+        }
+    }
+    map
+}
+
+pub(super) fn lease(lease: &Lease, sas: &BTreeMap<String, Vec<u64>>) -> view::Lease {
     view::Lease {
         id: lease.id.clone(),
         role: lease.role.clone(),
@@ -46,7 +53,7 @@ pub(super) fn lease(lease: &Lease, sas: &[IkeSaView]) -> view::Lease {
         created: lease.created.to_string(),
         expires: lease.expires.to_string(),
         door: lease.door.clone(),
-        sas: sas.iter().filter(own).map(|sa| sa.id.0).collect(),
+        sas: sas.get(&lease.id).cloned().unwrap_or_default(),
         ended: lease.end.as_ref().map(|end| format!("{} by {}, {}", end.at, end.actor, end.cause)),
     }
 }

@@ -153,8 +153,9 @@ async fn start(
     match built {
         Ok((running, event_loop)) => {
             let mut running = running;
-            running.threads.plane(enforcer, &plane_handle, &engine_handle)?;
-            running.threads.engine(event_loop)?;
+            let instance = Arc::clone(&running.instance);
+            running.threads.plane(enforcer, &plane_handle, &engine_handle, &instance)?;
+            running.threads.engine(event_loop, &instance)?;
             failpoint::hit("up.before_ready");
             Ok(running)
         }
@@ -244,6 +245,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         engine: engine.clone(),
         plane,
         ender,
+        peers: Arc::clone(&peers),
         refusals: Arc::clone(&refusals),
         config,
         identity: Arc::clone(&identity),

@@ -38,14 +38,27 @@ impl Threads {
         enforcer: Enforcer,
         handle: &PlaneHandle,
         engine: &EngineHandle,
+        instance: &Arc<Instance>,
     ) -> Result<(), UpError> {
         let thread = PlaneThread::new(handle, enforcer, engine.clone());
-        self.plane = Some(spawn("plane", move || thread.run())?);
+        let end = EndOfService(Arc::clone(instance));
+        self.plane = Some(spawn("plane", move || {
+            let _end = end;
+            thread.run();
+        })?);
         Ok(())
     }
 
-    pub(super) fn engine(&mut self, event_loop: EventLoop) -> Result<(), UpError> {
-        self.engine = Some(spawn("engine", move || event_loop.run())?);
+    pub(super) fn engine(
+        &mut self,
+        event_loop: EventLoop,
+        instance: &Arc<Instance>,
+    ) -> Result<(), UpError> {
+        let end = EndOfService(Arc::clone(instance));
+        self.engine = Some(spawn("engine", move || {
+            let _end = end;
+            event_loop.run();
+        })?);
         Ok(())
     }
 
@@ -99,28 +112,44 @@ impl Threads {
         patience: Duration,
     ) -> Result<(), String> {
         engine.post(Message::Stop(patience));
-        join(self.engine.take());
+        let mut sound = join(self.engine.take());
         self.reading_ends.store(true, Ordering::Relaxed);
         let result = match self.plane.is_some() {
             true => plane.shutdown().wait(PLANE_PATIENCE),
             false => Ok(()),
         };
-        join(self.plane.take());
-        join(self.receiver.take());
+        sound &= join(self.plane.take());
+        sound &= join(self.receiver.take());
         journal.close();
-        join(self.follower.take());
+        sound &= join(self.follower.take());
         self.housekeeping_ends.store(true, Ordering::Relaxed);
-        join(self.housekeeping.take());
-        result
+        sound &= join(self.housekeeping.take());
+        match (result, sound) {
+            (Ok(()), false) => {
+                Err("a part of the gateway had failed inside; see its log".to_owned())
+            }
+            (result, _) => result,
+        }
     }
 }
 
-fn join(thread: Option<JoinHandle<()>>) {
-    if let Some(thread) = thread
-        && thread.join().is_err()
-    {
+/// Without its engine or data plane there is no gateway: whichever thread ends, by whatever cause,
+/// the whole stops and takes the tunnels down, instead of half working.
+struct EndOfService(Arc<Instance>);
+
+impl Drop for EndOfService {
+    fn drop(&mut self) {
+        self.0.stop.send_replace(true);
+    }
+}
+
+/// Waits for a thread; false when it had panicked.
+fn join(thread: Option<JoinHandle<()>>) -> bool {
+    let sound = thread.is_none_or(|thread| thread.join().is_ok());
+    if !sound {
         tracing::error!("a thread had panicked");
     }
+    sound
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, UpError> {

@@ -87,7 +87,7 @@ impl Link {
     pub fn new(seed: u64, weather: Weather) -> Self {
         Self {
             weather,
-            rng: Rng::new(seed, 0x6c69_6e6b),
+            rng: Rng::new(seed, 0x119c),
             nat: BTreeMap::new(),
             cut: Vec::new(),
             drop_next: 0,

@@ -3,6 +3,8 @@
 //! The node plays driver: it executes actions (key exchange, signatures, authorisation, an ESP
 //! plane that is a map), and keeps what an observer needs to judge the run.
 #![allow(clippy::expect_used)]
+// The contract's own error type; one is made per refused handshake.
+#![allow(clippy::result_large_err)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -116,8 +118,11 @@ fn certificate(name: &str) -> Vec<u8> {
 }
 
 fn private_key(name: &str) -> Vec<u8> {
-    crypto::mix(32, 0x6b65_79, &[name.as_bytes()])
+    crypto::mix(32, KEYS, &[name.as_bytes()])
 }
+
+/// Domain of private keys.
+const KEYS: u64 = 0x6b;
 
 /// A far wall time for what never ends in a walk.
 const FAR: WallTime = WallTime(i64::MAX / 2);

@@ -59,7 +59,7 @@ const CONVERGENCE: Duration = Duration::from_secs(150);
 /// # Errors
 /// Every broken rule.
 pub fn walk(seed: u64) -> Result<Summary, Failure> {
-    let mut rng = Rng::new(seed, 0x77_61_6c_6b);
+    let mut rng = Rng::new(seed, 0x3a1c);
     let weather = Weather {
         loss: rng.below(30),
         duplicate: rng.below(25),

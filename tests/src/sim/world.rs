@@ -64,7 +64,7 @@ impl World {
     ) -> Self {
         crypto::reseed(seed);
         let now = Now { mono: Timestamp(1_000_000), wall: EPOCH };
-        let mut seeds = Rng::new(seed, 0x73_65_65_64);
+        let mut seeds = Rng::new(seed, 0x5eed);
         let gateway = Node::with_config(
             config,
             GATEWAY,
@@ -90,7 +90,7 @@ impl World {
             link,
             agenda: BTreeMap::new(),
             sequence: 0,
-            delays: Rng::new(seed, 0x64_65_6c_61_79),
+            delays: Rng::new(seed, 0xde1a),
         }
     }
 
@@ -253,10 +253,9 @@ impl World {
             if !node.engine.is_idle() {
                 leaks.push(format!("{}: not idle: {stats:?}", node.name));
             }
-            if let Some(deadline) = node.engine.poll_timeout() {
-                if deadline.reason != ike::io::TimerKind::CookieSecret {
-                    leaks.push(format!("{}: timer {deadline:?} is left", node.name));
-                }
+            let timer = node.engine.poll_timeout();
+            if let Some(left) = timer.filter(|t| t.reason != ike::io::TimerKind::CookieSecret) {
+                leaks.push(format!("{}: timer {left:?} is left", node.name));
             }
             if node.kex.pending() > 0 {
                 leaks.push(format!("{}: {} private keys are left", node.name, node.kex.pending()));

@@ -46,6 +46,8 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Check the commands and links in the README and the documents.
+    Docs,
     /// Run simulation walks; a failing seed prints itself.
     Sim {
         /// Number of walks.
@@ -99,6 +101,10 @@ fn dispatch(command: Command) -> Result<()> {
                 guest::programs()?;
             }
             labs(&["--verbose", &name])
+        }
+        Command::Docs => {
+            Program::cargo(["build", "--quiet", "--workspace", "--bins"]).run()?;
+            docs::check()
         }
         Command::Sim { walks, seed } => sim(walks, seed),
         Command::Fuzz { target, seconds } => fuzz::run(&target, seconds),

@@ -33,6 +33,8 @@ pub struct Entry {
     pub about: &'static str,
     /// The lab.
     pub run: fn(&Lab) -> Result<()>,
+    /// It mostly waits, so it may run beside the others.
+    waits: bool,
 }
 
 /// Every lab, cheapest first.
@@ -97,12 +99,12 @@ pub const ALL: &[Entry] = &[
         endings::release,
     ),
     entry("revoke", "cert revoke ends the tunnel at once and updates the CRL", endings::revoke),
-    entry(
+    waiting(
         "lifetime",
         "the SA ends with its certificate; an expired one is refused",
         refusals::lifetime,
     ),
-    entry("dead-peer", "a vanished client is noticed, and may come back", endings::dead_peer),
+    waiting("dead-peer", "a vanished client is noticed, and may come back", endings::dead_peer),
     entry("stop", "SIGTERM: DELETE to every peer, nothing left behind", daemon::stop),
     entry("restart", "kill -9 and start: same CA, leases and addresses", daemon::restart),
     entry("crash", "kill at every failpoint; everything acknowledged survives", crash::run),
@@ -143,14 +145,18 @@ pub const BY_NAME: &[Entry] = &[
 const IN_GUEST: &str = "kernel-";
 
 const fn entry(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Entry {
-    Entry { name, about, run }
+    Entry { name, about, run, waits: false }
 }
 
-/// Runs labs one after another and prints one line each; returns how many passed and failed.
+const fn waiting(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Entry {
+    Entry { name, about, run, waits: true }
+}
+
+/// Runs labs and prints one line each; returns how many passed and failed. Labs that load the
+/// machine run one after another; those that mostly wait run beside them.
 ///
 /// # Errors
 /// When a name is unknown or the process may not build networks.
-#[allow(clippy::print_stdout)] // a developer's terminal is this crate's user interface
 pub fn run(names: &[String], verbose: bool, keep_below: &Path) -> Result<(usize, usize)> {
     let mut chosen = Vec::new();
     for name in names {
@@ -165,39 +171,56 @@ pub fn run(names: &[String], verbose: bool, keep_below: &Path) -> Result<(usize,
     }
     cleanup::sweep_leftovers();
     cleanup::on_signals()?;
-    let (mut passed, mut failed) = (0, 0);
     let for_guest = |entry: &&Entry| entry.name.starts_with(IN_GUEST) && !guest::inside();
-    let (there, here): (Vec<&Entry>, Vec<&Entry>) = chosen.into_iter().partition(for_guest);
-    for entry in here {
-        let started = Instant::now();
-        let outcome = one(entry, verbose, keep_below);
-        let seconds = started.elapsed().as_secs_f64();
-        match outcome {
-            Ok(()) => {
-                passed += 1;
-                println!("ok    {:<18} {seconds:>6.1} s", entry.name);
-            }
-            Err((error, kept)) => {
-                failed += 1;
-                println!("FAIL  {:<18} {seconds:>6.1} s  {error:#}", entry.name);
-                println!("      logs and captures: {}", kept.display());
-            }
+    let (there, chosen): (Vec<&Entry>, Vec<&Entry>) = chosen.into_iter().partition(for_guest);
+    let (mut passed, mut failed) = (0, 0);
+    let mut count = |ok: bool| if ok { passed += 1 } else { failed += 1 };
+    std::thread::scope(|scope| {
+        let beside: Vec<_> = chosen
+            .iter()
+            .filter(|entry| entry.waits)
+            .map(|entry| scope.spawn(move || report(entry, verbose, keep_below)))
+            .collect();
+        for entry in chosen.iter().filter(|entry| !entry.waits) {
+            count(report(entry, verbose, keep_below));
         }
-    }
+        for outcome in beside {
+            count(outcome.join().unwrap_or(false));
+        }
+    });
     if !there.is_empty() {
-        let names: Vec<&str> = there.iter().map(|entry| entry.name).collect();
-        match guest::run(&names, verbose, keep_below) {
-            Ok(counts) => {
-                passed += counts.0;
-                failed += counts.1;
-            }
-            Err(error) => {
-                failed += names.len();
-                println!("FAIL  {:<18} {error:#}", names.join(" "));
-            }
-        }
+        let counts = in_guest(&there, verbose, keep_below);
+        passed += counts.0;
+        failed += counts.1;
     }
     Ok((passed, failed))
+}
+
+/// Runs labs in one boot of the guest; returns how many passed and failed.
+#[allow(clippy::print_stdout)] // a developer's terminal is this crate's user interface
+fn in_guest(entries: &[&Entry], verbose: bool, keep_below: &Path) -> (usize, usize) {
+    let names: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+    guest::run(&names, verbose, keep_below).unwrap_or_else(|error| {
+        println!("FAIL  {:<18} {error:#}", names.join(" "));
+        (0, names.len())
+    })
+}
+
+/// Runs one lab and prints its line; true when it passed.
+#[allow(clippy::print_stdout)] // a developer's terminal is this crate's user interface
+fn report(entry: &Entry, verbose: bool, keep_below: &Path) -> bool {
+    let started = Instant::now();
+    let outcome = one(entry, verbose, keep_below);
+    let seconds = started.elapsed().as_secs_f64();
+    match outcome {
+        Ok(()) => println!("ok    {:<18} {seconds:>6.1} s", entry.name),
+        Err((error, kept)) => {
+            println!("FAIL  {:<18} {seconds:>6.1} s  {error:#}", entry.name);
+            println!("      logs and captures: {}", kept.display());
+            return false;
+        }
+    }
+    true
 }
 
 fn one(entry: &Entry, verbose: bool, keep_below: &Path) -> Result<(), (anyhow::Error, PathBuf)> {

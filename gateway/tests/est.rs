@@ -204,7 +204,7 @@ fn ca_certificates_come_in_one_record_and_one_line_over_both_tls_versions() {
         assert_eq!(answer.status(), 200, "{}", answer.text);
         assert_eq!(answer.records, 1, "header and body must share one record");
         assert!(answer.head().contains("application/pkcs7-mime"), "{}", answer.head());
-        assert!(!answer.head().contains("transfer-encoding"), "{}", answer.head());
+        assert!(!answer.head().contains("\ntransfer-encoding"), "{}", answer.head());
         assert_eq!(answer.length(), Some(answer.body().len()));
         assert!(!answer.body().trim_end().contains('\n'), "strongSwan 5.9.8 takes one line only");
         assert!(STANDARD.decode(answer.body().trim_end()).unwrap().len() > 500);

@@ -10,7 +10,7 @@ use crate::config::EngineConfig;
 use crate::crypto::cookie::CookieJar;
 use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
-use crate::event::{CloseReason, Event};
+use crate::event::{Blame, CloseReason, Event};
 use crate::exchange::{
     self, Task, advance, auth, dpd, init, mobike, mobility, rekey_child, rekey_ike,
 };
@@ -20,7 +20,7 @@ use crate::io::{
 };
 use crate::rng::{SaRng, Seed};
 use crate::sa::child::remove_from_dataplane;
-use crate::sa::context::{Ctx, Deferred};
+use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::table::SaTable;
 use crate::sa::timers::TimerKey;
@@ -51,6 +51,8 @@ pub struct Engine {
     pub(crate) jar: CookieJar,
     strangers: (Timestamp, u64),
     cookie_mode: bool,
+    /// After [`Command::Shutdown`]: nothing new begins.
+    pub(crate) stopping: bool,
 }
 
 impl Engine {
@@ -79,7 +81,20 @@ impl Engine {
             jar,
             strangers: (now.mono, 0),
             cookie_mode: false,
+            stopping: false,
         })
+    }
+
+    /// Whether an engine can work with a configuration: to be asked before
+    /// [`Command::Reconfigure`], which can only report that it cannot.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn check(
+        config: &EngineConfig,
+        crypto: &'static CryptoProvider,
+    ) -> Result<(), EngineError> {
+        usable(config.clone(), crypto).map(|_| ())
     }
 
     /// Takes one input. Never blocks, never panics, whatever the input.
@@ -226,7 +241,7 @@ impl Engine {
 
     /// Reports when the cookie mode changed.
     fn report_cookie_mode(&mut self) {
-        let is = self.ctx.half_open.cookie_mode(&self.ctx.config.limits);
+        let is = self.ctx.half_open.update_cookie_mode(&self.ctx.config.limits);
         if is != self.cookie_mode {
             self.cookie_mode = is;
             self.ctx.event(Event::CookieMode(is));
@@ -363,12 +378,16 @@ impl Engine {
                 self.with_sa(ike, |ctx, sa| mobike::roam(ctx, sa, local));
             }
             Command::UpdateLease(lease, grant) => self.update_lease(&lease, &grant),
-            Command::Reconfigure(config) => {
-                if let Ok(config) = usable(*config, self.ctx.crypto) {
-                    self.ctx.config = config;
+            Command::Reconfigure(config) => match usable(*config, self.ctx.crypto) {
+                Ok(config) => self.ctx.config = config,
+                Err(error) => {
+                    let what = format!("the new configuration cannot be used: {error}");
+                    let fix = "the old one stays in force; correct the proposals";
+                    self.ctx.refuse(refusal(Blame::Internal, None, "configuration", what, fix));
                 }
-            }
+            },
             Command::Shutdown => {
+                self.stopping = true;
                 for id in self.sas.ids() {
                     self.with_sa(id, |ctx, sa| {
                         lifecycle::close(ctx, sa, CloseReason::Shutdown, Tell::Peer);

@@ -31,7 +31,8 @@ pub enum Event {
         /// Virtual addresses handed out.
         addresses: Vec<std::net::IpAddr>,
     },
-    /// An IKE SA is gone.
+    /// An IKE SA is gone. It comes after [`Event::ChildDown`] of its last child, unless the SA was
+    /// rekeyed: its children live on then.
     IkeDown {
         /// The SA.
         ike: IkeSaId,
@@ -61,7 +62,7 @@ pub enum Event {
         /// The child it replaces.
         rekeys: Option<ChildSaId>,
     },
-    /// A child SA is gone.
+    /// A child SA is gone that was installed.
     ChildDown {
         /// The child.
         child: ChildSaId,

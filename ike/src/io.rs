@@ -384,6 +384,9 @@ pub struct InstallChild {
     pub outbound_active: bool,
     /// The child this one replaces.
     pub rekeys: Option<ChildSaId>,
+    /// It was in use before a restart, under the same keys: outbound sequence numbers must go on
+    /// above all that may have been used, or (key, IV) pairs repeat (RFC 4106 3.1).
+    pub restored: bool,
 }
 
 /// Counters of a child SA.

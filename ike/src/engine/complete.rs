@@ -32,6 +32,7 @@ impl Engine {
                 _ => None,
             };
             child::down(&mut self.ctx, id, child, lease, reason, usage);
+            self.ctx.removed(id);
             return;
         }
         self.with_sa(id, |ctx, sa| dispatch(ctx, sa, purpose, completion));

@@ -1,15 +1,33 @@
 //! The way of a datagram: header, SA, window, integrity, and only then its meaning.
 
+use std::time::Duration;
+
 use crate::engine::Engine;
+use crate::event::{Blame, Refusal};
 use crate::exchange::{self, init, mobility, rekey_child};
 use crate::io::{Datagram, IkeSaId, TimerKind};
+use crate::sa::context::{Ctx, refusal};
 use crate::sa::protect::Received;
 use crate::sa::timers::TimerKey;
 use crate::sa::window::Incoming;
 use crate::sa::{Path, Phase};
+use crate::time::Timestamp;
 use crate::wire::{
     ExchangeType, Flags, Frame, Header, Message, Notify, NotifyType, Payloads, WireError,
 };
+
+/// Least time between two repeated responses to where an SA's peer was never seen: who replays a
+/// request from addresses of others has us send no more.
+const STRAY_INTERVAL: Duration = Duration::from_secs(1);
+
+fn may_stray(last: &mut Option<Timestamp>, ctx: &Ctx) -> bool {
+    let now = ctx.now.mono;
+    let may = last.is_none_or(|last| now.since(last) >= STRAY_INTERVAL);
+    if may {
+        *last = Some(now);
+    }
+    may
+}
 
 impl Engine {
     /// Takes one datagram.
@@ -51,6 +69,14 @@ impl Engine {
         if header.flags.response || !self.may_answer_stranger() {
             return;
         }
+        let refused = refusal(
+            Blame::Incompatible,
+            Some(NotifyType::InvalidMajorVersion),
+            "invalid_major_version",
+            format!("the peer speaks IKE version {}, here is version 2", header.version.major),
+            "let the peer use IKEv2",
+        );
+        self.ctx.refuse(Refusal { remote: Some(datagram.remote), ..refused });
         let flags = Flags::new(!header.flags.initiator, true);
         let header =
             Header::new(header.spi_i, header.spi_r, header.exchange, flags, header.message_id);
@@ -123,6 +149,8 @@ impl Engine {
         let path = Path::of(datagram);
         if !header.flags.response {
             match sa.window.classify(header.message_id) {
+                // What has ended only repeats its last answer.
+                Incoming::New if matches!(sa.phase, Phase::Lingering) => return,
                 Incoming::New => {}
                 Incoming::Again => {
                     // Whoever repeats a request must have been able to make it (RFC 7296 2.1);
@@ -131,6 +159,7 @@ impl Engine {
                     if asks
                         && protection.open(&frame).is_ok()
                         && let Some(cached) = sa.window.cached()
+                        && (path == sa.reply || path == sa.path || may_stray(&mut sa.strayed, ctx))
                     {
                         let packets = cached.packets.clone();
                         ctx.stats.replayed_responses =
@@ -148,6 +177,11 @@ impl Engine {
         let limits = ctx.config.limits;
         match sa.inbox.receive(protection, &frame, &limits) {
             Received::Message(opened) => {
+                ctx.timers.cancel(TimerKey::sub(
+                    id,
+                    TimerKind::Reassembly,
+                    header.flags.response.into(),
+                ));
                 sa.last_heard = ctx.now.mono;
                 mobility::seen(ctx, sa, path);
                 if header.flags.response {

@@ -64,6 +64,7 @@ pub(crate) fn process_children(
     let mut answer = Vec::new();
     for spi in spis {
         let Some(child) = sa.children.values().find(|child| child.spi_out == spi.0) else {
+            rekey_child::unknown_closed(sa, spi.0);
             continue;
         };
         let id = child.id;

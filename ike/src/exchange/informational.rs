@@ -1,8 +1,8 @@
 //! INFORMATIONAL requests of the peer (RFC 7296 1.4): deletes, notifications, liveness.
 
-use crate::event::CloseReason;
-use crate::exchange::{delete, mobike, rekey_ike, send_response};
-use crate::sa::context::Ctx;
+use crate::event::{Blame, CloseReason};
+use crate::exchange::{about, delete, mobike, rekey_ike, send_response};
+use crate::sa::context::{Ctx, refusal};
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads};
 
@@ -32,7 +32,15 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     {
         // RFC 7296 2.21.2: the initiator did not accept our AUTH; it will not use the SA.
         send_response(ctx, sa, ExchangeType::Informational, &answer);
-        let reason = CloseReason::Failed("the peer did not accept our authentication".to_owned());
+        let what = "the peer did not accept our authentication".to_owned();
+        let reason = CloseReason::Failed(what.clone());
+        let fix = "see the peer's log for the reason";
+        let told = Some(NotifyType::AuthenticationFailed);
+        let refused = refusal(Blame::Incompatible, told, "auth_refused", what, fix);
+        // An unfinished handshake reports its own end.
+        if sa.is_established() {
+            ctx.refuse(about(sa, refused));
+        }
         return lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody);
     }
     send_response(ctx, sa, ExchangeType::Informational, &answer);

@@ -35,8 +35,8 @@ const MAX_QUEUED: usize = 16 * 1024;
 /// Octets of our nonces: half the longest PRF key is the least (RFC 7296 2.10).
 const NONCE_LEN: usize = 32;
 
-/// Forged IKE_AUTH messages a half-open SA bears before it is given up. Only who sees the SPIs
-/// can send any.
+/// Forged IKE_AUTH messages of one half-open SA before the operator hears of them. They end
+/// nothing: who sees the SPIs can send any number, and the SA ends with its handshake's time.
 const MAX_FORGERIES: u32 = 64;
 
 /// What is known between IKE_SA_INIT and IKE_AUTH, as responder.
@@ -257,7 +257,7 @@ fn derive(ctx: &mut Ctx, sa: &mut IkeSa, shared: &SharedSecret) {
 /// A message that failed its check. The real one may still come, so the SA stays, for a while.
 pub(crate) fn forged(ctx: &mut Ctx, sa: &mut IkeSa) {
     sa.forgeries = sa.forgeries.saturating_add(1);
-    if sa.forgeries > MAX_FORGERIES && matches!(sa.phase, Phase::HalfOpen(_)) {
+    if sa.forgeries == MAX_FORGERIES && matches!(sa.phase, Phase::HalfOpen(_)) {
         let refused = about(
             sa,
             refusal(
@@ -269,8 +269,6 @@ pub(crate) fn forged(ctx: &mut Ctx, sa: &mut IkeSa) {
             ),
         );
         ctx.refuse(refused);
-        let reason = CloseReason::Failed("too many forged messages".to_owned());
-        lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody);
     }
 }
 

@@ -16,9 +16,10 @@ pub(crate) mod natd;
 pub(crate) mod rekey_child;
 pub(crate) mod rekey_ike;
 
-use crate::event::{Blame, Refusal};
+use crate::event::{Blame, CloseReason, Refusal};
 use crate::io::{ChildSaId, TimerKind};
 use crate::sa::context::{Ctx, refusal};
+use crate::sa::lifecycle::{self, Tell};
 use crate::sa::protect::Framing;
 use crate::sa::timers::TimerKey;
 use crate::sa::window::backoff;
@@ -58,7 +59,7 @@ pub(crate) fn advance(ctx: &mut Ctx, sa: &mut IkeSa) {
         let Some(task) = sa.tasks.pop_front() else {
             return;
         };
-        if build(ctx, sa, &task) {
+        if build(ctx, sa, &task) && !matches!(sa.phase, Phase::Lingering) {
             sa.active = Some(task);
         }
     }
@@ -82,6 +83,9 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
     let task = sa.active.take();
     let payloads = match opened.payloads() {
         Ok(payloads) => payloads,
+        Err(error) if matches!(sa.phase, Phase::Authenticating(_)) => {
+            return auth::malformed_response(ctx, sa, error);
+        }
         Err(error) => {
             // RFC 7296 2.21.3: nothing can be said about a bad response; the exchange has failed.
             let refused = malformed(sa, error);
@@ -220,7 +224,7 @@ pub(crate) fn send_request(
     let header = sa.header(exchange, false, sa.window.next_request());
     let path = sa.path;
     let Some(packets) = seal(ctx, sa, header, payloads, path) else {
-        return;
+        return unsendable(ctx, sa);
     };
     sa.window.sent(exchange, packets.clone());
     ctx.checkpoint(sa);
@@ -235,11 +239,39 @@ pub(crate) fn send_response(
     exchange: ExchangeType,
     payloads: &Payloads,
 ) {
+    match seal_response(ctx, sa, exchange, payloads) {
+        Some(packets) => send_sealed(ctx, sa, packets),
+        None => unsendable(ctx, sa),
+    }
+}
+
+/// The datagrams of an answer to the request in work. What depends on the answer being possible
+/// at all asks for them first.
+pub(crate) fn seal_response(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    exchange: ExchangeType,
+    payloads: &Payloads,
+) -> Option<Vec<Vec<u8>>> {
     let header = sa.header(exchange, true, sa.window.next_expected());
+    seal(ctx, sa, header, payloads, sa.reply)
+}
+
+/// A message of ours could not be made: the SA would wait for its effect forever.
+fn unsendable(ctx: &mut Ctx, sa: &mut IkeSa) {
+    match sa.phase {
+        Phase::Lingering => {}
+        Phase::Closing => lifecycle::finish(ctx, sa),
+        _ => {
+            let reason = CloseReason::Failed("our message could not be encoded".to_owned());
+            lifecycle::close(ctx, sa, reason, Tell::Nobody);
+        }
+    }
+}
+
+/// Sends the sealed answer.
+pub(crate) fn send_sealed(ctx: &mut Ctx, sa: &mut IkeSa, packets: Vec<Vec<u8>>) {
     let path = sa.reply;
-    let Some(packets) = seal(ctx, sa, header, payloads, path) else {
-        return;
-    };
     sa.inbox.clear(false);
     sa.window.respond(packets.clone());
     ctx.checkpoint(sa);

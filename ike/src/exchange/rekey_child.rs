@@ -20,7 +20,7 @@ use crate::wire::Nonce;
 
 pub(crate) use request::{
     ChildRequest, build, delete_unknown, process_response, request_failed, request_installed,
-    request_proceed, request_spi,
+    request_proceed, request_spi, unknown_closed,
 };
 pub(crate) use respond::{
     ChildAnswer, answer_installed, answer_proceed, answer_spi, process_request,

@@ -2,9 +2,9 @@
 //!
 //! A source is an IPv4 address or an IPv6 /64. Below its share it connects at once; above, it
 //! must first return a cookie, which a spoofed address cannot. Nobody is ever blocked: when the
-//! table is full, a source that holds less than the greediest takes one place from that one.
-//! Sources that authenticated in the last hour have a larger share, since many runners live
-//! behind one NAT address.
+//! table is full, a source that holds less than the greediest takes one place from that one, of
+//! a handshake that has not come to IKE_AUTH. Sources that authenticated in the last hour have a
+//! larger share, since many runners live behind one NAT address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -64,10 +64,28 @@ pub enum Admission {
 #[derive(Debug, Default)]
 pub struct HalfOpen {
     owner: BTreeMap<IkeSaId, Source>,
-    of: BTreeMap<Source, BTreeSet<IkeSaId>>,
-    by_count: BTreeSet<(usize, Source)>,
+    of: BTreeMap<Source, Held>,
+    /// Sources with something to give way, by what each holds in proportion to its share.
+    by_weight: BTreeSet<(usize, Source)>,
+    /// Cookies are asked for, until well below the threshold again.
+    asking: bool,
     proven: BTreeMap<Source, Timestamp>,
     proven_order: BTreeSet<(Timestamp, Source)>,
+}
+
+/// What one source holds.
+#[derive(Debug, Default)]
+struct Held {
+    /// Handshakes that have not come to IKE_AUTH, or failed there.
+    waiting: BTreeSet<IkeSaId>,
+    /// Handshakes with an authentic IKE_AUTH in work: they are not given up for strangers.
+    busy: BTreeSet<IkeSaId>,
+}
+
+impl Held {
+    fn len(&self) -> usize {
+        self.waiting.len().saturating_add(self.busy.len())
+    }
 }
 
 impl HalfOpen {
@@ -80,18 +98,18 @@ impl HalfOpen {
         proved: bool,
     ) -> Admission {
         let total = self.owner.len();
-        let own = self.of.get(&source).map_or(0, BTreeSet::len);
+        let own = self.of.get(&source).map_or(0, Held::len);
         if !proved && (self.cookie_mode(limits) || own >= self.share(limits, now, source)) {
             return Admission::Cookie;
         }
         if total < limits.max_half_open {
             return Admission::Accept;
         }
-        match self.by_count.last() {
-            Some(&(most, greedy)) if most > own.saturating_add(1) => self
+        match self.by_weight.last() {
+            Some(&(most, greedy)) if most > self.weight(source, own.saturating_add(1)) => self
                 .of
                 .get(&greedy)
-                .and_then(BTreeSet::first)
+                .and_then(|held| held.waiting.first())
                 .map_or(Admission::Drop, |oldest| Admission::Evict(*oldest)),
             _ => Admission::Drop,
         }
@@ -99,7 +117,17 @@ impl HalfOpen {
 
     /// Every new peer must return a cookie first (RFC 7296 2.6).
     pub fn cookie_mode(&self, limits: &Limits) -> bool {
-        self.owner.len() >= limits.cookie_threshold
+        let threshold = limits.cookie_threshold;
+        let held = self.owner.len();
+        let leave = threshold.saturating_mul(3).div_euclid(4);
+        held >= threshold || (self.asking && held > leave)
+    }
+
+    /// Notes the cookie mode, which is left only at three quarters of the threshold: a mode that
+    /// changes with every datagram would tell the operator nothing.
+    pub fn update_cookie_mode(&mut self, limits: &Limits) -> bool {
+        self.asking = self.cookie_mode(limits);
+        self.asking
     }
 
     /// Counts a new half-open SA.
@@ -107,10 +135,27 @@ impl HalfOpen {
         if self.owner.insert(sa, source).is_some() {
             return;
         }
-        let held = self.of.entry(source).or_default();
-        self.by_count.remove(&(held.len(), source));
-        held.insert(sa);
-        self.by_count.insert((held.len(), source));
+        self.change(source, |half_open| {
+            half_open.of.entry(source).or_default().waiting.insert(sa);
+        });
+    }
+
+    /// An authentic IKE_AUTH of the SA is in work (`true`), or has failed.
+    pub fn authenticating(&mut self, sa: IkeSaId, busy: bool) {
+        let Some(source) = self.owner.get(&sa).copied() else {
+            return;
+        };
+        self.change(source, |half_open| {
+            let held = half_open.of.entry(source).or_default();
+            let (from, to) = if busy {
+                (&mut held.waiting, &mut held.busy)
+            } else {
+                (&mut held.busy, &mut held.waiting)
+            };
+            if from.remove(&sa) {
+                to.insert(sa);
+            }
+        });
     }
 
     /// The SA is established or gone; harmless when it was not counted.
@@ -118,28 +163,52 @@ impl HalfOpen {
         let Some(source) = self.owner.remove(&sa) else {
             return;
         };
-        let Some(held) = self.of.get_mut(&source) else {
-            return;
-        };
-        self.by_count.remove(&(held.len(), source));
-        held.remove(&sa);
-        if held.is_empty() {
-            self.of.remove(&source);
-        } else {
-            self.by_count.insert((held.len(), source));
+        self.change(source, |half_open| {
+            if let Some(held) = half_open.of.get_mut(&source) {
+                held.waiting.remove(&sa);
+                held.busy.remove(&sa);
+                if held.len() == 0 {
+                    half_open.of.remove(&source);
+                }
+            }
+        });
+    }
+
+    /// Changes something about a source and puts it where it now belongs in the order.
+    fn change(&mut self, source: Source, change: impl FnOnce(&mut Self)) {
+        if let Some(key) = self.order_key(source) {
+            self.by_weight.remove(&key);
         }
+        change(self);
+        if let Some(key) = self.order_key(source) {
+            self.by_weight.insert(key);
+        }
+    }
+
+    fn order_key(&self, source: Source) -> Option<(usize, Source)> {
+        let held = self.of.get(&source).filter(|held| !held.waiting.is_empty())?;
+        Some((self.weight(source, held.len()), source))
+    }
+
+    /// What `held` half-open SAs are for a source: who authenticated may hold more.
+    fn weight(&self, source: Source, held: usize) -> usize {
+        if self.proven.contains_key(&source) { held.div_ceil(PROVEN_FACTOR) } else { held }
     }
 
     /// A peer from this source has authenticated.
     pub fn authenticated(&mut self, source: Source, now: Timestamp) {
-        if let Some(old) = self.proven.insert(source, now) {
-            self.proven_order.remove(&(old, source));
-        }
-        self.proven_order.insert((now, source));
+        self.change(source, |half_open| {
+            if let Some(old) = half_open.proven.insert(source, now) {
+                half_open.proven_order.remove(&(old, source));
+            }
+            half_open.proven_order.insert((now, source));
+        });
         if self.proven.len() > MAX_PROVEN
             && let Some((_, oldest)) = self.proven_order.pop_first()
         {
-            self.proven.remove(&oldest);
+            self.change(oldest, |half_open| {
+                half_open.proven.remove(&oldest);
+            });
         }
     }
 
@@ -217,6 +286,34 @@ mod tests {
     }
 
     #[test]
+    fn handshakes_at_ike_auth_and_sources_that_proved_themselves_give_way_last() {
+        let mut held = held(A, 0..6);
+        (6..10).for_each(|id| held.add(IkeSaId(id), B));
+        held.authenticated(A, T);
+        held.authenticating(IkeSaId(6), true);
+        let stranger = Source::V4([192, 0, 2, 3]);
+
+        // A holds more, but is one of those that may; of B's the oldest is at IKE_AUTH.
+        assert_eq!(held.admit(&limits(), T, stranger, true), Admission::Evict(IkeSaId(7)));
+        (7..10).for_each(|id| held.authenticating(IkeSaId(id), true));
+        assert_eq!(held.admit(&limits(), T, stranger, true), Admission::Drop);
+        held.authenticating(IkeSaId(8), false);
+        assert_eq!(held.admit(&limits(), T, stranger, true), Admission::Evict(IkeSaId(8)));
+    }
+
+    #[test]
+    fn cookies_are_asked_for_until_well_below_the_threshold() {
+        let mut held = held(A, 0..8);
+        assert!(held.update_cookie_mode(&limits()));
+        held.remove(IkeSaId(0));
+        assert!(held.update_cookie_mode(&limits()));
+        held.remove(IkeSaId(1));
+        assert!(!held.update_cookie_mode(&limits()));
+        held.add(IkeSaId(8), A);
+        assert!(!held.update_cookie_mode(&limits()));
+    }
+
+    #[test]
     fn addresses_of_one_ipv6_site_are_one_source() {
         let site = |text: &str| Source::from(text.parse::<IpAddr>().unwrap());
 
@@ -230,6 +327,6 @@ mod tests {
         let mut held = held(A, 0..5);
         (0..5).for_each(|id| held.remove(IkeSaId(id)));
 
-        assert!(held.is_empty() && held.of.is_empty() && held.by_count.is_empty());
+        assert!(held.is_empty() && held.of.is_empty() && held.by_weight.is_empty());
     }
 }

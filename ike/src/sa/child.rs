@@ -80,13 +80,16 @@ pub(crate) fn remove_from_dataplane(
     if std::mem::replace(&mut child.removed, true) {
         return;
     }
+    // What never came up does not go down.
+    let was_up = child.state != ChildState::Installing;
     child.state = ChildState::Deleting;
     ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0));
     let lease = sa.lease_id();
     let last = lease.as_ref().is_none_or(|lease| ctx.lease_child_out(lease, id));
+    ctx.removing(sa.id);
     ctx.act(
         sa.id,
-        Purpose::Remove { child: id, lease, reason },
+        Purpose::Remove { child: id, lease: lease.filter(|_| was_up), reason },
         Action::RemoveChild { child: id, last },
     );
 }
@@ -145,6 +148,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         ts_remote: new.ts_remote,
         outbound_active: new.outbound_active,
         rekeys: new.rekeys,
+        restored: false,
     };
     ctx.lease_child_in(&action.lease, id);
     sa.children.insert(id, Box::new(child));

@@ -103,6 +103,9 @@ pub(crate) struct Ctx {
     /// Children of each lease in the data plane, over all of its IKE SAs: the filter goes with
     /// the last of them.
     pub(crate) lease_children: BTreeMap<LeaseId, BTreeSet<ChildSaId>>,
+    /// IKE SAs whose children are being removed from the data plane: how many, and the report of
+    /// the SA's own end, which waits for theirs.
+    removing: BTreeMap<IkeSaId, (u32, Option<Event>)>,
     /// Ids of IKE SAs, child SAs, tokens and key exchanges: one counter, so that no two things
     /// in one log share a number.
     next_id: u64,
@@ -129,6 +132,7 @@ impl Ctx {
             stats: EngineStats::default(),
             leases: BTreeMap::new(),
             lease_children: BTreeMap::new(),
+            removing: BTreeMap::new(),
             next_id: first_id.max(1),
         }
     }
@@ -192,6 +196,34 @@ impl Ctx {
     /// The SA must not come back after a restart.
     pub(crate) fn forget(&mut self, ike: IkeSaId) {
         self.out.push_back(Output::Checkpoint(Checkpoint { ike, snapshot: None }));
+    }
+
+    /// A child of the SA is being removed from the data plane.
+    pub(crate) fn removing(&mut self, ike: IkeSaId) {
+        let held = self.removing.entry(ike).or_default();
+        held.0 = held.0.saturating_add(1);
+    }
+
+    /// A child of the SA is removed, or was given up: when it was the last, the SA's own end is
+    /// reported.
+    pub(crate) fn removed(&mut self, ike: IkeSaId) {
+        let Some(held) = self.removing.get_mut(&ike) else {
+            return;
+        };
+        held.0 = held.0.saturating_sub(1);
+        if held.0 == 0
+            && let Some((_, Some(event))) = self.removing.remove(&ike)
+        {
+            self.event(event);
+        }
+    }
+
+    /// Reports the end of an SA, after the ends of its children with their final counters.
+    pub(crate) fn ike_down(&mut self, ike: IkeSaId, event: Event) {
+        match self.removing.get_mut(&ike) {
+            Some(held) => held.1 = Some(event),
+            None => self.event(event),
+        }
     }
 
     /// Counts a lease's established SAs.

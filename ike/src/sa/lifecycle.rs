@@ -104,7 +104,7 @@ pub(crate) fn down(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason) {
     uncount(ctx, sa);
     ctx.forget(sa.id);
     let lease = sa.lease_id();
-    ctx.event(Event::IkeDown { ike: sa.id, lease, reason: reason.clone() });
+    ctx.ike_down(sa.id, Event::IkeDown { ike: sa.id, lease, reason: reason.clone() });
     sa.close_reason = Some(reason);
 }
 

@@ -143,6 +143,8 @@ pub(crate) struct IkeSa {
     pub(crate) unproven: bool,
     /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
     pub(crate) orphan: Option<Option<u32>>,
+    /// When a repeated response last went to where the peer was never seen.
+    pub(crate) strayed: Option<Timestamp>,
     /// Why it is closing.
     pub(crate) close_reason: Option<CloseReason>,
     /// Messages that were not authentic while nobody was authenticated.
@@ -186,6 +188,7 @@ impl IkeSa {
             counted: false,
             unproven: false,
             orphan: None,
+            strayed: None,
             close_reason: None,
             forgeries: 0,
         }

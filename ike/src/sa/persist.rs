@@ -212,6 +212,7 @@ impl Engine {
             ts_remote: saved.ts_remote.clone(),
             outbound_active: saved.outbound_active,
             rekeys: None,
+            restored: true,
         };
         ctx.lease_child_in(&action.lease, saved.id);
         sa.children.insert(

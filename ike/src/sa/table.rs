@@ -10,12 +10,13 @@ use crate::sa::IkeSa;
 use crate::wire::IkeSpi;
 
 /// What makes an IKE_SA_INIT request the same one again (RFC 7296 2.1): the initiator's SPI, its
-/// address and its nonce. SPI and address alone are not enough behind a NAT.
+/// address and what it says. SPI and address alone are not enough behind a NAT.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct InitKey {
     pub(crate) spi_i: IkeSpi,
     pub(crate) remote: SocketAddr,
-    pub(crate) nonce: Vec<u8>,
+    /// Of the whole request but the cookie in front of it.
+    pub(crate) digest: Vec<u8>,
 }
 
 /// See the module.

@@ -9,6 +9,7 @@ mod spy;
 
 mod actions;
 mod addresses;
+mod bounds;
 mod children;
 mod closing;
 mod cookies;

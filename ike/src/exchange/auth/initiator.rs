@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::crypto::EspSuite;
 use crate::crypto::keymat::{Nonces, auth_octets};
 use crate::event::{Blame, CloseReason, Refusal};
-use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, up};
+use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, still_granted, up};
 use crate::exchange::certs::{self, SigningMethod};
 use crate::exchange::{about, config, send_request};
 use crate::io::{
@@ -384,6 +384,9 @@ pub(super) fn installed(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, answer: Re
 }
 
 fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
+    if let Err(refused) = still_granted(ctx, sa) {
+        return fail_with(ctx, sa, *refused);
+    }
     sa.phase = Phase::Established;
     up(ctx, sa, false);
     if let Some(id) = child {
@@ -398,7 +401,7 @@ fn fail(ctx: &mut Ctx, sa: &mut IkeSa, blame: Blame, code: &'static str, what: S
 }
 
 /// Ends the handshake. When the peer may have established the SA, it is deleted properly.
-fn fail_with(ctx: &mut Ctx, sa: &mut IkeSa, refused: Refusal) {
+pub(super) fn fail_with(ctx: &mut Ctx, sa: &mut IkeSa, refused: Refusal) {
     let sent = initiator(sa).is_some_and(|initiator| initiator.sent);
     let identity = initiator(sa).and_then(|initiator| initiator.peer_id.clone());
     let refused = about(sa, Refusal { identity: refused.identity.clone().or(identity), ..refused });

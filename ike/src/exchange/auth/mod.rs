@@ -8,14 +8,16 @@ mod initiator;
 mod responder;
 
 use crate::event::{Blame, CloseReason, Event, Refusal};
-use crate::exchange::about;
+use crate::exchange::{about, malformed};
 use crate::io::{ChildSaId, Grant, LeaseId, UniquePolicy, VerifiedPeer};
 use crate::policy::limits::Source;
 use crate::policy::narrowing;
 use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::{Authenticated, IkeSa, Phase};
-use crate::wire::{Identification, Nonce, Notify, NotifyType, Payloads, TrafficSelector};
+use crate::wire::{
+    Identification, Nonce, Notify, NotifyType, Payloads, TrafficSelector, WireError,
+};
 
 use initiator::Initiator;
 use responder::Responder;
@@ -42,6 +44,12 @@ pub(crate) enum AuthTask {
 /// The answer to our IKE_AUTH request.
 pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
     initiator::process_response(ctx, sa, payloads);
+}
+
+/// The answer to our IKE_AUTH request is none.
+pub(crate) fn malformed_response(ctx: &mut Ctx, sa: &mut IkeSa, error: WireError) {
+    let refused = malformed(sa, error);
+    initiator::fail_with(ctx, sa, refused);
 }
 
 /// Our signature is there, or is not.
@@ -97,6 +105,16 @@ pub(crate) fn installed(
 /// Ends a handshake: the operator, a timer or a lease's end wants it so.
 pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason, tell: Tell) {
     lifecycle::clear_dataplane(ctx, sa, &reason);
+    if matches!(role(sa), Some(Role::Responder)) {
+        let refused = refusal(
+            Blame::Incompatible,
+            (tell == Tell::Peer).then_some(NotifyType::AuthenticationFailed),
+            "handshake_ended",
+            format!("the peer's handshake was ended: {reason}"),
+            "let the peer connect again, unless its lease has ended",
+        );
+        ctx.refuse(about(sa, refused));
+    }
     match role(sa) {
         Some(Role::Responder) if tell == Tell::Peer => responder::reject(ctx, sa),
         Some(Role::Initiator) => {
@@ -194,6 +212,22 @@ fn check_grant(
         )));
     }
     Ok(())
+}
+
+/// The same again when everything else is done: meanwhile another handshake of the lease may
+/// have been faster, or the lease may have ended.
+fn still_granted(ctx: &Ctx, sa: &IkeSa) -> Result<(), Box<Refusal>> {
+    let killed = match &sa.phase {
+        Phase::Authenticating(task) => match task.as_ref() {
+            AuthTask::Responder(responder) => responder.killed.clone(),
+            AuthTask::Initiator(initiator) => initiator.killed.clone(),
+        },
+        _ => std::collections::BTreeSet::new(),
+    };
+    match &sa.auth {
+        Some(auth) => check_grant(ctx, sa, &auth.grant, &killed),
+        None => Ok(()),
+    }
 }
 
 /// Remembers who the peer is and what it may have.

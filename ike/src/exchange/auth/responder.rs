@@ -8,11 +8,12 @@ use crate::crypto::EspSuite;
 use crate::crypto::keymat::{Nonces, auth_octets};
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{
-    AuthTask, ChildRefused, Exchanged, check_grant, child_refused, remember, ts_unacceptable, up,
+    AuthTask, ChildRefused, Exchanged, check_grant, child_refused, remember, still_granted,
+    ts_unacceptable, up,
 };
 use crate::exchange::certs::{self, SigningMethod};
 use crate::exchange::config::{self, Wanted};
-use crate::exchange::{about, send_response};
+use crate::exchange::{about, seal_response, send_response, send_sealed};
 use crate::io::{
     Action, Authorise, ChildSaId, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer,
 };
@@ -89,6 +90,7 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     match examine(ctx, sa, exchanged, payloads) {
         Ok((responder, verify)) => {
             sa.phase = Phase::Authenticating(Box::new(AuthTask::Responder(Box::new(responder))));
+            ctx.half_open.authenticating(sa.id, true);
             ctx.act(sa.id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
         }
         Err(refused) => fail(ctx, sa, *refused),
@@ -362,7 +364,13 @@ fn decide(
     };
     let remote = narrowing::narrow(&offer.ts_i, &hosts);
     if remote.selectors.is_empty() {
-        return Err(ts_unacceptable(sa, "the client's", &offer.ts_i, &hosts));
+        let mut refused = ts_unacceptable(sa, "the client's", &offer.ts_i, &hosts);
+        if !wanted.any() && !grant.addresses.is_empty() {
+            refused.refusal.fix = "let the client ask for its virtual address (strongSwan: \
+                                   `vips = 0.0.0.0`, and `::` for IPv6)"
+                .to_owned();
+        }
+        return Err(refused);
     }
     let local = narrowing::narrow(&offer.ts_r, &grant.allowed);
     if local.selectors.is_empty() {
@@ -528,6 +536,9 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if !ready {
         return;
     }
+    if let Err(refused) = still_granted(ctx, sa) {
+        return fail(ctx, sa, *refused);
+    }
     let phase = std::mem::replace(&mut sa.phase, Phase::Lingering);
     let Phase::Authenticating(task) = phase else {
         sa.phase = phase;
@@ -574,11 +585,16 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(lifetime) = auth_lifetime(ctx, sa) {
         payloads.push_notify(lifetime);
     }
+    // Nothing is established that the peer cannot be told of.
+    let Some(packets) = seal_response(ctx, sa, ExchangeType::IkeAuth, &payloads) else {
+        lifecycle::clear_dataplane(ctx, sa, &CloseReason::Failed("encode".to_owned()));
+        return answer_error(ctx, sa, Notify::new(NotifyType::AuthenticationFailed));
+    };
     up(ctx, sa, responder.initial_contact);
     if let Some(id) = child_up {
         child::up(ctx, sa, id, None);
     }
-    send_response(ctx, sa, ExchangeType::IkeAuth, &payloads);
+    send_sealed(ctx, sa, packets);
 }
 
 /// When the peer must authenticate again (RFC 4478): in good time before the grant ends, with a
@@ -621,6 +637,7 @@ fn answer_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
     let mut payloads = Payloads::new();
     payloads.push_notify(notify);
     sa.phase = Phase::Lingering;
+    ctx.half_open.authenticating(sa.id, false);
     sa.children.clear();
     send_response(ctx, sa, ExchangeType::IkeAuth, &payloads);
     lifecycle::linger_failed(ctx, sa);

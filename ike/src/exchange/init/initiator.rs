@@ -34,6 +34,8 @@ pub(crate) struct InitSent {
     pub(super) handle: u64,
     pub(super) public: Vec<u8>,
     cookie: Option<Vec<u8>>,
+    /// NAT detection, drawn once: a restart changes nothing but what it is for (RFC 7296 2.6).
+    natd: Option<Payloads>,
     pub(super) request: Vec<u8>,
     restarts: u32,
     /// The response, while the shared secret is computed.
@@ -51,6 +53,9 @@ pub(super) struct InitAnswer {
 
 /// Starts a handshake as initiator.
 pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
+    if engine.stopping {
+        return;
+    }
     let id = IkeSaId(engine.ctx.fresh_id());
     let handle = engine.ctx.fresh_id();
     let spi_i = engine.sas.fresh_spi(&mut engine.rng, engine.ctx.config.shard);
@@ -68,6 +73,7 @@ pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
         handle,
         public: Vec::new(),
         cookie: None,
+        natd: None,
         request: Vec::new(),
         restarts: 0,
         answer: None,
@@ -96,7 +102,13 @@ pub(super) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
         Payload::Ke(KeyExchange::new(init.group, init.public.clone())),
         Payload::Nonce(init.ni.clone()),
     ]);
-    natd::build(&mut payloads, ctx.crypto, &mut sa.rng, spis, path, ctx.config.force_encap);
+    let natd = init.natd.get_or_insert_with(|| {
+        let mut natd = Payloads::new();
+        let fake = ctx.config.force_encap;
+        natd::build(&mut natd, ctx.crypto, &mut sa.rng, spis, path, fake);
+        natd
+    });
+    natd.iter().for_each(|payload| payloads.push(payload.clone()));
     payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));
     payloads.push_notify(certs::hashes_notify());
     if let Some(cookie) = &init.cookie {
@@ -136,8 +148,11 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
     }
     let restartable = init.restarts < MAX_RESTARTS;
     if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
-        if restartable && (1..=64).contains(&cookie.data.len()) {
+        // The one in use again is a late copy of the answer that gave it.
+        let new = init.cookie.as_ref() != Some(&cookie.data);
+        if new && restartable && (1..=64).contains(&cookie.data.len()) {
             init.restarts = init.restarts.saturating_add(1);
+            init.hint = None;
             init.cookie = Some(cookie.data.clone());
             send(ctx, sa);
         }
@@ -150,6 +165,7 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
         if let Some(group) = group.filter(|_| restartable) {
             init.restarts = init.restarts.saturating_add(1);
             let (old, handle) = (init.handle, ctx.fresh_id());
+            init.hint = None;
             init.handle = handle;
             init.group = group;
             init.public.clear();
@@ -196,6 +212,7 @@ fn accept(ctx: &mut Ctx, sa: &mut IkeSa, message: Message, datagram: &Datagram) 
     if chosen.suite.kex != init.group {
         return;
     }
+    init.hint = None;
     init.answer =
         Some(InitAnswer { nr: nr.clone(), suite: chosen.suite, message: datagram.payload.clone() });
     let request = KexRequest::Agree { handle: init.handle, peer_public: ke.data.clone() };

@@ -1,6 +1,6 @@
 //! IKE_SA_INIT as responder, from the first octet of a stranger to the half-open SA.
 
-use crate::crypto::{IkeSuite, KexKind, KexRequest, suite};
+use crate::crypto::{CryptoProvider, HashFunction, IkeSuite, KexKind, KexRequest, suite};
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{HalfOpenSa, MAX_INIT_LEN, NONCE_LEN, Secret, read_traits};
@@ -13,13 +13,13 @@ use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, Flags, Header, IkeSpi, KeMethod, Message, Nonce, Notify, NotifyType, Payloads,
-    SecurityAssociation,
+    ExchangeType, Flags, HEADER_LEN, Header, IkeSpi, KeMethod, Message, Nonce, Notify, NotifyType,
+    Payload, Payloads, SecurityAssociation,
 };
 
 /// A request for a new IKE SA.
 pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: Header) {
-    if datagram.payload.len() > MAX_INIT_LEN {
+    if engine.stopping || datagram.payload.len() > MAX_INIT_LEN {
         return engine.dropped();
     }
     let Ok(message) = Message::parse(&datagram.payload) else {
@@ -29,7 +29,16 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         if let Some(crate::wire::ErrorNotify::UnsupportedCriticalPayload(payload)) = error.notify()
             && engine.may_answer_stranger()
         {
-            answer_stateless(engine, &datagram, &header, Notify::unsupported_critical(payload));
+            let notify = Notify::unsupported_critical(payload);
+            let refused = refusal(
+                Blame::Incompatible,
+                Some(notify.kind),
+                "unsupported_critical_payload",
+                format!("an IKE_SA_INIT request has an unknown critical payload: {error}"),
+                "check the peer's software",
+            );
+            engine.ctx.refuse(Refusal { remote: Some(datagram.remote), ..refused });
+            answer_stateless(engine, &datagram, &header, notify);
         }
         return engine.dropped();
     }
@@ -39,18 +48,20 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     };
 
     // RFC 7296 2.1: the same request again gets the same response, never a second SA.
-    let key =
-        InitKey { spi_i: header.spi_i, remote: datagram.remote, nonce: ni.as_bytes().to_vec() };
-    if let Some(id) = engine.sas.by_init(&key) {
-        return answer_again(engine, id, &datagram);
-    }
-
+    let key = InitKey {
+        spi_i: header.spi_i,
+        remote: datagram.remote,
+        digest: digest(engine.ctx.crypto, payloads, &datagram.payload),
+    };
     let source = Source::from(datagram.remote.ip());
     let spi_i = header.spi_i.0.to_be_bytes();
     let ip = datagram.remote.ip();
     let proved = payloads
         .notify(NotifyType::Cookie)
         .is_some_and(|cookie| engine.jar.check(&cookie.data, ni.as_bytes(), ip, spi_i));
+    if let Some(id) = engine.sas.by_init(&key) {
+        return answer_again(engine, id, datagram, proved);
+    }
     let admission =
         engine.ctx.half_open.admit(&engine.ctx.config.limits, engine.ctx.now.mono, source, proved);
     match admission {
@@ -63,7 +74,9 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         Admission::Evict(victim) => evict(engine, victim),
         Admission::Drop => return engine.dropped(),
     }
-    if engine.sas.len() >= engine.ctx.config.limits.max_ike_sas {
+    let limits = engine.ctx.config.limits;
+    if engine.sas.len() >= limits.max_ike_sas || engine.ctx.half_open.len() >= limits.max_half_open
+    {
         return engine.dropped();
     }
 
@@ -175,17 +188,39 @@ fn begin(
 }
 
 /// Sends the response of a request that came again, when there is one yet.
-fn answer_again(engine: &mut Engine, id: IkeSaId, datagram: &Datagram) {
-    let Some(sa) = engine.sas.get(id) else {
+///
+/// The peer signs the last request it sent. A copy without a cookie may have made the SA before
+/// the one with it came (RFC 7296 2.6), so that one counts; nobody but the peer has the cookie.
+fn answer_again(engine: &mut Engine, id: IkeSaId, datagram: Datagram, proved: bool) {
+    let Some(sa) = engine.sas.get_mut(id) else {
         return;
     };
-    if let Phase::HalfOpen(half_open) = &sa.phase
-        && !half_open.response.is_empty()
-    {
+    let Phase::HalfOpen(half_open) = &mut sa.phase else {
+        return;
+    };
+    let path = Path::of(&datagram);
+    if proved {
+        half_open.request = datagram.payload;
+    }
+    if !half_open.response.is_empty() {
         let response = half_open.response.clone();
         engine.ctx.stats.replayed_responses = engine.ctx.stats.replayed_responses.saturating_add(1);
-        engine.ctx.transmit(Path::of(datagram).datagram(response));
+        engine.ctx.transmit(path.datagram(response));
     }
+}
+
+/// A digest of a request without its cookie, which is in front (RFC 7296 2.6). Someone who has
+/// seen a request cannot have us take another one for it.
+fn digest(crypto: &CryptoProvider, payloads: &Payloads, bytes: &[u8]) -> Vec<u8> {
+    let cookie = match payloads.iter().next() {
+        Some(Payload::Notify(first)) if first.kind == NotifyType::Cookie => {
+            // Generic header, protocol, SPI size and type come before the data.
+            first.data.len().saturating_add(first.spi.len()).saturating_add(8)
+        }
+        _ => 0,
+    };
+    let body = bytes.get(HEADER_LEN.saturating_add(cookie)..).unwrap_or_default();
+    crypto.digest(HashFunction::Sha256, &[body])
 }
 
 /// Answers without keeping anything (RFC 7296 2.6, 2.21.1).
@@ -201,7 +236,11 @@ fn answer_stateless(engine: &mut Engine, datagram: &Datagram, header: &Header, n
 
 fn evict(engine: &mut Engine, victim: IkeSaId) {
     let reason = CloseReason::Failed("its place was needed".to_owned());
-    engine.with_sa(victim, |ctx, sa| lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody));
+    engine.with_sa(victim, |ctx, sa| match sa.phase {
+        // A handshake that failed already: only its answer is kept.
+        Phase::Lingering => lifecycle::finish(ctx, sa),
+        _ => lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody),
+    });
     engine.run_deferred();
 }
 

@@ -17,6 +17,9 @@ use crate::wire::{
     TrafficSelector, TrafficSelectors,
 };
 
+/// How many unknown SPIs the peer may close while our request is out.
+const MAX_CLOSED: usize = 32;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct ChildRequest {
@@ -31,6 +34,8 @@ pub(crate) struct ChildRequest {
     installing: Option<ChildSaId>,
     pub(super) collision: Option<Collision>,
     old_gone: bool,
+    /// SPIs the peer has closed that we do not know: what we asked for may be among them.
+    closed: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -86,6 +91,17 @@ impl ChildRequest {
     }
 }
 
+/// The peer closes a child we do not know: perhaps the one it has made for us, whose announcement
+/// is still on its way.
+pub(crate) fn unknown_closed(sa: &mut IkeSa, spi_out: u32) {
+    if let Some(request) = request(sa)
+        && request.sent
+        && request.closed.len() < MAX_CLOSED
+    {
+        request.closed.push(spi_out);
+    }
+}
+
 /// Starts a rekey; false when there is nothing to rekey.
 pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
     let Some(child) = sa.children.get(&id) else {
@@ -96,6 +112,11 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
     }
     if !may_request(sa) {
         // The peer's own exchange is being answered: after that.
+        retry_later(ctx, sa, &Task::RekeyChild(id));
+        return false;
+    }
+    if !child.outbound_active {
+        // The peer may not have our answer that made it, and so not know it.
         retry_later(ctx, sa, &Task::RekeyChild(id));
         return false;
     }
@@ -131,6 +152,7 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
         installing: None,
         collision: None,
         old_gone: false,
+        closed: Vec::new(),
     })));
     true
 }
@@ -316,6 +338,9 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
     let (Some(answer), Some(spi_in)) = (request.answer.take(), request.spi_in) else {
         return;
     };
+    if request.closed.contains(&answer.spi_out) {
+        return request_failed(ctx, sa);
+    }
     let rekeys = request.rekeys;
     let ni = request.ni.clone();
     let redundant = request

@@ -72,7 +72,8 @@ pub(crate) fn process_request(
     if ike_rekey_under_way(sa) {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
-    let rekeys = match rekeyed_child(sa, payloads) {
+    let awaiting = awaits_answer(sa);
+    let rekeys = match rekeyed_child(sa, payloads, awaiting) {
         Ok(rekeys) => rekeys,
         Err(notify) => return respond_error(ctx, sa, notify),
     };
@@ -97,8 +98,21 @@ pub(crate) fn process_request(
     }
 }
 
+/// Whether our own request for a child is out: the peer may have the child that it makes already,
+/// and we do not.
+fn awaits_answer(sa: &IkeSa) -> bool {
+    matches!(
+        sa.requesting.as_deref(),
+        Some(Requesting::Child(request)) if request.is_sent() && !request.is_answered()
+    )
+}
+
 /// The child a REKEY_SA notify names, by the SPI the peer receives on (RFC 7296 1.3.3).
-fn rekeyed_child(sa: &IkeSa, payloads: &Payloads) -> Result<Option<ChildSaId>, Notify> {
+fn rekeyed_child(
+    sa: &IkeSa,
+    payloads: &Payloads,
+    awaiting: bool,
+) -> Result<Option<ChildSaId>, Notify> {
     let Some(notify) = payloads.notify(NotifyType::RekeySa) else {
         return Ok(None);
     };
@@ -106,6 +120,7 @@ fn rekeyed_child(sa: &IkeSa, payloads: &Payloads) -> Result<Option<ChildSaId>, N
         .child_spi()
         .and_then(|spi| sa.children.values().find(|child| child.spi_out == spi.0));
     match found {
+        None if awaiting => Err(Notify::new(NotifyType::TemporaryFailure)),
         None => Err(Notify {
             protocol: notify.protocol,
             spi: notify.spi.clone(),

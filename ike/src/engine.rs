@@ -118,6 +118,10 @@ impl Engine {
     }
 
     /// When [`Input::Timeout`] is wanted, and what for; `None` when nothing waits.
+    ///
+    /// Deadlines of leases and certificates are wall-clock times, reckoned here with the clock as
+    /// it was at the last [`Engine::handle`]. A clock that is set forward is noticed by `handle`
+    /// alone, so a driver gives [`Input::Timeout`] at least once a second, whatever this says.
     pub fn poll_timeout(&self) -> Option<Deadline> {
         self.ctx.timers.next(self.ctx.now)
     }

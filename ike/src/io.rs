@@ -44,7 +44,8 @@ pub struct CredentialId(pub u32);
 pub enum Input {
     /// An IKE datagram arrived.
     Datagram(Datagram),
-    /// The time of [`crate::Engine::poll_timeout`] has come (harmless when it has not).
+    /// The time of [`crate::Engine::poll_timeout`] has come, or a second has passed: only so is a
+    /// wall clock that was set forward noticed (harmless when nothing is due).
     Timeout,
     /// The operator or the policy wants something.
     Command(Command),

@@ -243,11 +243,10 @@ impl Instance {
 
     fn reload(&self, actor: &Actor) -> Result<String, AdminError> {
         let before = self.config.get();
-        let config = Config::load(self.facts.config_path.as_deref())
-            .map_err(|errors| AdminError::new(ErrorCode::BadRequest, errors.to_string()))?;
+        let config = Config::load(self.facts.config_path.as_deref()).map_err(failed)?;
         if let Some(what) = needs_restart(&before, &config) {
             return Err(AdminError::new(
-                ErrorCode::BadRequest,
+                ErrorCode::Failed,
                 format!("{what} changed, which a reload cannot apply: restart the gateway"),
             ));
         }

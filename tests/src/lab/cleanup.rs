@@ -19,11 +19,25 @@ pub const PREFIX: &str = "rlab";
 /// How long a swept process may take to end before SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// Removes every namespace, process and directory whose name begins with `prefix`.
+/// Removes one lab: its directory `prefix`, its namespaces `prefix-NAME`, their processes.
 ///
 /// Errors are ignored: this runs on exit paths, where nothing better can be done.
 pub fn sweep(prefix: &str) {
-    let namespaces = namespaces(prefix);
+    sweep_matching(&|name| belongs(name, prefix));
+}
+
+/// Removes every lab of one process.
+fn sweep_owner(pid: u32) {
+    sweep_matching(&|name| owner(name) == Some(pid));
+}
+
+/// Whether a namespace or directory is the lab's own: `rlab7x1` must not take `rlab7x12`.
+fn belongs(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+fn sweep_matching(wanted: &dyn Fn(&str) -> bool) {
+    let namespaces = namespaces(wanted);
     for signal in [Signal::TERM, Signal::KILL] {
         let mut pids = Vec::new();
         for namespace in &namespaces {
@@ -44,12 +58,13 @@ pub fn sweep(prefix: &str) {
     for namespace in &namespaces {
         let _ = cmd::run("ip", &["netns", "del", namespace]);
     }
-    remove_dirs(prefix);
+    remove_dirs(wanted);
 }
 
 /// Sweeps what labs whose owner no longer lives have left.
 pub fn sweep_leftovers() {
-    let mut owners: Vec<u32> = namespaces(PREFIX).iter().filter_map(|n| owner(n)).collect();
+    let mut owners: Vec<u32> =
+        namespaces(&|name| owner(name).is_some()).iter().filter_map(|n| owner(n)).collect();
     if let Ok(entries) = fs::read_dir(std::env::temp_dir()) {
         owners.extend(entries.flatten().filter_map(|e| owner(&e.file_name().to_string_lossy())));
     }
@@ -57,7 +72,7 @@ pub fn sweep_leftovers() {
     owners.dedup();
     for owner in owners {
         if !is_lab_process(owner) {
-            sweep(&format!("{PREFIX}{owner}x"));
+            sweep_owner(owner);
         }
     }
 }
@@ -71,19 +86,19 @@ pub fn on_signals() -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            sweep(&format!("{PREFIX}{}x", std::process::id()));
+            sweep_owner(std::process::id());
             std::process::exit(128 + signal);
         }
     });
     Ok(())
 }
 
-fn namespaces(prefix: &str) -> Vec<String> {
+fn namespaces(wanted: &dyn Fn(&str) -> bool) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/run/netns") else { return Vec::new() };
     entries
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| name.starts_with(prefix))
+        .filter(|name| wanted(name))
         .collect()
 }
 
@@ -93,10 +108,10 @@ fn pids_in(namespace: &str) -> Vec<i32> {
     text.lines().filter_map(|line| line.trim().parse().ok()).filter(|pid| *pid != me).collect()
 }
 
-fn remove_dirs(prefix: &str) {
+fn remove_dirs(wanted: &dyn Fn(&str) -> bool) {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
+        if wanted(&entry.file_name().to_string_lossy()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -113,6 +128,14 @@ fn is_lab_process(pid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sweep_takes_its_own_lab_only() {
+        assert!(belongs("rlab7x1", "rlab7x1"));
+        assert!(belongs("rlab7x1-gateway", "rlab7x1"));
+        assert!(!belongs("rlab7x12-gateway", "rlab7x1"));
+        assert!(!belongs("rlab7x12", "rlab7x1"));
+    }
 
     #[test]
     fn the_owner_is_read_from_the_name() {

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ike::config::{Credential, EngineConfig, Limits, PeerConfig, Timers};
-use ike::crypto::{EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
+use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
 use ike::event::{Blame, Refusal};
 use ike::io::{
     Authorise, ChildSaId, ChildUse, CredentialId, Grant, InstallChild, LeaseId, UniquePolicy,
@@ -142,13 +142,27 @@ impl Node {
         seed: [u8; 32],
         now: Now,
     ) -> Self {
+        Self::with_provider(&crypto::PROVIDER, config, name, kind, address, seed, now)
+    }
+
+    /// A host whose engine uses that cryptography provider. Certificates and signatures stay the
+    /// world's own.
+    pub fn with_provider(
+        provider: &'static CryptoProvider,
+        config: EngineConfig,
+        name: &str,
+        kind: Kind,
+        address: IpAddr,
+        seed: [u8; 32],
+        now: Now,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             kind,
             address,
-            engine: Engine::new(config, &crypto::PROVIDER, seed, now)
+            engine: Engine::new(config, provider, seed, now)
                 .expect("the simulated configuration is valid"),
-            kex: KexExecutor::new(&crypto::PROVIDER),
+            kex: KexExecutor::new(provider),
             plane: BTreeMap::new(),
             events: Vec::new(),
             record: Vec::new(),

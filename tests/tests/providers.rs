@@ -1,5 +1,6 @@
 //! Any two cryptography providers can be the two ends of one connection: what one derives and
 //! seals, the other derives and opens.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -34,14 +34,17 @@ fn missing(text: &str, tests: &BTreeSet<String>, labs: &str) -> Vec<String> {
             }
         }
         for rest in line.split("lab: ").skip(1) {
-            let name: String =
-                rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            let name: String = rest.chars().take_while(|c| is_lab_character(*c)).collect();
             if !name.is_empty() && !labs.contains(&format!("\"{name}\"")) {
                 missing.push(format!("{at}: there is no lab {name}"));
             }
         }
     }
     missing
+}
+
+fn is_lab_character(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'
 }
 
 fn is_test_name(name: &str) -> bool {
@@ -86,8 +89,8 @@ mod tests {
     #[test]
     fn names_that_do_not_exist_are_reported_with_their_line() {
         let tests = BTreeSet::from(["a_real_test".to_owned()]);
-        let text = "x\n| `a_real_test`, `no_such_test`, lab: mtu, lab: nolab |";
-        let found = missing(text, &tests, "entry(\"mtu\", ..)");
+        let text = "x\n| `a_real_test`, `no_such_test`, lab: mtu, lab: ipv6, lab: nolab |";
+        let found = missing(text, &tests, "entry(\"mtu\", ..), entry(\"ipv6\", ..)");
         assert_eq!(
             found,
             [

@@ -14,7 +14,7 @@ use crate::driver::{EngineHandle, Message};
 use crate::sys::queue::Queue;
 
 /// The firewall is looked after this often.
-const ENSURE_EVERY: Duration = Duration::from_secs(5);
+const ENSURE_EVERY: Duration = Duration::from_secs(1);
 
 /// Final counters of children that ended with their lease, kept until the engine asks.
 const KEPT_COUNTERS: usize = 4096;

@@ -28,6 +28,8 @@ pub struct EventLoop {
     peers: Arc<Peers>,
     journal: Journal,
     stop_by: Option<Instant>,
+    /// When the engine last saw the clocks without being given anything else.
+    looked: Timestamp,
 }
 
 impl EventLoop {
@@ -40,7 +42,16 @@ impl EventLoop {
         peers: Arc<Peers>,
         journal: Journal,
     ) -> Self {
-        Self { engine, inbox, sockets, dispatcher, peers, journal, stop_by: None }
+        Self {
+            engine,
+            inbox,
+            sockets,
+            dispatcher,
+            peers,
+            journal,
+            stop_by: None,
+            looked: clock::mono(),
+        }
     }
 
     /// Runs until [`Message::Stop`] and the engine is idle, or its time is over.
@@ -71,7 +82,11 @@ impl EventLoop {
 
     fn timeout(&mut self) {
         let now = clock::now();
-        if self.engine.poll_timeout().is_some_and(|deadline| deadline.at <= now.mono) {
+        let due = self.engine.poll_timeout().is_some_and(|deadline| deadline.at <= now.mono);
+        // Leases and certificates end by the wall clock, which may be set forward while nothing
+        // arrives; the engine notices only when it is called.
+        if due || now.mono.since(self.looked) >= LONGEST_SLEEP {
+            self.looked = now.mono;
             self.engine.handle(now, Input::Timeout);
             self.drain();
         }

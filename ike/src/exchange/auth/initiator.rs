@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::crypto::EspSuite;
-use crate::crypto::keymat::{Nonces, auth_octets};
+use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, still_granted, up};
 use crate::exchange::certs::{self, SigningMethod};
@@ -16,6 +16,7 @@ use crate::sa::child::{self, NewChild};
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::{IkeSa, Phase};
+use crate::view::SaRole;
 use crate::wire::{
     ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
     TrafficSelector, TrafficSelectors,
@@ -62,14 +63,7 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         return lifecycle::finish(ctx, sa);
     };
     let id = IdPayload::from(peer.identity.clone());
-    let message = auth_octets(
-        protection.prf(),
-        &protection.keys().pi,
-        &exchanged.request,
-        exchanged.nr.as_bytes(),
-        &id.body(),
-        None,
-    );
+    let message = exchanged.octets(protection, SaRole::Initiator, &id.body());
     let action = Action::Sign { credential: wanted, scheme: how.scheme, message };
     let initiator = Initiator {
         exchanged,
@@ -90,7 +84,12 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
 }
 
 fn initiator(sa: &mut IkeSa) -> Option<&mut Initiator> {
-    match &mut sa.phase {
+    initiator_in(&mut sa.phase)
+}
+
+/// The same, with the rest of the SA free to be looked at.
+fn initiator_in(phase: &mut Phase) -> Option<&mut Initiator> {
+    match phase {
         Phase::Authenticating(task) => match task.as_mut() {
             AuthTask::Initiator(initiator) => Some(initiator),
             AuthTask::Responder(_) => None,
@@ -190,12 +189,10 @@ fn offered_local(sa: &IkeSa) -> Vec<TrafficSelector> {
 pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
     let (id, remote) = (sa.id, sa.path.remote);
     let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
-    let keys = sa.protection.as_ref().map(|p| (p.prf(), p.keys().pr.clone()));
-    let Some(initiator) = initiator(sa) else {
+    let (Some(protection), Some(initiator)) = (&sa.protection, initiator_in(&mut sa.phase)) else {
         return;
     };
-    let (Some(id_r), Some(auth), Some((prf, sk_p))) = (payloads.id_r(), payloads.auth(), keys)
-    else {
+    let (Some(id_r), Some(auth)) = (payloads.id_r(), payloads.auth()) else {
         let told = payloads.error_notify().map(|notify| notify.kind);
         let what = match told {
             Some(kind) => format!("the peer answered IKE_AUTH with {kind}"),
@@ -222,14 +219,7 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
             return fail(ctx, sa, Blame::Incompatible, "auth_method", error.to_string());
         }
     };
-    let message = auth_octets(
-        prf,
-        &sk_p,
-        &initiator.exchanged.response,
-        initiator.exchanged.ni.as_bytes(),
-        &id_r.body(),
-        None,
-    );
+    let message = initiator.exchanged.octets(protection, SaRole::Responder, &id_r.body());
     let verify = VerifyPeer {
         ike: id,
         remote,

@@ -7,6 +7,7 @@
 mod initiator;
 mod responder;
 
+use crate::crypto::keymat::auth_octets;
 use crate::event::{Blame, CloseReason, Event, Refusal};
 use crate::exchange::{about, malformed};
 use crate::io::{ChildSaId, Grant, LeaseId, UniquePolicy, VerifiedPeer};
@@ -14,7 +15,9 @@ use crate::policy::limits::Source;
 use crate::policy::narrowing;
 use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
+use crate::sa::protect::Protection;
 use crate::sa::{Authenticated, IkeSa, Phase};
+use crate::view::SaRole;
 use crate::wire::{
     Identification, Nonce, Notify, NotifyType, Payloads, TrafficSelector, WireError,
 };
@@ -32,6 +35,24 @@ pub(crate) struct Exchanged {
     pub(crate) nr: Nonce,
     pub(crate) request: Vec<u8>,
     pub(crate) response: Vec<u8>,
+}
+
+impl Exchanged {
+    /// What AUTH of one side covers (RFC 7296 2.15), whichever way it is made: its first message,
+    /// the other side's nonce, and the body of its ID payload under its SK_p.
+    pub(crate) fn octets(
+        &self,
+        protection: &Protection,
+        author: SaRole,
+        id_body: &[u8],
+    ) -> Vec<u8> {
+        let keys = protection.keys();
+        let (sk_p, message, nonce) = match author {
+            SaRole::Initiator => (&keys.pi, &self.request, &self.nr),
+            SaRole::Responder => (&keys.pr, &self.response, &self.ni),
+        };
+        auth_octets(protection.prf(), sk_p, message, nonce.as_bytes(), id_body, None)
+    }
 }
 
 /// IKE_AUTH under way.

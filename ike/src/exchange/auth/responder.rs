@@ -1,32 +1,32 @@
 //! IKE_AUTH as responder.
 
+mod first_child;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::config::Credential;
-use crate::crypto::EspSuite;
-use crate::crypto::keymat::{Nonces, auth_octets};
 use crate::event::{Blame, CloseReason, Refusal};
-use crate::exchange::auth::{
-    AuthTask, ChildRefused, Exchanged, check_grant, child_refused, remember, still_granted,
-    ts_unacceptable, up,
-};
+use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, still_granted, up};
 use crate::exchange::certs::{self, SigningMethod};
 use crate::exchange::config::{self, Wanted};
 use crate::exchange::{about, seal_response, send_response, send_sealed};
-use crate::io::{
-    Action, Authorise, ChildSaId, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer,
-};
-use crate::policy::narrowing;
-use crate::policy::proposal::{self, Chosen, EspKex};
-use crate::sa::child::{self, NewChild};
+use crate::io::{Action, Authorise, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer};
+use crate::policy::proposal;
+use crate::sa::child;
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::lifecycle;
 use crate::sa::{IkeSa, Phase};
+use crate::view::SaRole;
 use crate::wire::{
     ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
-    SecurityAssociation, TrafficSelector, TrafficSelectors,
+    TrafficSelectors,
 };
+
+use first_child::{ChildOffer, ChildOutcome};
+
+pub(crate) use first_child::esp_refused;
+pub(super) use first_child::{installed, spi};
 
 /// An IKE_AUTH request being worked on.
 #[derive(Debug)]
@@ -46,40 +46,6 @@ pub(crate) struct Responder {
     child: ChildOutcome,
     /// Leases that ended while it was not known whose handshake this is.
     pub(super) killed: BTreeSet<LeaseId>,
-}
-
-/// The child SA the peer asks for.
-#[derive(Debug)]
-struct ChildOffer {
-    sa: SecurityAssociation,
-    ts_i: Vec<TrafficSelector>,
-    ts_r: Vec<TrafficSelector>,
-}
-
-/// How far the child SA is.
-#[derive(Debug)]
-enum ChildOutcome {
-    /// The lease is not known yet.
-    Undecided,
-    /// Asked for none (RFC 6023).
-    None,
-    /// Cannot be.
-    Refused(Box<ChildRefused>),
-    /// Its SPI is being reserved.
-    Planned(Plan),
-    /// It is being installed.
-    Installing(ChildSaId, Plan),
-    /// It is there.
-    Installed(ChildSaId, Plan),
-}
-
-#[derive(Debug, Clone)]
-struct Plan {
-    chosen: Chosen<EspSuite>,
-    ts_local: Vec<TrafficSelector>,
-    ts_remote: Vec<TrafficSelector>,
-    more: bool,
-    spi_in: u32,
 }
 
 /// An authentic first request. Whoever sent it made the key exchange; who that is comes now.
@@ -170,14 +136,7 @@ fn examine(
         let what = "no keys".to_owned();
         return Err(refuse(Blame::Internal, failed, "internal", what, "report this as a defect"));
     };
-    let message = auth_octets(
-        protection.prf(),
-        &protection.keys().pi,
-        &exchanged.request,
-        exchanged.nr.as_bytes(),
-        &id_i.body(),
-        None,
-    );
+    let message = exchanged.octets(protection, SaRole::Initiator, &id_i.body());
     let verify = VerifyPeer {
         ike: sa.id,
         remote: sa.path.remote,
@@ -200,7 +159,7 @@ fn examine(
         wanted: Wanted::of(payloads.cp()),
         initial_contact: payloads.has_notify(NotifyType::InitialContact),
         mobike: payloads.has_notify(NotifyType::MobikeSupported),
-        offer: child_offer(payloads),
+        offer: first_child::offer(payloads),
         verified: None,
         signature: None,
         child: ChildOutcome::Undecided,
@@ -209,16 +168,19 @@ fn examine(
     Ok((responder, verify))
 }
 
-fn child_offer(payloads: &Payloads) -> Option<ChildOffer> {
-    let known =
-        |ts: Option<&TrafficSelectors>| ts.map(|ts| ts.selectors.clone()).unwrap_or_default();
-    let sa = payloads.sa()?.clone();
-    Some(ChildOffer { sa, ts_i: known(payloads.ts_i()), ts_r: known(payloads.ts_r()) })
-}
-
 fn responder(sa: &mut IkeSa) -> Option<&mut Responder> {
     match &mut sa.phase {
         Phase::Authenticating(task) => match task.as_mut() {
+            AuthTask::Responder(responder) => Some(responder),
+            AuthTask::Initiator(_) => None,
+        },
+        _ => None,
+    }
+}
+
+fn responder_ref(phase: &Phase) -> Option<&Responder> {
+    match phase {
+        Phase::Authenticating(task) => match task.as_ref() {
             AuthTask::Responder(responder) => Some(responder),
             AuthTask::Initiator(_) => None,
         },
@@ -279,223 +241,20 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
     }
     remember(ctx, sa, &verified, identity, grant);
     sign(ctx, sa);
-    plan(ctx, sa);
+    first_child::plan(ctx, sa);
     finish_if_ready(ctx, sa);
 }
 
 /// Asks for our signature over our own IKE_SA_INIT response (RFC 7296 2.15).
 fn sign(ctx: &mut Ctx, sa: &mut IkeSa) {
-    let Some(protection) = &sa.protection else {
-        return;
-    };
-    let (prf, sk_p) = (protection.prf(), protection.keys().pr.clone());
-    let Some(responder) = responder(sa) else {
+    let (Some(protection), Some(responder)) = (&sa.protection, responder_ref(&sa.phase)) else {
         return;
     };
     let id = IdPayload::from(responder.id_r.clone());
-    let message = auth_octets(
-        prf,
-        &sk_p,
-        &responder.exchanged.response,
-        responder.exchanged.ni.as_bytes(),
-        &id.body(),
-        None,
-    );
+    let message = responder.exchanged.octets(protection, SaRole::Responder, &id.body());
     let action =
         Action::Sign { credential: responder.credential, scheme: responder.how.scheme, message };
     ctx.act(sa.id, Purpose::Sign, action);
-}
-
-/// Decides over the child SA, and reserves its SPI.
-fn plan(ctx: &mut Ctx, sa: &mut IkeSa) {
-    let offer = match responder(sa) {
-        Some(responder) => match responder.offer.take() {
-            Some(offer) => offer,
-            None => {
-                responder.child = ChildOutcome::None;
-                return;
-            }
-        },
-        None => return,
-    };
-    let wanted = responder(sa).map(|responder| responder.wanted).unwrap_or_default();
-    let outcome = match decide(ctx, sa, &offer, wanted) {
-        Ok(plan) => {
-            ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
-            ChildOutcome::Planned(plan)
-        }
-        Err(refused) => ChildOutcome::Refused(refused),
-    };
-    if let Some(responder) = responder(sa) {
-        responder.child = outcome;
-    }
-}
-
-fn decide(
-    ctx: &Ctx,
-    sa: &IkeSa,
-    offer: &ChildOffer,
-    wanted: Wanted,
-) -> Result<Plan, Box<ChildRefused>> {
-    let Some(grant) = sa.auth.as_ref().map(|auth| &auth.grant) else {
-        let what = "no lease".to_owned();
-        let notify = NotifyType::TemporaryFailure;
-        return Err(child_refused(sa, notify, Blame::Internal, "internal", what, "report this"));
-    };
-    if wanted.any() && !config::satisfiable(wanted, grant) {
-        return Err(child_refused(
-            sa,
-            NotifyType::InternalAddressFailure,
-            Blame::Incompatible,
-            "no_address",
-            format!("lease {} has no address of the family asked for", grant.lease.0),
-            "let the client ask for a family the role's pool has (strongSwan: `vips`)",
-        ));
-    }
-    let ours = &ctx.config.esp_suites;
-    let Some(chosen) = proposal::choose_esp(ours, &offer.sa, EspKex::Ignored) else {
-        return Err(esp_refused(sa, ours, &offer.sa));
-    };
-    let hosts = if grant.addresses.is_empty() {
-        // Without a virtual address the peer speaks for its own address only.
-        narrowing::hosts(&[sa.path.remote.ip().to_canonical()])
-    } else {
-        narrowing::hosts(&grant.addresses)
-    };
-    let remote = narrowing::narrow(&offer.ts_i, &hosts);
-    if remote.selectors.is_empty() {
-        let mut refused = ts_unacceptable(sa, "the client's", &offer.ts_i, &hosts);
-        if !wanted.any() && !grant.addresses.is_empty() {
-            refused.refusal.fix = "let the client ask for its virtual address (strongSwan: \
-                                   `vips = 0.0.0.0`, and `::` for IPv6)"
-                .to_owned();
-        }
-        return Err(refused);
-    }
-    let local = narrowing::narrow(&offer.ts_r, &grant.allowed);
-    if local.selectors.is_empty() {
-        return Err(ts_unacceptable(sa, "our", &offer.ts_r, &grant.allowed));
-    }
-    Ok(Plan {
-        chosen,
-        ts_local: local.selectors,
-        ts_remote: remote.selectors,
-        more: local.more || remote.more,
-        spi_in: 0,
-    })
-}
-
-/// No common ESP proposal.
-pub(crate) fn esp_refused(
-    sa: &IkeSa,
-    ours: &[EspSuite],
-    offer: &SecurityAssociation,
-) -> Box<ChildRefused> {
-    let fix = proposal::advice(offer).unwrap_or_else(|| {
-        format!(
-            "let the client's ESP proposal contain one of ours (strongSwan: `esp_proposals = {}`)",
-            ours.first().map(EspSuite::to_string).unwrap_or_default()
-        )
-    });
-    child_refused(
-        sa,
-        NotifyType::NoProposalChosen,
-        Blame::Incompatible,
-        "no_esp_proposal_chosen",
-        format!(
-            "no common ESP proposal: the peer offered {}; accepted here are {}",
-            proposal::text(offer),
-            proposal::suites_text(ours)
-        ),
-        fix,
-    )
-}
-
-pub(super) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
-    let Some(responder) = responder(sa) else {
-        return;
-    };
-    let ChildOutcome::Planned(plan) = &responder.child else {
-        return;
-    };
-    let mut plan = plan.clone();
-    let outcome = match answer {
-        Ok(spi) => {
-            plan.spi_in = spi;
-            install(ctx, sa, plan)
-        }
-        Err(why) => ChildOutcome::Refused(unavailable(sa, &why)),
-    };
-    if let Some(responder) = self::responder(sa) {
-        responder.child = outcome;
-    }
-    finish_if_ready(ctx, sa);
-}
-
-fn unavailable(sa: &IkeSa, why: &str) -> Box<ChildRefused> {
-    child_refused(
-        sa,
-        NotifyType::TemporaryFailure,
-        Blame::Internal,
-        "data_plane",
-        format!("the data plane refused the child SA: {why}"),
-        "see the gateway's log for the data plane",
-    )
-}
-
-fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
-    let nonces = responder(sa)
-        .map(|responder| (responder.exchanged.ni.clone(), responder.exchanged.nr.clone()));
-    let (Some((ni, nr)), Some(protection)) = (nonces, &sa.protection) else {
-        return ChildOutcome::Refused(unavailable(sa, "no keys"));
-    };
-    let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
-    let keys = child::derive_keys(protection, &plan.chosen.suite, nonces, &[], false);
-    let spi_out = <[u8; 4]>::try_from(plan.chosen.spi.as_slice()).map(u32::from_be_bytes);
-    let (Ok((keys_in, keys_out)), Ok(spi_out)) = (keys, spi_out) else {
-        return ChildOutcome::Refused(unavailable(sa, "no keys"));
-    };
-    let new = NewChild {
-        spi_in: plan.spi_in,
-        spi_out,
-        suite: plan.chosen.suite.clone(),
-        keys_in,
-        keys_out,
-        ts_local: plan.ts_local.clone(),
-        ts_remote: plan.ts_remote.clone(),
-        outbound_active: true,
-        rekeys: None,
-    };
-    match child::install(ctx, sa, new) {
-        Some(id) => ChildOutcome::Installing(id, plan),
-        None => ChildOutcome::Refused(unavailable(sa, "no lease")),
-    }
-}
-
-pub(super) fn installed(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, answer: Result<(), String>) {
-    let Some(responder) = responder(sa) else {
-        return;
-    };
-    let ChildOutcome::Installing(child, plan) = &responder.child else {
-        return;
-    };
-    if *child != id {
-        return;
-    }
-    let plan = plan.clone();
-    match answer {
-        Ok(()) => responder.child = ChildOutcome::Installed(id, plan),
-        Err(why) => {
-            let reason = CloseReason::Failed(why.clone());
-            child::remove_from_dataplane(ctx, sa, id, reason);
-            sa.children.remove(&id);
-            let refused = unavailable(sa, &why);
-            if let Some(responder) = self::responder(sa) {
-                responder.child = ChildOutcome::Refused(refused);
-            }
-        }
-    }
-    finish_if_ready(ctx, sa);
 }
 
 pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {

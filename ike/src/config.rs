@@ -128,6 +128,24 @@ impl Default for Limits {
     }
 }
 
+/// How an initiator authenticates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalAuth {
+    /// With the key of a certificate.
+    Certificate(CredentialId),
+    /// With the key shared with the peer ([`crate::io::Action::SharedKey`]).
+    SharedKey,
+}
+
+/// How a responder must authenticate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteAuth {
+    /// With a certificate ([`crate::io::Action::VerifyPeer`]).
+    Certificate,
+    /// With the key shared with us.
+    SharedKey,
+}
+
 /// What an initiator needs to know of a peer (sites, tests, the simulation's clients).
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerConfig {
@@ -141,8 +159,10 @@ pub struct PeerConfig {
     pub identity: Identification,
     /// The identity the peer must prove.
     pub expected: Option<Identification>,
-    /// The key we authenticate with.
-    pub credential: CredentialId,
+    /// How we authenticate.
+    pub local_auth: LocalAuth,
+    /// How the peer must authenticate.
+    pub remote_auth: RemoteAuth,
     /// Offered IKE suites; each is one proposal.
     pub ike_suites: Vec<IkeSuite>,
     /// Offered ESP suites.

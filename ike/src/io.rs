@@ -13,10 +13,11 @@ use std::time::Duration;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::config::PeerConfig;
-use crate::crypto::{EspSuite, KexRequest, KexResponse, SignatureScheme};
+use crate::crypto::{EspSuite, KexRequest, KexResponse, SecretBytes, SignatureScheme};
 use crate::event::{CloseReason, Event, Refusal};
 use crate::snapshot::Snapshot;
 use crate::time::{Timestamp, WallTime};
+use crate::view::SaRole;
 use crate::wire::{Identification, TrafficSelector};
 
 /// Names one IKE SA for its whole life; never reused by an engine.
@@ -176,6 +177,8 @@ pub enum Action {
     },
     /// Validate the peer's certificate chain, match its identity, and verify its AUTH signature.
     VerifyPeer(Box<VerifyPeer>),
+    /// Find the key that a peer shares with us (RFC 7296 2.15).
+    SharedKey(Box<SharedKeyRequest>),
     /// Decide what an authenticated peer may have: lease, addresses, selectors.
     Authorise(Box<Authorise>),
     /// Reserve an inbound ESP SPI. A reservation that no [`Action::InstallChild`] follows within
@@ -213,6 +216,9 @@ pub enum Completion {
     Sign(Result<Vec<u8>, String>),
     /// Answer to [`Action::VerifyPeer`].
     VerifyPeer(Result<Box<VerifiedPeer>, Refusal>),
+    /// Answer to [`Action::SharedKey`]. The refusal of an unknown peer reaches the operator; the
+    /// peer cannot tell it from a wrong key.
+    SharedKey(Result<Box<SharedKey>, Refusal>),
     /// Answer to [`Action::Authorise`].
     Authorise(Result<Box<Grant>, Refusal>),
     /// Answer to [`Action::AllocSpi`].
@@ -259,12 +265,58 @@ pub struct VerifyPeer {
 pub struct VerifiedPeer {
     /// The identity as text, for people.
     pub identity: String,
-    /// DER of the end-entity certificate's issuer name.
-    pub issuer: Vec<u8>,
-    /// The end-entity certificate's serial number, big endian, no leading zero.
-    pub serial: Vec<u8>,
-    /// The earliest notAfter of the validated chain.
-    pub not_after: WallTime,
+    /// How it proved it.
+    pub proof: PeerProof,
+}
+
+/// How a peer proved its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerProof {
+    /// With the key of a certificate.
+    Certificate {
+        /// DER of the end-entity certificate's issuer name.
+        issuer: Vec<u8>,
+        /// The end-entity certificate's serial number, big endian, no leading zero.
+        serial: Vec<u8>,
+        /// The earliest notAfter of the validated chain.
+        not_after: WallTime,
+    },
+    /// With the key it shares with us.
+    SharedKey,
+}
+
+/// Whose shared key is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedKeyRequest {
+    /// The IKE SA, for the log.
+    pub ike: IkeSaId,
+    /// The peer's outer address.
+    pub remote: SocketAddr,
+    /// Our part in the handshake.
+    pub role: SaRole,
+    /// Our identity.
+    pub local: Identification,
+    /// The peer's: as responder the one it claims, which nothing proves yet; as initiator the one
+    /// expected, if any.
+    pub peer: Option<Identification>,
+}
+
+/// A key shared with a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedKey {
+    /// The key; must not be empty.
+    pub key: SecretBytes,
+    /// As responder: how we prove who we are. An initiator has this in its [`PeerConfig`].
+    pub own: OwnProof,
+}
+
+/// How a responder proves its identity to a peer that has a shared key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnProof {
+    /// With the same key.
+    SharedKey,
+    /// With a certificate (RFC 7296 2.15: each side has its own method).
+    Certificate,
 }
 
 /// What an authenticated peer asks for.

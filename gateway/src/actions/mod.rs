@@ -80,6 +80,9 @@ impl Dispatcher {
                     Message::Completion(token, Completion::VerifyPeer(peers.verify(&request)))
                 })
             }
+            Action::SharedKey(request) => {
+                Some(Completion::SharedKey(self.peers.shared_key(&request)))
+            }
             Action::Authorise(request) => {
                 let peers = Arc::clone(&self.peers);
                 let refusal = peers.busy(Some(request.ike), Some(request.remote));

@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ike::crypto::CryptoProvider;
 use ike::event::{Blame, Refusal};
-use ike::io::{Authorise, Grant, IkeSaId, LeaseId, UniquePolicy, VerifiedPeer, VerifyPeer};
+use ike::io::{
+    Authorise, Grant, IkeSaId, LeaseId, PeerProof, SharedKey, SharedKeyRequest, UniquePolicy,
+    VerifiedPeer, VerifyPeer,
+};
 use ike::time::WallTime;
 use ike::wire::{Identification, NotifyType};
 use pki::validate::PeerError;
@@ -98,9 +101,11 @@ impl Peers {
         })?;
         let answer = VerifiedPeer {
             identity: display_identity(&request.identity, &peer.subject),
-            issuer,
-            serial: peer.serial.as_bytes().to_vec(),
-            not_after: WallTime(peer.not_after.micros()),
+            proof: PeerProof::Certificate {
+                issuer,
+                serial: peer.serial.as_bytes().to_vec(),
+                not_after: WallTime(peer.not_after.micros()),
+            },
         };
         let mut verified = self.verified();
         verified.insert(request.ike, peer);
@@ -108,6 +113,24 @@ impl Peers {
             verified.pop_first();
         }
         Ok(Box::new(answer))
+    }
+
+    /// Finds the key that a peer shares with the gateway (RFC 7296 2.15).
+    ///
+    /// # Errors
+    /// The refusal, explained.
+    pub fn shared_key(&self, request: &SharedKeyRequest) -> Result<Box<SharedKey>, Refusal> {
+        let context = Context {
+            ike: Some(request.ike),
+            remote: Some(request.remote),
+            identity: request.peer.clone(),
+        };
+        Err(context.refuse(
+            "psk_not_offered",
+            "the client authenticates with a shared key, which is not offered".to_owned(),
+            "let the client authenticate with its certificate (strongSwan: `auth = pubkey`)"
+                .to_owned(),
+        ))
     }
 
     /// Finds the lease of the presented certificate and what it grants. The epoch tells whether

@@ -63,6 +63,13 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
             };
             auth::verified(ctx, sa, answer);
         }
+        Purpose::SharedKey => {
+            let answer = match completion {
+                Some(Completion::SharedKey(answer)) => answer,
+                _ => Err(auth::unanswered("the search for the peer's shared key")),
+            };
+            auth::shared_key(ctx, sa, answer);
+        }
         Purpose::Authorise => {
             let answer = match completion {
                 Some(Completion::Authorise(answer)) => answer,

@@ -142,7 +142,9 @@ pub(crate) enum SigningFailed {
 /// Why a peer's AUTH payload cannot even be tried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthRefused {
-    #[error("authentication method {0} is not accepted here: only certificates are")]
+    #[error(
+        "authentication method {0} is not accepted here: only certificates and shared keys are"
+    )]
     Method(AuthMethod),
     #[error("{0}")]
     Signature(#[from] SignatureError),
@@ -238,11 +240,16 @@ mod tests {
     }
 
     #[test]
-    fn shared_keys_are_refused_by_name() {
-        let auth = Authentication::new(AuthMethod::SharedKeyMic, vec![0; 32]);
+    fn what_is_no_signature_is_refused_by_name() {
+        for (method, name) in [
+            (AuthMethod::SharedKeyMic, "SHARED_KEY_MIC"),
+            (AuthMethod::DssSignature, "DSS_SIGNATURE"),
+        ] {
+            let auth = Authentication::new(method, vec![0; 32]);
 
-        let refused = peer_signature(&auth).unwrap_err();
+            let refused = peer_signature(&auth).unwrap_err();
 
-        assert!(refused.to_string().contains("SHARED_KEY_MIC"));
+            assert!(refused.to_string().contains(name), "{refused}");
+        }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Sign,
     /// The peer's chain and AUTH signature.
     Verify,
+    /// The key shared with the peer.
+    SharedKey,
     /// The peer's lease.
     Authorise,
     /// The inbound SPI of the child SA that IKE_AUTH makes.

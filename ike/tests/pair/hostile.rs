@@ -366,25 +366,25 @@ fn eap_is_refused_by_name() {
 }
 
 #[test]
-fn a_shared_key_is_refused_by_name() {
+fn a_method_that_is_neither_signature_nor_shared_key_is_refused_by_name() {
     let mut pair = Setup::new().quiet().build();
     pair.initiate();
     pair.step();
     pair.step();
     pair.lose();
     let mut spy = Spy::of(&pair);
-    let id = ike::wire::Identification::fqdn("psk.example.com");
+    let id = ike::wire::Identification::fqdn("dss.example.com");
     let payloads = Payloads::from(vec![
         Payload::id_i(id),
         Payload::Cert(ike::wire::Certificate::x509(vec![1, 2, 3])),
-        Payload::Auth(Authentication::new(AuthMethod::SharedKeyMic, vec![0; 48])),
+        Payload::Auth(Authentication::new(AuthMethod::DssSignature, vec![0; 48])),
     ]);
 
     let said = spy.say(&pair, Side::Client, ExchangeType::IkeAuth, false, 1, &payloads);
     pair.deliver(said);
 
     assert_eq!(pair.server.codes(), ["auth_method"]);
-    assert!(pair.server.refusals()[0].what.contains("SHARED_KEY_MIC"));
+    assert!(pair.server.refusals()[0].what.contains("DSS_SIGNATURE"));
     pair.wire.clear();
     pair.assert_no_leaks();
 }

@@ -21,6 +21,7 @@ mod lease;
 mod liveness;
 mod loss;
 mod mobike;
+mod psk;
 mod refusals;
 mod rekey_child;
 mod rekey_ike;

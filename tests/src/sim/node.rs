@@ -10,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use ike::config::{Credential, EngineConfig, Limits, PeerConfig, Timers};
+use ike::config::{Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers};
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
 use ike::event::{Blame, Refusal};
 use ike::io::{
-    Authorise, ChildSaId, ChildUse, CredentialId, Grant, InstallChild, LeaseId, UniquePolicy,
-    VerifiedPeer, VerifyPeer,
+    Authorise, ChildSaId, ChildUse, CredentialId, Grant, InstallChild, LeaseId, PeerProof,
+    UniquePolicy, VerifiedPeer, VerifyPeer,
 };
 use ike::wire::{IdType, Identification, NotifyType, TrafficSelector};
 use ike::{Action, Completion, Engine, Event, Now, Output, Token, WallTime};
@@ -192,7 +192,8 @@ impl Node {
             remote: SocketAddr::new(gateway, 500),
             identity: identity(&self.name),
             expected: Some(identity(gateway_name)),
-            credential: CredentialId(0),
+            local_auth: LocalAuth::Certificate(CredentialId(0)),
+            remote_auth: RemoteAuth::Certificate,
             ike_suites: ike_suites(),
             esp_suites: esp_suites(),
             first_ke: KeMethod::Curve25519,
@@ -240,6 +241,17 @@ impl Node {
                 Completion::Sign(Ok(crypto::sign(&private_key(&self.name), &message)))
             }
             Action::VerifyPeer(request) => Completion::VerifyPeer(self.verify(&request)),
+            // Simulated hosts have certificates only.
+            Action::SharedKey(request) => Completion::SharedKey(Err(Refusal {
+                ike: Some(request.ike),
+                remote: Some(request.remote),
+                identity: request.peer,
+                blame: Blame::Incompatible,
+                notify: Some(NotifyType::AuthenticationFailed),
+                code: "unknown_identity",
+                what: "nobody shares a key".to_owned(),
+                fix: String::new(),
+            })),
             Action::Authorise(request) => Completion::Authorise(self.authorise(now, &request)),
             Action::AllocSpi => {
                 self.next_spi += 1;
@@ -318,9 +330,11 @@ impl Node {
         }
         Ok(Box::new(VerifiedPeer {
             identity: name.to_owned(),
-            issuer: b"simulated CA".to_vec(),
-            serial: name.as_bytes().to_vec(),
-            not_after: FAR,
+            proof: PeerProof::Certificate {
+                issuer: b"simulated CA".to_vec(),
+                serial: name.as_bytes().to_vec(),
+                not_after: FAR,
+            },
         }))
     }
 

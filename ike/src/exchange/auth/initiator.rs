@@ -2,33 +2,41 @@
 
 use std::collections::BTreeSet;
 
-use crate::crypto::EspSuite;
+use crate::config::{LocalAuth, RemoteAuth};
 use crate::crypto::keymat::Nonces;
+use crate::crypto::{EspSuite, SecretBytes};
 use crate::event::{Blame, CloseReason, Refusal};
-use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, still_granted, up};
-use crate::exchange::certs::{self, SigningMethod};
+use crate::exchange::auth::{
+    AuthTask, Exchanged, Own, check_grant, remember, shared, still_granted, up,
+};
+use crate::exchange::certs;
 use crate::exchange::{about, config, send_request};
 use crate::io::{
-    Action, Authorise, ChildSaId, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer,
+    Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, SharedKey, SharedKeyRequest,
+    VerifiedPeer, VerifyPeer,
 };
 use crate::policy::{narrowing, proposal};
 use crate::sa::child::{self, NewChild};
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
+use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
-    TrafficSelector, TrafficSelectors,
+    AuthMethod, Authentication, ExchangeType, IdPayload, Identification, Notify, NotifyType,
+    Payload, Payloads, TrafficSelector, TrafficSelectors,
 };
 
 /// An IKE_AUTH of ours under way.
 #[derive(Debug)]
 pub(crate) struct Initiator {
     exchanged: Exchanged,
-    how: SigningMethod,
-    chain: Vec<Vec<u8>>,
-    signature: Option<Vec<u8>>,
+    own: Own,
+    /// Our AUTH.
+    auth: Option<Payload>,
+    /// One side or both authenticate with a shared key.
+    shares: bool,
+    shared: Option<SecretBytes>,
     spi: Option<Result<u32, String>>,
     sent: bool,
     peer_id: Option<Identification>,
@@ -39,37 +47,40 @@ pub(crate) struct Initiator {
     pub(super) killed: BTreeSet<LeaseId>,
 }
 
-/// The keys are there: asks for our signature and the child's SPI.
+/// The keys are there: asks for our proof and the child's SPI.
 pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
     let (Some(peer), Some(protection)) = (&sa.peer, &sa.protection) else {
         return lifecycle::finish(ctx, sa);
     };
-    let wanted: CredentialId = peer.credential;
-    let credentials = ctx.config.credentials.iter().filter(|ours| ours.id == wanted);
-    let Some((credential, how)) = certs::choose(credentials, &[], &sa.traits.hashes) else {
-        let refused = about(
-            sa,
-            refusal(
-                Blame::Incompatible,
-                None,
-                "no_credential",
-                "our credential cannot sign in a way the peer verifies",
-                "use a certificate of another key type",
-            ),
-        );
-        ctx.refuse(refused);
-        let reason = CloseReason::Failed("no usable credential".to_owned());
-        lifecycle::down(ctx, sa, reason);
-        return lifecycle::finish(ctx, sa);
+    let mut sign = None;
+    let own = match peer.local_auth {
+        LocalAuth::SharedKey => Own::SharedKey,
+        LocalAuth::Certificate(wanted) => {
+            let credentials = ctx.config.credentials.iter().filter(|ours| ours.id == wanted);
+            let Some((ours, how)) = certs::choose(credentials, &[], &sa.traits.hashes) else {
+                return no_credential(ctx, sa);
+            };
+            let id = IdPayload::from(peer.identity.clone());
+            let message = exchanged.octets(protection, SaRole::Initiator, &id.body());
+            sign = Some(Action::Sign { credential: wanted, scheme: how.scheme, message });
+            Own::Certificate { credential: wanted, how, chain: ours.chain.clone() }
+        }
     };
-    let id = IdPayload::from(peer.identity.clone());
-    let message = exchanged.octets(protection, SaRole::Initiator, &id.body());
-    let action = Action::Sign { credential: wanted, scheme: how.scheme, message };
+    let shares =
+        peer.local_auth == LocalAuth::SharedKey || peer.remote_auth == RemoteAuth::SharedKey;
+    let find = shares.then(|| SharedKeyRequest {
+        ike: sa.id,
+        remote: sa.path.remote,
+        role: SaRole::Initiator,
+        local: peer.identity.clone(),
+        peer: peer.expected.clone(),
+    });
     let initiator = Initiator {
         exchanged,
-        how,
-        chain: credential.chain.clone(),
-        signature: None,
+        own,
+        auth: None,
+        shares,
+        shared: None,
         spi: None,
         sent: false,
         peer_id: None,
@@ -79,8 +90,30 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         killed: BTreeSet::new(),
     };
     sa.phase = Phase::Authenticating(Box::new(AuthTask::Initiator(Box::new(initiator))));
-    ctx.act(sa.id, Purpose::Sign, action);
+    if let Some(sign) = sign {
+        ctx.act(sa.id, Purpose::Sign, sign);
+    }
+    if let Some(find) = find {
+        ctx.act(sa.id, Purpose::SharedKey, Action::SharedKey(Box::new(find)));
+    }
     ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
+}
+
+fn no_credential(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let refused = about(
+        sa,
+        refusal(
+            Blame::Incompatible,
+            None,
+            "no_credential",
+            "our credential cannot sign in a way the peer verifies",
+            "use a certificate of another key type",
+        ),
+    );
+    ctx.refuse(refused);
+    let reason = CloseReason::Failed("no usable credential".to_owned());
+    lifecycle::down(ctx, sa, reason);
+    lifecycle::finish(ctx, sa);
 }
 
 fn initiator(sa: &mut IkeSa) -> Option<&mut Initiator> {
@@ -99,15 +132,47 @@ fn initiator_in(phase: &mut Phase) -> Option<&mut Initiator> {
 }
 
 pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
-    match answer {
-        Ok(signature) => {
-            if let Some(initiator) = initiator(sa) {
-                initiator.signature = Some(signature);
-            }
+    let Some(initiator) = initiator(sa) else {
+        return;
+    };
+    let Own::Certificate { how, .. } = &initiator.own else {
+        return;
+    };
+    let auth = answer.and_then(|signature| {
+        certs::auth_payload(*how, signature).map_err(|error| error.to_string())
+    });
+    match auth {
+        Ok(auth) => {
+            initiator.auth = Some(auth);
             send_if_ready(ctx, sa);
         }
         Err(why) => fail(ctx, sa, Blame::Internal, "sign", format!("our signature failed: {why}")),
     }
+}
+
+/// The key shared with the peer, for our AUTH, its AUTH, or both.
+pub(super) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<SharedKey>, Refusal>) {
+    let (Some(protection), Some(peer)) = (&sa.protection, &sa.peer) else {
+        return;
+    };
+    let Some(initiator) = initiator_in(&mut sa.phase) else {
+        return;
+    };
+    let key = match answer {
+        Ok(found) if found.key.is_empty() => {
+            let refused = shared::empty_key(peer.expected.as_ref());
+            return fail_with(ctx, sa, refused);
+        }
+        Ok(found) => found.key,
+        Err(refused) => return fail_with(ctx, sa, refused),
+    };
+    if matches!(initiator.own, Own::SharedKey) {
+        let id = IdPayload::from(peer.identity.clone());
+        let octets = initiator.exchanged.octets(protection, SaRole::Initiator, &id.body());
+        initiator.auth = Some(Payload::Auth(shared::mic(protection, &key, &octets)));
+    }
+    initiator.shared = Some(key);
+    send_if_ready(ctx, sa);
 }
 
 pub(super) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
@@ -121,7 +186,10 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     let Some(initiator) = initiator(sa) else {
         return;
     };
-    if initiator.sent || initiator.signature.is_none() {
+    if initiator.sent
+        || initiator.auth.is_none()
+        || (initiator.shares && initiator.shared.is_none())
+    {
         return;
     }
     let spi = match &initiator.spi {
@@ -133,25 +201,25 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         }
     };
     initiator.sent = true;
-    let signature = initiator.signature.clone().unwrap_or_default();
-    let auth = certs::auth_payload(initiator.how, signature);
-    let chain = std::mem::take(&mut initiator.chain);
-    let auth = match auth {
-        Ok(auth) => auth,
-        Err(error) => return fail(ctx, sa, Blame::Internal, "sign", error.to_string()),
-    };
+    let (own, auth) = (initiator.own.clone(), initiator.auth.take());
     let Some(peer) = &sa.peer else {
         return;
     };
     let mut payloads = Payloads::from(vec![Payload::id_i(peer.identity.clone())]);
-    certs::payloads(&chain).for_each(|cert| payloads.push(cert));
-    if let Some(request) = certs::request(&ctx.config.trust_anchor_hashes) {
+    if let Own::Certificate { chain, .. } = &own {
+        certs::payloads(chain).for_each(|cert| payloads.push(cert));
+    }
+    if peer.remote_auth == RemoteAuth::Certificate
+        && let Some(request) = certs::request(&ctx.config.trust_anchor_hashes)
+    {
         payloads.push(request);
     }
     if let Some(expected) = &peer.expected {
         payloads.push(Payload::id_r(expected.clone()));
     }
-    payloads.push(auth);
+    if let Some(auth) = auth {
+        payloads.push(auth);
+    }
     if let Some(request) = config::request(peer) {
         payloads.push(Payload::Cp(request));
     }
@@ -213,6 +281,16 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         lifecycle::down(ctx, sa, CloseReason::Failed(what));
         return lifecycle::finish(ctx, sa);
     };
+    let mobike = payloads.has_notify(NotifyType::MobikeSupported);
+    initiator.peer_id = Some(id_r.id.clone());
+    initiator.response = Some(payloads.clone());
+    sa.traits.mobike = mobike && sa.peer.as_ref().is_some_and(|peer| peer.mobike);
+    if sa.peer.as_ref().is_some_and(|peer| peer.remote_auth == RemoteAuth::SharedKey) {
+        let octets = initiator.exchanged.octets(protection, SaRole::Responder, &id_r.body());
+        let key = initiator.shared.take().unwrap_or_default();
+        let answer = check_shared_key(protection, &key, &octets, auth, id_r, expected);
+        return verified(ctx, sa, answer.map_err(|refused| *refused));
+    }
     let proof = match certs::peer_signature(auth) {
         Ok(proof) => proof,
         Err(error) => {
@@ -231,11 +309,34 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         signature: proof.signature,
         expected,
     };
-    let mobike = payloads.has_notify(NotifyType::MobikeSupported);
-    initiator.peer_id = Some(id_r.id.clone());
-    initiator.response = Some(payloads.clone());
-    sa.traits.mobike = mobike && sa.peer.as_ref().is_some_and(|peer| peer.mobike);
     ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
+}
+
+/// A responder that authenticates with the shared key.
+fn check_shared_key(
+    protection: &Protection,
+    key: &SecretBytes,
+    octets: &[u8],
+    auth: &Authentication,
+    id: &IdPayload,
+    expected: Option<Identification>,
+) -> Result<Box<VerifiedPeer>, Box<Refusal>> {
+    let refuse = |code, what| {
+        let fix = "compare both sides' configuration";
+        Box::new(refusal(Blame::Incompatible, None, code, what, fix))
+    };
+    if auth.method != AuthMethod::SharedKeyMic {
+        let what = format!("the peer authenticates with {}, expected a shared key", auth.method);
+        return Err(refuse("auth_method", what));
+    }
+    if let Some(expected) = expected.filter(|expected| *expected != id.id) {
+        let what = format!("the peer is {}, we expected {expected}", id.id);
+        return Err(refuse("identity_mismatch", what));
+    }
+    if key.is_empty() || !shared::is_right(protection, key, octets, &auth.data) {
+        return Err(Box::new(shared::wrong_key(&id.id)));
+    }
+    Ok(Box::new(VerifiedPeer { identity: id.id.to_string(), proof: PeerProof::SharedKey }))
 }
 
 pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {

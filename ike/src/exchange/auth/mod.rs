@@ -6,11 +6,13 @@
 
 mod initiator;
 mod responder;
+mod shared;
 
 use crate::crypto::keymat::auth_octets;
 use crate::event::{Blame, CloseReason, Event, Refusal};
+use crate::exchange::certs::SigningMethod;
 use crate::exchange::{about, malformed};
-use crate::io::{ChildSaId, Grant, LeaseId, UniquePolicy, VerifiedPeer};
+use crate::io::{ChildSaId, CredentialId, Grant, LeaseId, SharedKey, UniquePolicy, VerifiedPeer};
 use crate::policy::limits::Source;
 use crate::policy::narrowing;
 use crate::sa::context::{Ctx, Deferred, refusal};
@@ -55,6 +57,15 @@ impl Exchanged {
     }
 }
 
+/// How we prove our identity.
+#[derive(Debug, Clone)]
+pub(crate) enum Own {
+    /// By a signature with the key of a certificate.
+    Certificate { credential: CredentialId, how: SigningMethod, chain: Vec<Vec<u8>> },
+    /// With the key shared with the peer.
+    SharedKey,
+}
+
 /// IKE_AUTH under way.
 #[derive(Debug)]
 pub(crate) enum AuthTask {
@@ -82,11 +93,20 @@ pub(crate) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, Stri
     }
 }
 
-/// The peer's certificate and signature were checked.
+/// The peer's proof of identity was checked.
 pub(crate) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
     match role(sa) {
         Some(Role::Responder) => responder::verified(ctx, sa, answer),
         Some(Role::Initiator) => initiator::verified(ctx, sa, answer),
+        None => {}
+    }
+}
+
+/// The key shared with the peer is there, or there is none.
+pub(crate) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<SharedKey>, Refusal>) {
+    match role(sa) {
+        Some(Role::Responder) => responder::shared_key(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::shared_key(ctx, sa, answer),
         None => {}
     }
 }

@@ -5,22 +5,28 @@ mod first_child;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::config::Credential;
+use crate::crypto::SecretBytes;
 use crate::event::{Blame, CloseReason, Refusal};
-use crate::exchange::auth::{AuthTask, Exchanged, check_grant, remember, still_granted, up};
-use crate::exchange::certs::{self, SigningMethod};
+use crate::exchange::auth::{
+    AuthTask, Exchanged, Own, check_grant, remember, shared, still_granted, up,
+};
+use crate::exchange::certs;
 use crate::exchange::config::{self, Wanted};
 use crate::exchange::{about, seal_response, send_response, send_sealed};
-use crate::io::{Action, Authorise, CredentialId, Grant, LeaseId, VerifiedPeer, VerifyPeer};
+use crate::io::{
+    Action, Authorise, Grant, LeaseId, OwnProof, PeerProof, SharedKey, SharedKeyRequest,
+    VerifiedPeer, VerifyPeer,
+};
 use crate::policy::proposal;
 use crate::sa::child;
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::lifecycle;
+use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
-    TrafficSelectors,
+    AuthMethod, ExchangeType, HashAlgorithm, IdPayload, Identification, Notify, NotifyType,
+    Payload, Payloads, TrafficSelectors,
 };
 
 use first_child::{ChildOffer, ChildOutcome};
@@ -34,15 +40,20 @@ pub(crate) struct Responder {
     exchanged: Exchanged,
     id_i: IdPayload,
     id_r: Identification,
-    how: SigningMethod,
-    credential: CredentialId,
-    chain: Vec<Vec<u8>>,
+    /// Authorities the peer named in CERTREQ.
+    authorities: Vec<[u8; 20]>,
+    /// How we authenticate; with a shared key that is known when the key is.
+    own: Option<Own>,
+    /// The peer's AUTH, until the key it was made with is here.
+    peer_mic: Option<Vec<u8>>,
+    shared: SecretBytes,
     wanted: Wanted,
     initial_contact: bool,
     mobike: bool,
     offer: Option<ChildOffer>,
     verified: Option<Box<VerifiedPeer>>,
-    signature: Option<Vec<u8>>,
+    /// Our AUTH.
+    auth: Option<Payload>,
     child: ChildOutcome,
     /// Leases that ended while it was not known whose handshake this is.
     pub(super) killed: BTreeSet<LeaseId>,
@@ -54,10 +65,10 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
         return;
     };
     match examine(ctx, sa, exchanged, payloads) {
-        Ok((responder, verify)) => {
+        Ok((responder, purpose, action)) => {
             sa.phase = Phase::Authenticating(Box::new(AuthTask::Responder(Box::new(responder))));
             ctx.half_open.authenticating(sa.id, true);
-            ctx.act(sa.id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
+            ctx.act(sa.id, purpose, action);
         }
         Err(refused) => fail(ctx, sa, *refused),
     }
@@ -89,7 +100,7 @@ fn examine(
     sa: &IkeSa,
     exchanged: Exchanged,
     payloads: &Payloads,
-) -> Result<(Responder, VerifyPeer), Box<Refusal>> {
+) -> Result<(Responder, Purpose, Action), Box<Refusal>> {
     let failed = Some(NotifyType::AuthenticationFailed);
     let identity = payloads.id_i().map(|id| id.id.clone());
     let refuse = |blame, notify, code, what: String, fix: &str| {
@@ -106,6 +117,38 @@ fn examine(
         let fix = "let the client authenticate with its certificate (strongSwan: `auth = pubkey`)";
         return Err(refuse(Blame::Incompatible, failed, "eap_not_offered", what, fix));
     };
+    let Some(protection) = &sa.protection else {
+        let what = "no keys".to_owned();
+        return Err(refuse(Blame::Internal, failed, "internal", what, "report this as a defect"));
+    };
+    let mut responder = Responder {
+        exchanged,
+        id_i,
+        id_r: ctx.config.identity.clone(),
+        authorities: certs::requested(payloads),
+        own: None,
+        peer_mic: None,
+        shared: SecretBytes::default(),
+        wanted: Wanted::of(payloads.cp()),
+        initial_contact: payloads.has_notify(NotifyType::InitialContact),
+        mobike: payloads.has_notify(NotifyType::MobikeSupported),
+        offer: first_child::offer(payloads),
+        verified: None,
+        auth: None,
+        child: ChildOutcome::Undecided,
+        killed: BTreeSet::new(),
+    };
+    if auth.method == AuthMethod::SharedKeyMic {
+        responder.peer_mic = Some(auth.data.clone());
+        let request = SharedKeyRequest {
+            ike: sa.id,
+            remote: sa.path.remote,
+            role: SaRole::Responder,
+            local: responder.id_r.clone(),
+            peer: identity.clone(),
+        };
+        return Ok((responder, Purpose::SharedKey, Action::SharedKey(Box::new(request))));
+    }
     let certificates = certs::received(payloads);
     if certificates.is_empty() {
         let what = "the client sent no X.509 certificate".to_owned();
@@ -123,53 +166,66 @@ fn examine(
                    (strongSwan: `auth = pubkey`, `signature_authentication = yes`)";
         refuse(Blame::Incompatible, failed, "auth_method", error.to_string(), fix)
     })?;
-    let authorities = certs::requested(payloads);
-    let credentials = ctx.config.credentials.iter();
-    let Some((credential, how)) = certs::choose(credentials, &authorities, &sa.traits.hashes)
-    else {
-        let what = "no credential of ours can sign in a way the client verifies".to_owned();
-        let fix = "give the gateway a certificate of another key type, or let the client announce \
-                   more hash algorithms";
-        return Err(refuse(Blame::Incompatible, failed, "no_credential", what, fix));
-    };
-    let Some(protection) = &sa.protection else {
-        let what = "no keys".to_owned();
-        return Err(refuse(Blame::Internal, failed, "internal", what, "report this as a defect"));
-    };
-    let message = exchanged.octets(protection, SaRole::Initiator, &id_i.body());
+    let own = own_certificate(ctx, &responder.authorities, &sa.traits.hashes);
+    responder.own = Some(own.map_err(|refused| {
+        Box::new(about(sa, Refusal { identity: identity.clone(), ..*refused }))
+    })?);
     let verify = VerifyPeer {
         ike: sa.id,
         remote: sa.path.remote,
-        identity: id_i.id.clone(),
+        identity: responder.id_i.id.clone(),
         certificates,
         scheme: proof.scheme,
         rsa_classic: proof.rsa_classic,
-        message,
+        message: responder.peer_octets(protection),
         signature: proof.signature,
         expected: None,
     };
-    let credential: &Credential = credential;
-    let responder = Responder {
-        exchanged,
-        id_i,
-        id_r: ctx.config.identity.clone(),
-        how,
-        credential: credential.id,
-        chain: credential.chain.clone(),
-        wanted: Wanted::of(payloads.cp()),
-        initial_contact: payloads.has_notify(NotifyType::InitialContact),
-        mobike: payloads.has_notify(NotifyType::MobikeSupported),
-        offer: first_child::offer(payloads),
-        verified: None,
-        signature: None,
-        child: ChildOutcome::Undecided,
-        killed: BTreeSet::new(),
-    };
-    Ok((responder, verify))
+    Ok((responder, Purpose::Verify, Action::VerifyPeer(Box::new(verify))))
+}
+
+/// The certificate we authenticate with.
+fn own_certificate(
+    ctx: &Ctx,
+    authorities: &[[u8; 20]],
+    hashes: &[HashAlgorithm],
+) -> Result<Own, Box<Refusal>> {
+    match certs::choose(ctx.config.credentials.iter(), authorities, hashes) {
+        Some((credential, how)) => {
+            let (credential, chain) = (credential.id, credential.chain.clone());
+            Ok(Own::Certificate { credential, how, chain })
+        }
+        None => Err(Box::new(refusal(
+            Blame::Incompatible,
+            Some(NotifyType::AuthenticationFailed),
+            "no_credential",
+            "no credential of ours can sign in a way the client verifies",
+            "give the gateway a certificate of another key type, or let the client announce more \
+             hash algorithms",
+        ))),
+    }
+}
+
+impl Responder {
+    /// What the peer's AUTH covers.
+    fn peer_octets(&self, protection: &Protection) -> Vec<u8> {
+        self.exchanged.octets(protection, SaRole::Initiator, &self.id_i.body())
+    }
+
+    /// What ours covers.
+    fn own_octets(&self, protection: &Protection) -> Vec<u8> {
+        let id = IdPayload::from(self.id_r.clone());
+        self.exchanged.octets(protection, SaRole::Responder, &id.body())
+    }
 }
 
 fn responder(sa: &mut IkeSa) -> Option<&mut Responder> {
-    match &mut sa.phase {
+    responder_in(&mut sa.phase)
+}
+
+/// The same, with the rest of the SA free to be looked at.
+fn responder_in(phase: &mut Phase) -> Option<&mut Responder> {
+    match phase {
         Phase::Authenticating(task) => match task.as_mut() {
             AuthTask::Responder(responder) => Some(responder),
             AuthTask::Initiator(_) => None,
@@ -178,14 +234,44 @@ fn responder(sa: &mut IkeSa) -> Option<&mut Responder> {
     }
 }
 
-fn responder_ref(phase: &Phase) -> Option<&Responder> {
-    match phase {
-        Phase::Authenticating(task) => match task.as_ref() {
-            AuthTask::Responder(responder) => Some(responder),
-            AuthTask::Initiator(_) => None,
-        },
-        _ => None,
-    }
+/// The key that the peer claims to share with us (RFC 7296 2.15).
+pub(super) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<SharedKey>, Refusal>) {
+    let (Some(protection), Some(responder)) = (&sa.protection, responder_in(&mut sa.phase)) else {
+        return;
+    };
+    let Some(claimed) = responder.peer_mic.take() else {
+        return;
+    };
+    let identity = responder.id_i.id.clone();
+    let octets = responder.peer_octets(protection);
+    // An unknown peer costs the time of a wrong key: it cannot find out whom we know.
+    let key = answer.as_ref().map(|shared| shared.key.clone()).unwrap_or_default();
+    let right = shared::is_right(protection, &key, &octets, &claimed);
+    let refused = match answer {
+        Err(refused) => Refusal { identity: Some(identity), ..refused },
+        Ok(_) if key.is_empty() => shared::empty_key(Some(&identity)),
+        Ok(_) if !right => shared::wrong_key(&identity),
+        Ok(found) => {
+            responder.shared = key;
+            let own = match found.own {
+                OwnProof::SharedKey => Ok(Own::SharedKey),
+                OwnProof::Certificate => {
+                    let (authorities, hashes) = (&responder.authorities, &sa.traits.hashes);
+                    own_certificate(ctx, authorities, hashes)
+                }
+            };
+            match own {
+                Ok(own) => {
+                    responder.own = Some(own);
+                    let name = identity.to_string();
+                    let peer = VerifiedPeer { identity: name, proof: PeerProof::SharedKey };
+                    return verified(ctx, sa, Ok(Box::new(peer)));
+                }
+                Err(refused) => Refusal { identity: Some(identity), ..*refused },
+            }
+        }
+    };
+    fail(ctx, sa, refused);
 }
 
 pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
@@ -245,24 +331,39 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
     finish_if_ready(ctx, sa);
 }
 
-/// Asks for our signature over our own IKE_SA_INIT response (RFC 7296 2.15).
+/// Makes our AUTH over our own IKE_SA_INIT response, or asks for its signature
+/// (RFC 7296 2.15).
 fn sign(ctx: &mut Ctx, sa: &mut IkeSa) {
-    let (Some(protection), Some(responder)) = (&sa.protection, responder_ref(&sa.phase)) else {
+    let (Some(protection), Some(responder)) = (&sa.protection, responder_in(&mut sa.phase)) else {
         return;
     };
-    let id = IdPayload::from(responder.id_r.clone());
-    let message = responder.exchanged.octets(protection, SaRole::Responder, &id.body());
-    let action =
-        Action::Sign { credential: responder.credential, scheme: responder.how.scheme, message };
-    ctx.act(sa.id, Purpose::Sign, action);
+    let message = responder.own_octets(protection);
+    match &responder.own {
+        Some(Own::Certificate { credential, how, .. }) => {
+            let action = Action::Sign { credential: *credential, scheme: how.scheme, message };
+            ctx.act(sa.id, Purpose::Sign, action);
+        }
+        Some(Own::SharedKey) => {
+            let auth = shared::mic(protection, &responder.shared, &message);
+            responder.auth = Some(Payload::Auth(auth));
+        }
+        None => {}
+    }
 }
 
 pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
-    match answer {
-        Ok(signature) => {
-            if let Some(responder) = responder(sa) {
-                responder.signature = Some(signature);
-            }
+    let Some(responder) = responder(sa) else {
+        return;
+    };
+    let Some(Own::Certificate { how, .. }) = &responder.own else {
+        return;
+    };
+    let auth = answer.and_then(|signature| {
+        certs::auth_payload(*how, signature).map_err(|error| error.to_string())
+    });
+    match auth {
+        Ok(auth) => {
+            responder.auth = Some(auth);
             finish_if_ready(ctx, sa);
         }
         Err(why) => fail_signing(ctx, sa, &why),
@@ -286,7 +387,7 @@ fn fail_signing(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
 /// Answers when signature and child are decided.
 fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     let ready = responder(sa).is_some_and(|responder| {
-        responder.signature.is_some()
+        responder.auth.is_some()
             && matches!(
                 responder.child,
                 ChildOutcome::None | ChildOutcome::Refused(_) | ChildOutcome::Installed(..)
@@ -307,15 +408,13 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     let mut responder = *responder;
-    let signature = responder.signature.take().unwrap_or_default();
-    let auth = match certs::auth_payload(responder.how, signature) {
-        Ok(auth) => auth,
-        Err(error) => return fail_signing(ctx, sa, &error.to_string()),
-    };
-
     let mut payloads = Payloads::from(vec![Payload::id_r(responder.id_r.clone())]);
-    certs::payloads(&responder.chain).for_each(|cert| payloads.push(cert));
-    payloads.push(auth);
+    if let Some(Own::Certificate { chain, .. }) = &responder.own {
+        certs::payloads(chain).for_each(|cert| payloads.push(cert));
+    }
+    if let Some(auth) = responder.auth.take() {
+        payloads.push(auth);
+    }
     let mut child_up = None;
     match responder.child {
         ChildOutcome::Installed(id, plan) => {

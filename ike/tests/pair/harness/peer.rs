@@ -8,10 +8,11 @@ use ike::crypto::ring::PROVIDER;
 use ike::crypto::{CryptoProvider, KexExecutor, KexResponse, Signer};
 use ike::event::{CloseReason, Event, Refusal};
 use ike::io::{
-    Action, ChildSaId, ChildUse, Completion, Grant, IkeSaId, Input, InstallChild, Output, Token,
-    VerifiedPeer, VerifyPeer,
+    Action, ChildSaId, ChildUse, Completion, Grant, IkeSaId, Input, InstallChild, Output,
+    PeerProof, SharedKey, SharedKeyRequest, Token, VerifiedPeer, VerifyPeer,
 };
 use ike::snapshot::Snapshot;
+use ike::wire::Identification;
 use ike::{Engine, IkeSaView, Now, SaState, WallTime};
 
 use super::{Key, Side};
@@ -25,6 +26,8 @@ pub struct Peer {
     pub(super) seed: [u8; 32],
     pub(super) kex: KexExecutor,
     pub(super) key: Key,
+    /// The keys shared with peers, by identity.
+    pub shared_keys: BTreeMap<Identification, SharedKey>,
     /// What Authorise answers; `None` refuses.
     pub grant: Option<Grant>,
     /// Actions to be kept back.
@@ -63,6 +66,7 @@ impl Peer {
             seed,
             kex: KexExecutor::new(crypto),
             key,
+            shared_keys: BTreeMap::new(),
             grant: None,
             hold: |_| false,
             held: Vec::new(),
@@ -141,6 +145,7 @@ impl Peer {
                 self.key.signer.sign(scheme, &message).map_err(|error| error.to_string()),
             ),
             Action::VerifyPeer(verify) => Completion::VerifyPeer(self.verify(now, &verify)),
+            Action::SharedKey(request) => Completion::SharedKey(self.shared_key(&request)),
             Action::Authorise(_) => Completion::Authorise(match &self.grant {
                 Some(grant) => Ok(Box::new(grant.clone())),
                 None => Err(refusal("no_lease")),
@@ -182,6 +187,12 @@ impl Peer {
         }
     }
 
+    fn shared_key(&self, request: &SharedKeyRequest) -> Result<Box<SharedKey>, Refusal> {
+        let peer = request.peer.as_ref().ok_or_else(|| refusal("no_peer"))?;
+        let found = self.shared_keys.get(peer).ok_or_else(|| refusal("unknown_identity"))?;
+        Ok(Box::new(found.clone()))
+    }
+
     fn verify(&self, now: Now, verify: &VerifyPeer) -> Result<Box<VerifiedPeer>, Refusal> {
         let VerifyPeer { scheme, message, signature, certificates, .. } = verify;
         let spki = certificates.first().ok_or_else(|| refusal("no_certificate"))?;
@@ -196,9 +207,11 @@ impl Peer {
         }
         Ok(Box::new(VerifiedPeer {
             identity: verify.identity.to_string(),
-            issuer: b"test".to_vec(),
-            serial: vec![1],
-            not_after: WallTime(now.wall.0 + 3_600_000_000),
+            proof: PeerProof::Certificate {
+                issuer: b"test".to_vec(),
+                serial: vec![1],
+                not_after: WallTime(now.wall.0 + 3_600_000_000),
+            },
         }))
     }
 }

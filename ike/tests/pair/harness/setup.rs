@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ike::config::{Credential, EngineConfig, Limits, PeerConfig, Timers};
+use ike::config::{Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers};
 use ike::crypto::{EspSuite, IkeSuite, KeMethod, Signer};
 use ike::io::{CredentialId, Grant, LeaseId, UniquePolicy};
 use ike::wire::{Identification, TrafficSelector};
@@ -74,7 +74,8 @@ impl Setup {
             remote: address(SERVER_IP, 500),
             identity: Identification::fqdn("client.example.com"),
             expected: Some(Identification::fqdn("gw.example.com")),
-            credential: CredentialId(1),
+            local_auth: LocalAuth::Certificate(CredentialId(1)),
+            remote_auth: RemoteAuth::Certificate,
             ike_suites: client.ike_suites.clone(),
             esp_suites: client.esp_suites.clone(),
             first_ke: KeMethod::Curve25519,

@@ -19,7 +19,6 @@ use crate::io::{
     TimerKind, Token,
 };
 use crate::rng::{SaRng, Seed};
-use crate::sa::child::remove_from_dataplane;
 use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::table::SaTable;
@@ -457,8 +456,7 @@ impl Engine {
                 };
                 self.with_sa(id, |ctx, sa| {
                     if hard {
-                        remove_from_dataplane(ctx, sa, child, CloseReason::Expired);
-                        sa.enqueue(Task::DeleteChild(child));
+                        exchange::delete::close_child(ctx, sa, child, CloseReason::Expired);
                     } else {
                         sa.enqueue(Task::RekeyChild(child));
                     }

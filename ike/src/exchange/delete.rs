@@ -46,6 +46,8 @@ pub(crate) fn process_child_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaI
 
 /// Closes a child on our side: data plane, then DELETE.
 pub(crate) fn close_child(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, reason: CloseReason) {
+    // What was replaced goes: packets leave through what replaces it.
+    rekey_child::predecessor_gone(ctx, sa, id);
     remove_from_dataplane(ctx, sa, id, reason);
     sa.enqueue(Task::DeleteChild(id));
 }

@@ -10,6 +10,7 @@ mod spy;
 mod actions;
 mod addresses;
 mod bounds;
+mod catalogue;
 mod children;
 mod closing;
 mod cookies;

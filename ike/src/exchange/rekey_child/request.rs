@@ -129,10 +129,13 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
     let bare = |suite: &EspSuite| EspSuite { kex: None, ..suite.clone() };
     let configured = ctx.config.esp_suites.iter().find(|suite| bare(suite) == bare(&current));
     let group = current.kex.or_else(|| configured.and_then(|suite| suite.kex));
-    // What runs is offered first; the rest of what we accept follows, with the same key exchange.
+    // What runs is offered first; the rest of what we accept follows. With a key exchange every
+    // suite has one, so that the peer may ask for another group than the first
+    // (RFC 7296 1.3: INVALID_KE_PAYLOAD).
     let mut suites = vec![EspSuite { kex: group, ..current }];
     for suite in &ctx.config.esp_suites {
-        let suite = EspSuite { kex: group, ..suite.clone() };
+        let kex = group.and(suite.kex.or(group));
+        let suite = EspSuite { kex, ..suite.clone() };
         if !suites.contains(&suite) {
             suites.push(suite);
         }

@@ -19,7 +19,7 @@ use crate::io::{
     TimerKind, Token,
 };
 use crate::rng::{SaRng, Seed};
-use crate::sa::context::{Ctx, Deferred, refusal};
+use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::table::SaTable;
 use crate::sa::timers::TimerKey;
@@ -130,6 +130,15 @@ impl Engine {
         self.ctx.pending.is_empty()
             && self.ctx.out.is_empty()
             && self.sas.iter().all(|sa| matches!(sa.phase, Phase::Lingering))
+    }
+
+    /// Whether an action in flight serves a peer of whom nothing is known yet but its address: a
+    /// driver under load does what serves others first, and refuses this first.
+    pub fn serves_stranger(&self, token: Token) -> bool {
+        self.ctx.pending.get(&token).is_some_and(|pending| {
+            matches!(pending.purpose, Purpose::InitKeyPair | Purpose::InitSecret)
+                && self.sas.get(pending.sa).is_some_and(|sa| !sa.is_initiator())
+        })
     }
 
     /// Every IKE SA, in the order of their names.

@@ -18,7 +18,7 @@ use ike::wire::KeMethod;
 pub use peers::{Peers, distinguished_name};
 pub use plane::{Confirmation, PlaneHandle, PlaneThread};
 pub use translate::suite as plane_suite;
-pub use workers::Workers;
+pub use workers::{Rank, Workers};
 
 use crate::driver::{EngineHandle, Message};
 
@@ -60,10 +60,14 @@ impl Dispatcher {
         Self { kex: KexExecutor::new(provider), workers, plane, peers, signers, engine }
     }
 
-    /// Executes or hands on. A completion that is ready at once is returned.
-    pub fn dispatch(&mut self, token: Token, action: Action) -> Option<Completion> {
+    /// Executes or hands on. A completion that is ready at once is returned. Work for a stranger
+    /// waits behind all other, and is refused first.
+    pub fn dispatch(&mut self, token: Token, action: Action, stranger: bool) -> Option<Completion> {
         match action {
-            Action::KeyExchange(request) => self.key_exchange(token, request),
+            Action::KeyExchange(request) => {
+                let rank = if stranger { Rank::Stranger } else { Rank::Peer };
+                self.key_exchange(token, request, rank)
+            }
             Action::Sign { credential, scheme, message } => {
                 let signers = Arc::clone(&self.signers);
                 self.work(Completion::Sign(Err(BUSY.to_owned())), move || {
@@ -113,16 +117,20 @@ impl Dispatcher {
         self.kex.pending()
     }
 
-    fn key_exchange(&mut self, token: Token, request: KexRequest) -> Option<Completion> {
+    fn key_exchange(
+        &mut self,
+        token: Token,
+        request: KexRequest,
+        rank: Rank,
+    ) -> Option<Completion> {
         if is_cheap(&request) {
             return Some(Completion::KeyExchange(Ok(self.kex.execute(request))));
         }
         let handle = request.handle();
         let job = self.kex.prepare(request);
         let engine = self.engine.clone();
-        let accepted = self
-            .workers
-            .submit(Box::new(move || engine.post(Message::KeyExchanged(token, job.run()))));
+        let run = move || engine.post(Message::KeyExchanged(token, job.run()));
+        let accepted = self.workers.submit(rank, Box::new(run));
         if accepted {
             return None;
         }
@@ -136,7 +144,7 @@ impl Dispatcher {
         job: impl FnOnce() -> Message + Send + 'static,
     ) -> Option<Completion> {
         let engine = self.engine.clone();
-        let accepted = self.workers.submit(Box::new(move || engine.post(job())));
+        let accepted = self.workers.submit(Rank::Peer, Box::new(move || engine.post(job())));
         if accepted { None } else { Some(busy) }
     }
 }

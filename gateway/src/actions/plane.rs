@@ -64,7 +64,7 @@ impl<T> Confirmation<T> {
 
 impl Default for PlaneHandle {
     fn default() -> Self {
-        Self { queue: Arc::new(Queue::new(0)) }
+        Self { queue: Arc::new(Queue::new(&[])) }
     }
 }
 

@@ -4,10 +4,23 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::sys::queue::Queue;
+use crate::sys::queue::{Bound, Queue};
 
-/// Jobs waiting at most. The engine's own limit on half-open SAs is of the same size.
+/// Jobs of peers that have come to IKE_AUTH, or are authenticated, waiting at most.
 const WAITING: usize = 4096;
+
+/// Key exchanges of strangers waiting at most: under 100 ms of work. More would only make them
+/// wait in vain, since a peer says again what got no answer in time.
+const STRANGERS: usize = 64;
+
+/// Who a job is for; strangers' jobs run when there are no others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// A peer that has shown more than an address.
+    Peer,
+    /// A peer of whom nothing is known but its address.
+    Stranger,
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -29,7 +42,8 @@ impl Workers {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(count: usize) -> std::io::Result<Self> {
-        let queue: Arc<Queue<Job>> = Arc::new(Queue::new(WAITING));
+        let queue: Arc<Queue<Job>> =
+            Arc::new(Queue::new(&[Bound::items(WAITING), Bound::items(STRANGERS)]));
         let mut threads = Vec::new();
         for index in 0..count.max(1) {
             let queue = Arc::clone(&queue);
@@ -41,9 +55,13 @@ impl Workers {
         Ok(Self { queue, threads })
     }
 
-    /// Hands in a job; false when too many wait.
-    pub fn submit(&self, job: Job) -> bool {
-        self.queue.offer(job)
+    /// Hands in a job; false when too many of its rank wait.
+    pub fn submit(&self, rank: Rank, job: Job) -> bool {
+        let lane = match rank {
+            Rank::Peer => 0,
+            Rank::Stranger => 1,
+        };
+        self.queue.offer(lane, job, 0)
     }
 }
 
@@ -82,13 +100,38 @@ mod tests {
     fn jobs_run_and_a_panic_costs_only_itself() {
         let workers = Workers::start(2).unwrap();
         let (done, results) = mpsc::channel();
-        assert!(workers.submit(Box::new(|| panic!("on purpose"))));
+        assert!(workers.submit(Rank::Peer, Box::new(|| panic!("on purpose"))));
         for i in 0..10 {
             let done = done.clone();
-            assert!(workers.submit(Box::new(move || done.send(i).unwrap())));
+            assert!(workers.submit(Rank::Peer, Box::new(move || done.send(i).unwrap())));
         }
         let mut got: Vec<i32> = results.iter().take(10).collect();
         got.sort_unstable();
         assert_eq!(got, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn strangers_wait_behind_peers_and_only_their_jobs_are_dropped() {
+        let workers = Workers::start(1).unwrap();
+        let (release, hold) = mpsc::channel::<()>();
+        let (busy, is_busy) = mpsc::channel();
+        let occupy = Box::new(move || {
+            busy.send(()).unwrap();
+            let _ = hold.recv();
+        });
+        assert!(workers.submit(Rank::Peer, occupy));
+        is_busy.recv().unwrap();
+        let (done, results) = mpsc::channel();
+        let job = |what: &'static str| {
+            let done = done.clone();
+            Box::new(move || done.send(what).unwrap())
+        };
+        let accepted =
+            (0..10 * STRANGERS).filter(|_| workers.submit(Rank::Stranger, job("stranger"))).count();
+        assert_eq!(accepted, STRANGERS);
+        assert!(workers.submit(Rank::Peer, job("peer")));
+        release.send(()).unwrap();
+        let order: Vec<_> = results.iter().take(STRANGERS + 1).collect();
+        assert_eq!((order[0], order[1]), ("peer", "stranger"));
     }
 }

@@ -13,8 +13,9 @@ use crate::actions::{Dispatcher, Peers};
 use crate::obs::Journal;
 use crate::sys::clock;
 
-/// Datagrams handled before commands and completions are looked at again.
-const BATCH: usize = 32;
+/// Datagrams handled before commands and completions are looked at again: those that name an SPI
+/// of ours, and those of strangers, which so are never shut out and never in the way.
+const BATCH: [usize; 2] = [32, 8];
 
 /// Longest sleep; the timer is exact, this only bounds a mistake.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
@@ -60,7 +61,7 @@ impl EventLoop {
         let mut datagrams = Vec::new();
         self.drain();
         while !self.is_over() {
-            self.inbox.queue.take_batch(self.patience(), BATCH, &mut urgent, &mut datagrams);
+            self.inbox.queue.take_batch(self.patience(), &BATCH, &mut urgent, &mut datagrams);
             for message in urgent.drain(..).chain(datagrams.drain(..)) {
                 self.message(message);
             }
@@ -147,7 +148,8 @@ impl EventLoop {
                 match output {
                     Output::Transmit(transmit) => self.sockets.send(&transmit),
                     Output::Action(token, action) => {
-                        let completion = self.dispatcher.dispatch(token, action);
+                        let stranger = self.engine.serves_stranger(token);
+                        let completion = self.dispatcher.dispatch(token, action, stranger);
                         ready.extend(completion.map(|completion| (token, completion)));
                     }
                     Output::Event(event) => self.journal.push(event),

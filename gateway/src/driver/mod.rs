@@ -1,7 +1,8 @@
 //! Drives the sans-IO engine: sockets, clock, timer, queue.
 //!
 //! One engine, one thread. Datagrams may be dropped when the engine is busy (IKE retransmits);
-//! commands and completions never are.
+//! commands and completions never are. Requests of strangers wait in a small lane of their own,
+//! behind those that name an SPI of ours: a flood of them cannot push out what tunnels say.
 
 mod eventloop;
 mod sockets;
@@ -20,10 +21,18 @@ pub use eventloop::EventLoop;
 pub use sockets::{IKE_PORT, IkeSockets, NAT_PORT, Receiver};
 
 use crate::lease::Epoch;
-use crate::sys::queue::Queue;
+use crate::sys::queue::{Bound, Queue};
 
-/// Datagrams waiting for the engine at most: some 50 ms of work.
-const DATAGRAMS: usize = 1024;
+/// Datagrams that name an SPI of ours and wait for the engine at most: some 50 ms of work.
+const KNOWN: Bound = Bound { items: 1024, octets: 4 * 1024 * 1024 };
+
+/// Datagrams of strangers (IKE_SA_INIT requests, and what is no IKE at all) that wait at most: as
+/// many as a fleet of runners sends at once, since each of them says it again after a second.
+const STRANGERS: Bound = Bound { items: 512, octets: 1024 * 1024 };
+
+/// The lanes' ranks.
+const KNOWN_LANE: usize = 0;
+const STRANGERS_LANE: usize = 1;
 
 /// What the engine's thread is sent.
 pub enum Message {
@@ -72,7 +81,7 @@ impl std::fmt::Debug for EngineHandle {
 
 impl Default for EngineHandle {
     fn default() -> Self {
-        Self { queue: Arc::new(Queue::new(DATAGRAMS)) }
+        Self { queue: Arc::new(Queue::new(&[KNOWN, STRANGERS])) }
     }
 }
 
@@ -91,7 +100,12 @@ impl EngineHandle {
 
     /// Sends a datagram; false when it was dropped.
     pub fn datagram(&self, datagram: Datagram) -> bool {
-        self.queue.offer(Message::Datagram(datagram))
+        let lane = match ike::shard_of(&datagram.payload) {
+            Some(_) => KNOWN_LANE,
+            None => STRANGERS_LANE,
+        };
+        let octets = datagram.payload.len();
+        self.queue.offer(lane, Message::Datagram(datagram), octets)
     }
 
     /// Datagrams dropped because the engine was busy.

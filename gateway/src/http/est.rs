@@ -27,7 +27,7 @@ impl Service for EstService {
     async fn answer(&self, request: Request) -> Reply {
         let (authority, refusals) = (Arc::clone(&self.authority), Arc::clone(&self.refusals));
         // Signing and the store's sync to disk block.
-        let answered = tokio::task::spawn_blocking(move || answer(&authority, &refusals, &request));
+        let answered = super::blocking(move || answer(&authority, &refusals, &request));
         match answered.await {
             Ok(reply) => reply,
             Err(error) => {

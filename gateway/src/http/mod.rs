@@ -14,3 +14,57 @@ pub use page::PageService;
 pub use server::{Limits, Reply, Request, Service, serve};
 pub use status::StatusService;
 pub use tls::{CertificateSlot, acceptor};
+
+use tokio::sync::Semaphore;
+use tokio::task::{JoinError, spawn_blocking};
+
+/// Requests of the public listeners that block a thread at once. The runtime has more threads for
+/// blocking work than this, so whoever floods the listeners waits for his own: the operator's
+/// requests over the admin socket find a free one.
+pub const BLOCKING: usize = 32;
+
+static PLACES: Semaphore = Semaphore::const_new(BLOCKING);
+
+/// Runs work for the public that blocks, when one of its places is free.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    // It is never closed; without a place the work is done all the same.
+    let place = PLACES.acquire().await.ok();
+    let done = spawn_blocking(work).await;
+    drop(place);
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_operator_is_served_while_the_public_blocks_every_thread_it_may() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(BLOCKING + 1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (release, hold) = mpsc::channel::<()>();
+        let hold = Arc::new(std::sync::Mutex::new(hold));
+        runtime.block_on(async {
+            for _ in 0..4 * BLOCKING {
+                let hold = Arc::clone(&hold);
+                tokio::spawn(blocking(move || {
+                    let _ = hold.lock().unwrap().recv();
+                }));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(PLACES.available_permits(), 0);
+            let admin = tokio::time::timeout(Duration::from_secs(5), spawn_blocking(|| 7)).await;
+            assert_eq!(admin.unwrap().unwrap(), 7);
+        });
+        drop(release);
+    }
+}

@@ -43,7 +43,7 @@ impl StatusService {
     async fn crl(&self) -> Reply {
         let authority = Arc::clone(&self.authority);
         let now = UnixTime::from_micros(clock::wall().0);
-        match tokio::task::spawn_blocking(move || authority.crl(now)).await {
+        match super::blocking(move || authority.crl(now)).await {
             Ok(Ok(crl)) => Reply::new(200, "application/pkix-crl", crl.der),
             Ok(Err(error)) => {
                 tracing::error!(%error, "CRL not available");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ike::event::Event;
 
-use crate::sys::queue::Queue;
+use crate::sys::queue::{Bound, Queue};
 
 /// Refusals waiting to be written at most. Strangers cause them; everything else is caused by
 /// authenticated peers or ourselves and is never dropped.
@@ -19,7 +19,7 @@ pub struct Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { queue: Arc::new(Queue::new(REFUSALS)) }
+        Self { queue: Arc::new(Queue::new(&[Bound::items(REFUSALS)])) }
     }
 }
 
@@ -27,7 +27,7 @@ impl Journal {
     /// Adds an event.
     pub fn push(&self, event: Event) {
         if matches!(event, Event::Refused(_)) {
-            self.queue.offer(event);
+            self.queue.offer(0, event, 0);
         } else {
             // Closed only when the process is at its end and nobody reads any more.
             let _ = self.queue.push(event);

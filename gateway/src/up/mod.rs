@@ -37,6 +37,9 @@ use threads::Threads;
 /// Time for peers to answer our DELETE at a full stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(4);
 
+/// Threads for what the operator asks, beside those that may work for the public.
+const ADMIN_THREADS: usize = 32;
+
 /// What `up` was asked for.
 pub struct Options<'a> {
     /// The checked configuration.
@@ -75,7 +78,7 @@ pub enum UpError {
 pub fn run(options: Options<'_>) -> Result<(), UpError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(64)
+        .max_blocking_threads(crate::http::BLOCKING + ADMIN_THREADS)
         .thread_name("async")
         .enable_all()
         .build()

@@ -73,8 +73,12 @@ enum Secret {
 /// Our key pair is there, for either role.
 pub(crate) fn key_pair(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<KexResponse, String>) {
     let response = match answer {
-        Ok(KexResponse::Failed { error, .. }) => Err(error.to_string()),
-        other => other,
+        Ok(KexResponse::Failed { error, .. }) => {
+            let why = error.to_string();
+            Err((key_exchange_failed(sa, &why), why))
+        }
+        Ok(response) => Ok(response),
+        Err(why) => Err((overloaded(sa, &why), why)),
     };
     match (&mut sa.phase, response) {
         (Phase::HalfOpen(half_open), Ok(KexResponse::Generated { public, .. })) => {
@@ -89,8 +93,7 @@ pub(crate) fn key_pair(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<KexResponse
             init.public = public;
             initiator::send(ctx, sa);
         }
-        (Phase::HalfOpen(_) | Phase::InitSent(_), Err(why)) => {
-            let refused = key_exchange_failed(sa, &why);
+        (Phase::HalfOpen(_) | Phase::InitSent(_), Err((refused, why))) => {
             ctx.refuse(refused);
             lifecycle::close(ctx, sa, CloseReason::Failed(why), lifecycle::Tell::Nobody);
         }
@@ -107,6 +110,20 @@ fn key_exchange_failed(sa: &IkeSa, why: &str) -> Refusal {
             "key_exchange",
             format!("the key exchange failed: {why}"),
             "check the peer's software, or this machine when it happens with every peer",
+        ),
+    )
+}
+
+/// Our side did not compute: no fault of the peer, who will say its request again.
+fn overloaded(sa: &IkeSa, why: &str) -> Refusal {
+    about(
+        sa,
+        refusal(
+            Blame::Internal,
+            None,
+            "overloaded",
+            format!("a handshake was dropped before its key exchange: {why}"),
+            "nothing when it passes: peers try again; when it stays, see who sends so many              requests, or give the gateway more cores",
         ),
     )
 }
@@ -201,13 +218,18 @@ pub(crate) fn take_held(sa: &mut IkeSa) -> Vec<Datagram> {
 
 /// The shared secret is there, for either role.
 pub(crate) fn secret(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<KexResponse, String>) {
-    let why = match answer {
+    let (refused, why) = match answer {
         Ok(KexResponse::Agreed { secret, .. }) => return derive(ctx, sa, &secret),
-        Ok(KexResponse::Failed { error, .. }) => error.to_string(),
-        Ok(_) => "an answer of another kind".to_owned(),
-        Err(why) => why,
+        Ok(KexResponse::Failed { error, .. }) => {
+            let why = error.to_string();
+            (key_exchange_failed(sa, &why), why)
+        }
+        Ok(_) => {
+            let why = "an answer of another kind".to_owned();
+            (overloaded(sa, &why), why)
+        }
+        Err(why) => (overloaded(sa, &why), why),
     };
-    let refused = key_exchange_failed(sa, &why);
     ctx.refuse(refused);
     lifecycle::close(ctx, sa, CloseReason::Failed(why), lifecycle::Tell::Nobody);
 }

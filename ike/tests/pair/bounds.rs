@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ike::event::{CloseReason, Event};
-use ike::io::{Action, ChildSaId, Command, UniquePolicy};
+use ike::io::{Action, ChildSaId, Command, Completion, Input, UniquePolicy};
 use ike::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
 
 use crate::harness::*;
@@ -327,4 +327,42 @@ fn an_unprotected_error_is_forgotten_when_the_handshake_goes_on() {
     pair.wire.clear();
     pair.run_for(Duration::from_secs(10));
     pair.assert_connected();
+}
+
+#[test]
+fn a_driver_can_tell_work_for_strangers_from_work_for_peers() {
+    let mut pair = Setup::new().quiet().build();
+    pair.initiate();
+    let key_pair = |action: &Action| matches!(action, Action::KeyExchange(_));
+    pair.server.hold = key_pair;
+    pair.step();
+    let (token, _) = pair.server.held[0].clone();
+    assert!(pair.server.engine.serves_stranger(token));
+    pair.server.hold = |_| false;
+    pair.release(Side::Server, 0);
+    pair.run();
+
+    pair.server.hold = key_pair;
+    let ike = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::RekeyIke(ike));
+    pair.run();
+    let (token, _) = pair.server.held[0].clone();
+    assert!(!pair.server.engine.serves_stranger(token), "an authenticated peer's rekey");
+}
+
+#[test]
+fn a_key_exchange_the_driver_has_no_time_for_costs_only_a_try() {
+    let mut pair = Setup::new().quiet().build();
+    pair.initiate();
+    pair.server.hold = |action| matches!(action, Action::KeyExchange(_));
+    pair.step();
+    let (token, _) = pair.server.held.remove(0);
+    let busy = Completion::KeyExchange(Err("too many handshakes".to_owned()));
+    pair.input(Side::Server, Input::Completion(token, busy));
+    assert_eq!(pair.server.codes(), ["overloaded"]);
+    assert_eq!(pair.server.engine.sas().count(), 0);
+
+    pair.server.hold = |_| false;
+    pair.run_for(Duration::from_secs(2));
+    assert_eq!(pair.server.established().len(), 1);
 }

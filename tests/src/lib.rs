@@ -8,4 +8,5 @@ pub mod guest;
 pub mod hostile;
 pub mod lab;
 pub mod labs;
+pub mod real;
 pub mod sim;

@@ -11,6 +11,7 @@ mod enrolment;
 mod hostile;
 mod kernel_connect;
 mod kernel_plane;
+mod many;
 mod paths;
 mod refusals;
 mod scene;
@@ -112,6 +113,11 @@ pub const ALL: &[Entry] = &[
         "hostile",
         "truncated, oversized, critical, replayed and spoofed messages",
         hostile::messages,
+    ),
+    entry(
+        "many-runners",
+        "200 runners behind one address connect while a stranger returns 500 cookies a second",
+        many::runners,
     ),
     entry(
         "flood",

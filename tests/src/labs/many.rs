@@ -1,0 +1,343 @@
+//! Many runners at once, from one address, while a stranger does what he can against them.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, anyhow, bail};
+use base64::Engine as _;
+use ike::crypto::ring::{PROVIDER, Pkcs8Signer};
+use ike::crypto::{EspSuite, IkeSuite};
+use ike::event::Event;
+use ike::io::{Command, Datagram};
+use ike::wire::Identification;
+use ike::{Input, Now, Timestamp, Transmit, WallTime};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::scene::Scene;
+use crate::hostile::cookies;
+use crate::lab::Lab;
+use crate::lab::gateway::{ID, Settings};
+use crate::lab::wait;
+use crate::lab::world::{GATEWAY, Shape};
+use crate::real::{Identity, Party, any_grant, config, p256_public_key, p256_request, target};
+
+/// Runners behind the one address.
+const RUNNERS: usize = 200;
+/// All of them are connected in this time.
+const LIMIT: Duration = Duration::from_secs(15);
+/// Cookies the stranger returns each second.
+const RATE: u32 = 500;
+/// How long he has been at it before the first runner comes: by then every place for half-open
+/// IKE SAs is his.
+const HEAD_START: Duration = Duration::from_secs(5);
+/// Enrolments at once.
+const ENROLLING: usize = 4;
+/// The address all runners share.
+const SHARED: &str = "198.51.100.10";
+/// IKE's port, and the one behind NATs.
+const PORTS: (u16, u16) = (500, 4500);
+
+/// 200 runners behind one NAT address all connect within 15 s while another real address returns
+/// 500 cookies a second.
+///
+/// The runners are engines of this workspace with real cryptography over real sockets in the
+/// runner's namespace, since 200 strongSwan daemons want more cores than they exercise the
+/// gateway. Their certificates come from the gateway's enrolment service through the stock client;
+/// of the gateway's certificate they check the name and the key alone, and their child SAs carry
+/// no packets: the other labs do both.
+pub(super) fn runners(lab: &Lab) -> Result<()> {
+    let shape = Shape { runner_nat: true, ..Shape::default() };
+    let scene = Scene::new(lab, shape, &Settings::default())?;
+    lab.step(&format!("enrolling {RUNNERS} runners"));
+    let identities = enrol(&scene)?;
+    lab.step("enrolled");
+
+    let stranger = scene.world.internet.enter(|| UdpSocket::bind("203.0.113.1:0"))??;
+    let gateway = SocketAddr::new(GATEWAY.parse()?, PORTS.0);
+    let stop = AtomicBool::new(false);
+    let (done, mut fleet) = std::thread::scope(|scope| {
+        let attack =
+            scope.spawn(|| cookies::run(&stranger, gateway, RATE, HEAD_START + 2 * LIMIT, &stop));
+        std::thread::sleep(HEAD_START);
+        let fleet = scene.world.runner().enter(|| {
+            let mut fleet = Fleet::new(identities, gateway)?;
+            fleet.connect(LIMIT)?;
+            anyhow::Ok(fleet)
+        });
+        stop.store(true, Ordering::Relaxed);
+        let done = attack.join().map_err(|_| anyhow!("the stranger panicked"))??;
+        anyhow::Ok((done, fleet??))
+    })
+    .with_context(|| lab.tails())?;
+
+    let times = fleet.times();
+    lab.step(&format!(
+        "{} connected: half of them within {:.2} s, the last after {:.2} s; the stranger asked \
+         {} times and returned {} cookies in {:.1} s",
+        times.len(),
+        times.get(times.len() / 2).map_or(0.0, Duration::as_secs_f64),
+        times.last().map_or(0.0, Duration::as_secs_f64),
+        done.asked,
+        done.returned,
+        done.lasted.as_secs_f64(),
+    ));
+    let wanted = f64::from(RATE) * done.lasted.as_secs_f64();
+    // The first of his requests need no cookie yet, and the last are still on their way.
+    if (done.returned as f64) < 0.8 * wanted {
+        bail!("the stranger returned only {} cookies, {wanted:.0} were wanted", done.returned);
+    }
+
+    let sas = scene.gateway.sas()?;
+    let shared = sas.iter().filter(|sa| {
+        sa["remote"].as_str().is_some_and(|remote| remote.starts_with(&format!("{SHARED}:")))
+    });
+    if shared.count() != RUNNERS {
+        bail!("the gateway lists {} SAs, {RUNNERS} of {SHARED} were expected", sas.len());
+    }
+    // Leases follow their tunnels through the store.
+    wait::holds(lab, "every lease to be active", Duration::from_secs(10), || {
+        let status = scene.gateway.json(&["status"])?;
+        Ok(status["leases"]["active"] == RUNNERS && status["child_sas"] == RUNNERS)
+    })?;
+    fleet.close()?;
+    wait::holds(lab, "all runners to be gone", Duration::from_secs(10), || {
+        Ok(scene.gateway.sas()?.is_empty())
+    })?;
+    scene.finish()
+}
+
+/// Enrols every runner with its own key through the stock client.
+fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
+    let made = scene.gateway.json(&[
+        "token",
+        "create",
+        "--role",
+        "builder",
+        "--uses",
+        &RUNNERS.to_string(),
+    ])?;
+    let token = made["token"].as_str().context("no token in the answer")?;
+    let est = scene.est()?;
+    let host = scene.world.runner();
+    let dir = host.dir()?;
+    let next = AtomicUsize::new(0);
+    let identities = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..ENROLLING)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= RUNNERS {
+                            return Ok(());
+                        }
+                        let (signer, public_key) = new_key()?;
+                        let request = dir.join(format!("request-{number}.der"));
+                        std::fs::write(&request, p256_request(&signer, &public_key)?)?;
+                        let said = est.enrol(host, &request, &format!("builder:{token}"))?;
+                        if !said.ok() {
+                            bail!("pki --est failed: {}", said.all());
+                        }
+                        let certificate = from_pem(&said.out)?;
+                        let identity = Identity {
+                            name: subject(&certificate)?,
+                            signer: Box::new(signer),
+                            chain: vec![certificate],
+                        };
+                        if let Ok(mut identities) = identities.lock() {
+                            identities.push(identity);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().map_err(|_| anyhow!("an enrolment panicked"))??;
+        }
+        anyhow::Ok(())
+    })
+    .with_context(|| scene.lab.tails())?;
+    identities.into_inner().map_err(|_| anyhow!("an enrolment panicked"))
+}
+
+fn new_key() -> Result<(Pkcs8Signer, Vec<u8>)> {
+    let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
+    let unusable = |_| anyhow!("no P-256 key");
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(unusable)?;
+    let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random)
+        .map_err(|error| anyhow!("no P-256 key: {error}"))?;
+    let public_key = p256_public_key(pair.public_key().as_ref());
+    Ok((Pkcs8Signer::from_pkcs8(pkcs8.as_ref())?, public_key))
+}
+
+fn from_pem(text: &str) -> Result<Vec<u8>> {
+    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).context("no PEM from pki --est")
+}
+
+/// The certificate's subject as an identity, in its own DER.
+fn subject(certificate: &[u8]) -> Result<Identification> {
+    let subject = crate::real::subject(certificate).context("no subject in a certificate")?;
+    Ok(Identification { id_type: ike::wire::IdType::DerAsn1Dn, data: subject.to_vec() })
+}
+
+/// One runner.
+struct Runner {
+    party: Party,
+    socket: UdpSocket,
+    connected: Option<Duration>,
+}
+
+/// All of them, on one thread.
+struct Fleet {
+    runners: Vec<Runner>,
+    local: SocketAddr,
+    started: Instant,
+}
+
+impl Fleet {
+    /// Makes every runner and lets all of them send their first message.
+    fn new(identities: Vec<Identity>, gateway: SocketAddr) -> Result<Self> {
+        let ike: Vec<IkeSuite> = vec!["aes256gcm16-prfsha384-x25519".parse()?];
+        let esp: Vec<EspSuite> = vec!["aes256gcm16".parse()?];
+        let started = Instant::now();
+        let mut runners = Vec::new();
+        let local = local_address(gateway)?;
+        for (number, identity) in identities.into_iter().enumerate() {
+            let socket = UdpSocket::bind(SocketAddr::new(local.ip(), 0))?;
+            socket.set_nonblocking(true)?;
+            let config = config(&identity, &ike, &esp);
+            let peer = target(&config, local, gateway, Identification::fqdn(ID))
+                .context("no suite to offer")?;
+            let mut seed = [0x5a; 32];
+            seed[..8].copy_from_slice(&u64::try_from(number)?.to_be_bytes());
+            let party =
+                Party::new(config, &PROVIDER, identity.signer, any_grant, seed, now(started))?;
+            let mut runner = Runner { party, socket, connected: None };
+            runner.give(started, Input::Command(Command::Initiate(Box::new(peer))))?;
+            runners.push(runner);
+        }
+        Ok(Self { runners, local, started })
+    }
+
+    /// Works until every runner is connected.
+    fn connect(&mut self, limit: Duration) -> Result<()> {
+        while self.runners.iter().any(|runner| runner.connected.is_none()) {
+            if self.started.elapsed() > limit {
+                let missing = self.runners.iter().filter(|r| r.connected.is_none()).count();
+                bail!("{missing} of {} runners are not connected after {limit:?}", RUNNERS);
+            }
+            self.work()?;
+        }
+        Ok(())
+    }
+
+    /// Closes every connection properly.
+    fn close(&mut self) -> Result<()> {
+        for runner in &mut self.runners {
+            runner.give(self.started, Input::Command(Command::Shutdown))?;
+        }
+        let by = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < by && !self.runners.iter().all(|r| r.party.engine.is_idle()) {
+            self.work()?;
+        }
+        Ok(())
+    }
+
+    /// How long each runner took, the fastest first.
+    fn times(&self) -> Vec<Duration> {
+        let mut times: Vec<_> = self.runners.iter().filter_map(|r| r.connected).collect();
+        times.sort_unstable();
+        times
+    }
+
+    /// Waits for datagrams and timers once.
+    fn work(&mut self) -> Result<()> {
+        let mut ready: Vec<PollFd<'_>> = self
+            .runners
+            .iter()
+            .map(|runner| PollFd::from_borrowed_fd(runner.socket.as_fd(), PollFlags::IN))
+            .collect();
+        let patience = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        poll(&mut ready, Some(&patience))?;
+        let readable: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(ready);
+        let mut buffer = [0; 8192];
+        for (runner, readable) in self.runners.iter_mut().zip(readable) {
+            while readable {
+                let Ok((length, remote)) = runner.socket.recv_from(&mut buffer) else { break };
+                let payload = buffer.get(..length).unwrap_or_default();
+                runner.receive(self.started, self.local, remote, payload)?;
+            }
+            let due = runner.party.engine.poll_timeout();
+            if due.is_some_and(|due| due.at <= now(self.started).mono) {
+                runner.give(self.started, Input::Timeout)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Runner {
+    fn receive(
+        &mut self,
+        started: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) -> Result<()> {
+        let encap = remote.port() == PORTS.1;
+        let payload = if encap { payload.strip_prefix(&[0; 4]) } else { Some(payload) };
+        let Some(payload) = payload else { return Ok(()) };
+        let local = SocketAddr::new(local.ip(), remote.port());
+        let datagram = Datagram { local, remote, encap, payload: payload.to_vec() };
+        self.give(started, Input::Datagram(datagram))
+    }
+
+    fn give(&mut self, started: Instant, input: Input) -> Result<()> {
+        let (mut sent, mut events) = (Vec::new(), Vec::new());
+        self.party.handle(now(started), input, &mut sent, &mut events);
+        for transmit in sent {
+            self.send(&transmit);
+        }
+        for event in events {
+            match event {
+                Event::ChildUp { .. } => self.connected = Some(started.elapsed()),
+                Event::Refused(refusal) => bail!("a runner was refused: {refusal}"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends as the network does: what does not fit is lost.
+    fn send(&self, transmit: &Transmit) {
+        let mut bytes = Vec::new();
+        if transmit.encap && transmit.payload != [0xff] {
+            bytes.extend([0; 4]);
+        }
+        bytes.extend(&transmit.payload);
+        let _ = self.socket.send_to(&bytes, transmit.remote);
+    }
+}
+
+/// Our address towards the gateway.
+fn local_address(gateway: SocketAddr) -> Result<SocketAddr> {
+    let probe = UdpSocket::bind("0.0.0.0:0")?;
+    probe.connect(gateway)?;
+    Ok(SocketAddr::new(probe.local_addr()?.ip(), PORTS.0))
+}
+
+fn now(started: Instant) -> Now {
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Now {
+        mono: Timestamp(micros(started.elapsed())),
+        wall: WallTime(i64::try_from(micros(wall)).unwrap_or(i64::MAX)),
+    }
+}

@@ -269,8 +269,7 @@ impl Fleet {
         drop(ready);
         let mut buffer = [0; 8192];
         for (runner, readable) in self.runners.iter_mut().zip(readable) {
-            while readable {
-                let Ok((length, remote)) = runner.socket.recv_from(&mut buffer) else { break };
+            while readable && let Ok((length, remote)) = runner.socket.recv_from(&mut buffer) {
                 let payload = buffer.get(..length).unwrap_or_default();
                 runner.receive(self.started, self.local, remote, payload)?;
             }

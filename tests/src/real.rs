@@ -7,12 +7,14 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use ike::config::{Credential, EngineConfig, Limits, PeerConfig, Timers};
+use ike::config::{Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers};
 use ike::crypto::{
     CryptoProvider, EspSuite, IkeSuite, KexExecutor, SignatureError, SignatureScheme, Signer,
 };
 use ike::event::{Blame, Refusal};
-use ike::io::{ChildUse, CredentialId, Grant, LeaseId, UniquePolicy, VerifiedPeer, VerifyPeer};
+use ike::io::{
+    ChildUse, CredentialId, Grant, LeaseId, PeerProof, UniquePolicy, VerifiedPeer, VerifyPeer,
+};
 use ike::wire::{Identification, NotifyType, TrafficSelector};
 use ike::{Action, Completion, Engine, EngineError, Event, Input, Now, Output, Transmit, WallTime};
 
@@ -80,7 +82,8 @@ pub fn target(
         remote,
         identity: config.identity.clone(),
         expected: Some(gateway),
-        credential: CREDENTIAL,
+        local_auth: LocalAuth::Certificate(CREDENTIAL),
+        remote_auth: RemoteAuth::Certificate,
         ike_suites: config.ike_suites.clone(),
         esp_suites: config.esp_suites.clone(),
         first_ke: config.ike_suites.first()?.kex,
@@ -164,6 +167,10 @@ impl Party {
             Action::VerifyPeer(request) => {
                 Completion::VerifyPeer(self.verify(&request).map_err(|error| *error))
             }
+            Action::SharedKey(_) => {
+                let what = "here are no shared keys".to_owned();
+                Completion::SharedKey(Err(refusal("no_shared_key", what)))
+            }
             Action::Authorise(_) => {
                 let grant = (self.grant)(self.grants);
                 self.grants += 1;
@@ -182,18 +189,7 @@ impl Party {
     }
 
     fn verify(&self, request: &VerifyPeer) -> Result<Box<VerifiedPeer>, Box<Refusal>> {
-        let refuse = |code: &'static str, what: String| {
-            Box::new(Refusal {
-                ike: Some(request.ike),
-                remote: Some(request.remote),
-                identity: Some(request.identity.clone()),
-                blame: Blame::Incompatible,
-                notify: Some(NotifyType::AuthenticationFailed),
-                code,
-                what,
-                fix: String::new(),
-            })
-        };
+        let refuse = |code, what| Box::new(refusal(code, what));
         if request.expected.as_ref().is_some_and(|expected| *expected != request.identity) {
             return Err(refuse("identity_mismatch", request.identity.to_string()));
         }
@@ -205,10 +201,21 @@ impl Party {
             .map_err(|error| refuse("bad_signature", error.to_string()))?;
         Ok(Box::new(VerifiedPeer {
             identity: request.identity.to_string(),
-            issuer: Vec::new(),
-            serial: vec![1],
-            not_after: FAR,
+            proof: PeerProof::Certificate { issuer: Vec::new(), serial: vec![1], not_after: FAR },
         }))
+    }
+}
+
+fn refusal(code: &'static str, what: String) -> Refusal {
+    Refusal {
+        ike: None,
+        remote: None,
+        identity: None,
+        blame: Blame::Incompatible,
+        notify: Some(NotifyType::AuthenticationFailed),
+        code,
+        what,
+        fix: String::new(),
     }
 }
 

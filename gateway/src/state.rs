@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ike::crypto::SecretBytes;
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
@@ -178,6 +179,24 @@ impl StateDir {
         &self.path
     }
 
+    /// A secret of 256 bits that outlives the process, for nobody else's eyes; made at the first
+    /// request for it.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn secret(&self, name: &str, fresh: [u8; 32]) -> Result<SecretBytes, StateError> {
+        let path = self.path.join(name);
+        match fs::read(&path) {
+            Ok(secret) if secret.len() == fresh.len() => return Ok(SecretBytes::new(secret)),
+            // Cut off by a crash: nothing depends on the old one but what it would have helped.
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(StateError::io(&path, &error)),
+        }
+        write_private(&path, &fresh).map_err(|error| StateError::io(&path, &error))?;
+        Ok(SecretBytes::copy_from(&fresh))
+    }
+
     /// The admin socket inside `state`.
     pub fn socket(state: &Path) -> PathBuf {
         state.join("admin.sock")
@@ -298,6 +317,19 @@ mod tests {
         assert_eq!(fs::read_to_string(path.join("version")).unwrap(), "1\n");
         state.undo();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_secret_is_made_once_and_private() {
+        let (_parent, path) = fresh();
+        let mut state = StateDir::inspect(&path).unwrap();
+        state.create().unwrap();
+        let made = state.secret("crash.key", [1; 32]).unwrap();
+        assert_eq!(state.secret("crash.key", [2; 32]).unwrap(), made);
+        let mode = fs::metadata(path.join("crash.key")).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(path.join("crash.key"), b"short").unwrap();
+        assert_ne!(state.secret("crash.key", [3; 32]).unwrap(), made);
     }
 
     #[test]

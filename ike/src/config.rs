@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::crypto::{EspSuite, IkeSuite, KeMethod, SignatureScheme};
+use crate::crypto::{EspSuite, IkeSuite, KeMethod, SecretBytes, SignatureScheme};
 use crate::io::CredentialId;
 use crate::wire::{Identification, TrafficSelector};
 
@@ -30,6 +30,24 @@ pub struct EngineConfig {
     pub timers: Timers,
     /// Bounds on unauthenticated peers.
     pub limits: Limits,
+    /// Going on after a crash.
+    pub continuity: Continuity,
+}
+
+/// What helps both sides over a crash of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Continuity {
+    /// Offer to synchronise message ids, and do it after a restart (RFC 6311).
+    pub message_id_sync: bool,
+    /// Makes crash tokens (RFC 6290); must be the same after a restart, and random. `None` makes
+    /// none.
+    pub crash_secret: Option<SecretBytes>,
+}
+
+impl Default for Continuity {
+    fn default() -> Self {
+        Self { message_id_sync: true, crash_secret: None }
+    }
 }
 
 /// A local credential: everything but the private key.

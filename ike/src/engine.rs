@@ -32,6 +32,10 @@ use crate::wire::{HEADER_LEN, Header, IkeSpi};
 /// version errors. More would make us a tool of who forges source addresses.
 const STRANGER_RATE: u64 = 20;
 
+/// Crash tokens shown per second at most: after a restart a fleet asks within its liveness checks'
+/// interval.
+const TOKEN_RATE: u64 = 200;
+
 /// Bits of an id below the shard's number.
 const SHARD_SHIFT: u32 = 48;
 
@@ -49,6 +53,8 @@ pub struct Engine {
     pub(crate) rng: SaRng,
     pub(crate) jar: CookieJar,
     strangers: (Timestamp, u64),
+    /// Crash tokens shown in this second.
+    tokens: (Timestamp, u64),
     cookie_mode: bool,
     /// After [`Command::Shutdown`]: nothing new begins.
     pub(crate) stopping: bool,
@@ -79,6 +85,7 @@ impl Engine {
             rng,
             jar,
             strangers: (now.mono, 0),
+            tokens: (now.mono, 0),
             cookie_mode: false,
             stopping: false,
         })
@@ -139,6 +146,12 @@ impl Engine {
             matches!(pending.purpose, Purpose::InitKeyPair | Purpose::InitSecret)
                 && self.sas.get(pending.sa).is_some_and(|sa| !sa.is_initiator())
         })
+    }
+
+    /// Our crash token for an IKE SA with these SPIs, the initiator's first; `None` when none are
+    /// made (RFC 6290).
+    pub fn crash_token(&self, spis: (u64, u64)) -> Option<Vec<u8>> {
+        exchange::crash::token(&self.ctx, (IkeSpi(spis.0), IkeSpi(spis.1)))
     }
 
     /// Every IKE SA, in the order of their names.
@@ -243,12 +256,12 @@ impl Engine {
 
     /// Whether a stranger may be answered with an error now.
     pub(crate) fn may_answer_stranger(&mut self) -> bool {
-        let now = self.ctx.now.mono;
-        if now.since(self.strangers.0) >= std::time::Duration::from_secs(1) {
-            self.strangers = (now, 0);
-        }
-        self.strangers.1 = self.strangers.1.saturating_add(1);
-        self.strangers.1 <= STRANGER_RATE
+        within(&mut self.strangers, self.ctx.now.mono, STRANGER_RATE)
+    }
+
+    /// Whether a crash token may be shown now.
+    pub(crate) fn may_show_token(&mut self) -> bool {
+        within(&mut self.tokens, self.ctx.now.mono, TOKEN_RATE)
     }
 
     /// Reports when the cookie mode changed.
@@ -485,6 +498,15 @@ impl Engine {
 
 /// Owner of the engine's own timers; no SA has this id.
 const ENGINE: IkeSaId = IkeSaId(0);
+
+/// Counts in whole seconds; whether the count is within the rate.
+fn within(counted: &mut (Timestamp, u64), now: Timestamp, rate: u64) -> bool {
+    if now.since(counted.0) >= std::time::Duration::from_secs(1) {
+        *counted = (now, 0);
+    }
+    counted.1 = counted.1.saturating_add(1);
+    counted.1 <= rate
+}
 
 /// Checks a configuration and leaves out what cannot be offered yet.
 fn usable(

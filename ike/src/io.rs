@@ -13,6 +13,7 @@ use std::time::Duration;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::config::PeerConfig;
+use crate::crypto::puzzle::Puzzle;
 use crate::crypto::{EspSuite, KexRequest, KexResponse, SecretBytes, SignatureScheme};
 use crate::event::{CloseReason, Event, Refusal};
 use crate::snapshot::Snapshot;
@@ -205,6 +206,9 @@ pub enum Action {
     },
     /// Ask when a child last received traffic (before a liveness check is sent).
     QueryUse(ChildSaId),
+    /// As initiator: solve a responder's puzzle, with [`Puzzle::solve`] (RFC 8019). It takes up to
+    /// seconds.
+    SolvePuzzle(Puzzle),
 }
 
 /// Answers to [`Action`]s.
@@ -233,6 +237,8 @@ pub enum Completion {
     RemoveChild(Result<ChildUse, String>),
     /// Answer to [`Action::QueryUse`].
     QueryUse(Result<ChildUse, String>),
+    /// Answer to [`Action::SolvePuzzle`].
+    SolvePuzzle(Result<Vec<u8>, String>),
 }
 
 /// What to verify about a peer.

@@ -102,6 +102,10 @@ pub struct SavedTraits {
     pub force_encap: bool,
     /// Hashes it verifies.
     pub hashes: Vec<HashAlgorithm>,
+    /// Message ids may be synchronised (RFC 6311).
+    pub message_id_sync: bool,
+    /// Its crash token (RFC 6290).
+    pub token: Option<Vec<u8>>,
 }
 
 /// A child SA.

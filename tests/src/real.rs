@@ -7,7 +7,9 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use ike::config::{Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers};
+use ike::config::{
+    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
+};
 use ike::crypto::{
     CryptoProvider, EspSuite, IkeSuite, KexExecutor, SignatureError, SignatureScheme, Signer,
 };
@@ -66,6 +68,7 @@ pub fn config(identity: &Identity, ike: &[IkeSuite], esp: &[EspSuite]) -> Engine
         fragment_size: 1232,
         timers: Timers::default(),
         limits: Limits::default(),
+        continuity: Continuity::default(),
     }
 }
 
@@ -184,6 +187,7 @@ impl Party {
             Action::ActivateChild(_) => Completion::ActivateChild(Ok(())),
             Action::UpdateHosts { .. } => Completion::UpdateHosts(Ok(())),
             Action::RemoveChild { .. } => Completion::RemoveChild(Ok(ChildUse::default())),
+            Action::SolvePuzzle(puzzle) => Completion::SolvePuzzle(puzzle.solve(self.crypto)),
             Action::QueryUse(_) => Completion::QueryUse(Ok(ChildUse::default())),
         }
     }

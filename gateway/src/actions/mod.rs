@@ -39,6 +39,7 @@ pub trait Signers: Send + Sync + std::fmt::Debug {
 /// Hands each action to whoever executes it. Lives on the engine's thread.
 #[derive(Debug)]
 pub struct Dispatcher {
+    provider: &'static CryptoProvider,
     kex: KexExecutor,
     workers: Arc<Workers>,
     plane: PlaneHandle,
@@ -57,7 +58,7 @@ impl Dispatcher {
         signers: Arc<dyn Signers>,
         engine: EngineHandle,
     ) -> Self {
-        Self { kex: KexExecutor::new(provider), workers, plane, peers, signers, engine }
+        Self { provider, kex: KexExecutor::new(provider), workers, plane, peers, signers, engine }
     }
 
     /// Executes or hands on. A completion that is ready at once is returned. Work for a stranger
@@ -93,6 +94,12 @@ impl Dispatcher {
                 self.work(Completion::Authorise(Err(refusal)), move || {
                     let (epoch, result) = peers.authorise(&request);
                     Message::Authorised { token, epoch, request, result }
+                })
+            }
+            Action::SolvePuzzle(puzzle) => {
+                let provider = self.provider;
+                self.work(Completion::SolvePuzzle(Err(BUSY.to_owned())), move || {
+                    Message::Completion(token, Completion::SolvePuzzle(puzzle.solve(provider)))
                 })
             }
             Action::AllocSpi

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ike::crypto::SecretBytes;
 use ike::event::CloseReason;
 use ike::io::{Command, IkeSaId};
 use pki::{Actor, AuditEvent, Authority, LeaseState, Serial, TokenCreate, UnixTime};
@@ -51,6 +52,8 @@ pub struct Facts {
     pub capabilities: Capabilities,
     /// Served addresses.
     pub listeners: Vec<view::Listener>,
+    /// Makes the crash tokens (RFC 6290).
+    pub crash_secret: SecretBytes,
     /// Where `--config` pointed.
     pub config_path: Option<std::path::PathBuf>,
 }
@@ -171,8 +174,9 @@ impl Instance {
     }
 
     fn engine_config(&self, config: &Config) -> Result<ike::EngineConfig, AdminError> {
-        setup::engine_config(config, &self.facts.id, &self.identity, &self.facts.capabilities)
-            .map_err(failed)
+        let facts = &self.facts;
+        let (id, plane, secret) = (&facts.id, &facts.capabilities, &facts.crash_secret);
+        setup::engine_config(config, id, &self.identity, plane, secret).map_err(failed)
     }
 
     fn status(&self) -> Result<view::Status, AdminError> {

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use ike::config::{EngineConfig, Limits, Timers};
-use ike::crypto::{EspSuite, IkeSuite, default_provider};
+use ike::config::{Continuity, EngineConfig, Limits, Timers};
+use ike::crypto::{EspSuite, IkeSuite, SecretBytes, default_provider};
 use ike::wire::Identification;
 use pki::{PoolConfig, RoleProfile, ServerNames, Settings};
 use xfrm::model::Capabilities;
@@ -105,6 +105,7 @@ pub fn engine_config(
     id: &str,
     identity: &GatewayIdentity,
     capabilities: &Capabilities,
+    crash_secret: &SecretBytes,
 ) -> Result<EngineConfig, String> {
     let provider = default_provider();
     let mut ike_suites = Vec::new();
@@ -145,6 +146,10 @@ pub fn engine_config(
             cookie_threshold: config.ike.cookie_threshold,
             max_half_open: config.ike.max_half_open,
             ..Limits::default()
+        },
+        continuity: Continuity {
+            crash_secret: Some(crash_secret.clone()),
+            ..Continuity::default()
         },
     })
 }

@@ -205,8 +205,9 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         Arc::<GatewayIdentity>::clone(&identity),
         engine.clone(),
     );
+    let crash_secret = state.secret("crash.key", seed()?)?;
     let engine_config =
-        service::engine_config(&options.config, &id, &identity, &parts.capabilities)
+        service::engine_config(&options.config, &id, &identity, &parts.capabilities, &crash_secret)
             .map_err(UpError::Other)?;
     let protocol = Engine::new(engine_config, provider, seed()?, clock::now())
         .map_err(|error| other(&error))?;
@@ -240,6 +241,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
             why,
         },
         capabilities: parts.capabilities,
+        crash_secret,
         listeners: listening,
         config_path: options.config_path.clone(),
     };

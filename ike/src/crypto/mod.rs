@@ -20,6 +20,7 @@ mod kex;
 pub mod keymat;
 pub mod modp;
 mod prf;
+pub mod puzzle;
 pub mod ring;
 mod secret;
 mod short_gcm;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::event::{Blame, Refusal};
-use crate::exchange::{self, init, mobility, rekey_child};
+use crate::exchange::{self, crash, init, mobility, rekey_child, sync};
 use crate::io::{Datagram, IkeSaId, TimerKind};
 use crate::sa::context::{Ctx, refusal};
 use crate::sa::protect::Received;
@@ -55,7 +55,7 @@ impl Engine {
         // The sender tells which side it is, and so which SPI is ours (RFC 7296 2.6, 3.1).
         let ours = if header.flags.initiator { header.spi_r } else { header.spi_i };
         let Some(id) = self.sas.by_spi(ours) else {
-            return self.dropped();
+            return crash::unknown(self, &datagram, &header);
         };
         self.route(id, datagram, &header);
     }
@@ -136,6 +136,7 @@ impl Engine {
     /// A datagram for an SA that has keys: window, then integrity, then meaning.
     fn deliver(&mut self, id: IkeSaId, datagram: &Datagram) {
         let Ok(frame) = Frame::locate(&datagram.payload) else {
+            self.with_sa(id, |ctx, sa| crash::process_unprotected(ctx, sa, datagram));
             return self.dropped();
         };
         let header = *frame.header();
@@ -143,10 +144,19 @@ impl Engine {
             return;
         };
         let ctx = &mut self.ctx;
+        let path = Path::of(datagram);
+        if !header.flags.response {
+            if sync::may_be(sa, &header) && sync::process_request(ctx, sa, &frame, path) {
+                return;
+            }
+            // Which ids are right is not known yet; the peer says it again.
+            if sync::waiting(sa) {
+                return;
+            }
+        }
         let Some(protection) = sa.protection.as_deref() else {
             return;
         };
-        let path = Path::of(datagram);
         if !header.flags.response {
             match sa.window.classify(header.message_id) {
                 // What has ended only repeats its last answer.
@@ -185,6 +195,9 @@ impl Engine {
                 sa.last_heard = ctx.now.mono;
                 mobility::seen(ctx, sa, path);
                 if header.flags.response {
+                    if sync::waiting(sa) && !sync::fits(sa, &opened) {
+                        return;
+                    }
                     sa.window.answered();
                     sa.inbox.clear(true);
                     ctx.timers.cancel(TimerKey::new(id, TimerKind::Retransmit));

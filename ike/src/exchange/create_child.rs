@@ -277,6 +277,12 @@ pub(crate) fn process_orphan(
     }
 }
 
+/// Deletes the child that the peer may have made of the SPI we proposed before a restart. A DELETE
+/// names the sender's SPI, so the peer's need not be known.
+pub(crate) fn delete_orphan(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32) {
+    rekey_child::delete_unknown(ctx, sa, spi_in, 0);
+}
+
 /// Lets go of everything under way: the IKE SA ends.
 pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa) {
     abandon_request(ctx, sa);

@@ -1,7 +1,7 @@
 //! INFORMATIONAL requests of the peer (RFC 7296 1.4): deletes, notifications, liveness.
 
 use crate::event::{Blame, CloseReason};
-use crate::exchange::{about, delete, mobike, rekey_ike, send_response};
+use crate::exchange::{about, crash, delete, mobike, rekey_ike, send_response};
 use crate::sa::context::{Ctx, refusal};
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads};
@@ -11,6 +11,9 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     let mut answer = Payloads::new();
     if payloads.deletes().any(|delete| *delete == Delete::Ike) {
         return process_delete_ike(ctx, sa, &answer);
+    }
+    if let Some(token) = crash::told(payloads) {
+        sa.peer_token = Some(token);
     }
     if payloads.has_notify(NotifyType::UpdateSaAddresses) {
         mobike::process_update(ctx, sa, payloads, &mut answer);

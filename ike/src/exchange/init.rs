@@ -23,7 +23,9 @@ use crate::wire::{
     ExchangeType, Header, KeyExchange, Message, Nonce, Notify, NotifyType, Payload, Payloads,
 };
 
-pub(crate) use initiator::{InitSent, initiate, process_response, retransmit_due, unanswered};
+pub(crate) use initiator::{
+    InitSent, initiate, process_response, retransmit_due, solved, unanswered,
+};
 pub(crate) use responder::process_request;
 
 /// Octets of an IKE_SA_INIT message at most; it travels unfragmented (RFC 7383 2.1).

@@ -5,6 +5,8 @@ pub(crate) mod auth;
 pub(crate) mod certs;
 pub(crate) mod collision;
 pub(crate) mod config;
+pub(crate) mod continuity;
+pub(crate) mod crash;
 pub(crate) mod create_child;
 pub(crate) mod delete;
 pub(crate) mod dpd;
@@ -15,6 +17,7 @@ pub(crate) mod mobility;
 pub(crate) mod natd;
 pub(crate) mod rekey_child;
 pub(crate) mod rekey_ike;
+pub(crate) mod sync;
 
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::io::{ChildSaId, TimerKind};
@@ -43,6 +46,10 @@ pub(crate) enum Task {
     UpdateAddresses,
     /// MOBIKE: see whether the peer is where it says.
     Routability(mobike::Probe),
+    /// Agree on message ids after a restart.
+    Synchronise,
+    /// Tell our crash token of a rekeyed IKE SA.
+    CrashToken,
 }
 
 /// Sends the next request when the window is free (RFC 7296 2.3: one at a time).
@@ -75,6 +82,8 @@ fn build(ctx: &mut Ctx, sa: &mut IkeSa, task: &Task) -> bool {
         Task::RekeyIke => create_child::build_ike_rekey(ctx, sa),
         Task::UpdateAddresses => mobike::build_update(ctx, sa),
         Task::Routability(probe) => mobike::build_probe(ctx, sa, probe),
+        Task::Synchronise => sync::build(ctx, sa),
+        Task::CrashToken => crash::build(ctx, sa),
     }
 }
 
@@ -108,6 +117,9 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         }
         (Some(Task::Routability(probe)), Phase::Established) => {
             mobike::process_probe_response(ctx, sa, &probe, &payloads);
+        }
+        (Some(Task::Synchronise), Phase::Established) => {
+            sync::process_response(ctx, sa, &payloads);
         }
         (None, Phase::Established) => {
             if let Some(spi) = sa.orphan.take() {
@@ -227,6 +239,9 @@ pub(crate) fn send_request(
         return unsendable(ctx, sa);
     };
     sa.window.sent(exchange, packets.clone());
+    if sa.traits.message_id_sync {
+        sa.window.keep(payloads);
+    }
     ctx.checkpoint(sa);
     transmit(ctx, path, packets);
     arm_retransmit(ctx, sa);

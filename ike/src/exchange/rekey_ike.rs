@@ -12,7 +12,7 @@ use crate::exchange::create_child::{
     self, Kex, Requesting, Responding, abandon_request, child_work_under_way, ike_rekey_answering,
     may_request, respond_error, retry_later,
 };
-use crate::exchange::{Task, about, advance, send_request, send_response};
+use crate::exchange::{Task, about, advance, crash, send_request, send_response};
 use crate::io::{ChildSaId, IkeSaId, TimerKind};
 use crate::policy::proposal::{self, Chosen};
 use crate::sa::context::{Ctx, Deferred, refusal};
@@ -35,6 +35,8 @@ pub(crate) struct IkeRequest {
     suites: Vec<IkeSuite>,
     sent: bool,
     answer: Option<(Nonce, Chosen<IkeSuite>)>,
+    /// The peer's crash token for the successor.
+    token: Option<Box<[u8]>>,
     collision: Option<Collision>,
 }
 
@@ -93,6 +95,7 @@ fn start(ctx: &mut Ctx, sa: &mut IkeSa, group: KeMethod, current: IkeSuite) -> b
         suites,
         sent: false,
         answer: None,
+        token: None,
         collision: None,
     })));
     true
@@ -159,6 +162,7 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         return fail(ctx, sa, "the peer's SPI or key exchange does not fit our IKE rekey");
     }
     request.answer = Some((nr.clone(), chosen));
+    request.token = crash::told(payloads);
     let public = ke.data.clone();
     let handle = request.kex.handle;
     let group = request.kex.group;
@@ -256,6 +260,10 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa) {
         return fail(ctx, sa, "the keys of the new IKE SA could not be derived");
     };
     let mut new = successor(ctx, sa, SaRole::Initiator, spis, protection);
+    new.peer_token = request.token;
+    if crash::makes(ctx) {
+        new.tasks.push_back(Task::CrashToken);
+    }
     let id = new.id;
     let redundant = request.collision.as_ref().is_some_and(|collision| {
         let theirs = (&collision.nonces.0, &collision.nonces.1);
@@ -465,11 +473,12 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
         return create_child::answered(ctx, sa);
     };
-    let payloads = Payloads::from(vec![
+    let mut payloads = Payloads::from(vec![
         Payload::Sa(proposal::answer_ike(&response.chosen, Some(response.spi))),
         Payload::Nonce(response.nr.clone()),
         Payload::Ke(KeyExchange::new(response.kex.group, response.kex.public.clone())),
     ]);
+    crash::tell(ctx, spis, &mut payloads);
     let mut new = successor(ctx, sa, SaRole::Responder, spis, protection);
     if let Some(request) = request(sa) {
         // Two rekeys cross: the children wait for the peer's answer to ours.

@@ -5,6 +5,10 @@
 //! table is full, a source that holds less than the greediest takes one place from that one, of
 //! a handshake that has not come to IKE_AUTH. Sources that authenticated in the last hour have a
 //! larger share, since many runners live behind one NAT address.
+//!
+//! Against many sources that each hold little, shares do not help. Then a peer is also asked to
+//! solve a puzzle, the harder the fuller the table is (RFC 8019 7.1): who solved one takes the
+//! place of who did not, or solved an easier one. Who cannot is served while there is room.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -25,6 +29,13 @@ const PROVEN_FOR: Duration = Duration::from_secs(3600);
 
 /// How many such sources are remembered; the oldest is forgotten first.
 const MAX_PROVEN: usize = 4096;
+
+/// Part of all places, in quarters, from which puzzles are set.
+const PUZZLE_QUARTERS: usize = 3;
+
+/// Zero bits asked for from then on, and when the table is full: some milliseconds and some tenths
+/// of a second of a peer's time.
+const PUZZLE_BITS: (u8, u8) = (10, 16);
 
 /// Who is counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,18 +63,33 @@ impl From<IpAddr> for Source {
 pub enum Admission {
     /// Go on.
     Accept,
-    /// Go on only with a valid cookie.
-    Cookie,
+    /// Go on only with a valid cookie; a solution of a puzzle of so many bits puts the peer in
+    /// front.
+    Cookie {
+        /// Zero bits asked for.
+        puzzle: Option<u8>,
+    },
     /// Go on in the place of this half-open SA, which belongs to the greediest source.
     Evict(IkeSaId),
     /// No place: drop the request, the initiator will send it again.
     Drop,
 }
 
+/// What an initiator has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Proof {
+    /// It returned a valid cookie: it receives at its address.
+    pub cookie: bool,
+    /// Zero bits of its puzzle's solution.
+    pub effort: u8,
+}
+
 /// Counts half-open IKE SAs as responder.
 #[derive(Debug, Default)]
 pub struct HalfOpen {
-    owner: BTreeMap<IkeSaId, Source>,
+    owner: BTreeMap<IkeSaId, (Source, u8)>,
+    /// Everything that may give way, the least effort first.
+    by_effort: BTreeSet<(u8, IkeSaId)>,
     of: BTreeMap<Source, Held>,
     /// Sources with something to give way, by what each holds in proportion to its share.
     by_weight: BTreeSet<(usize, Source)>,
@@ -76,8 +102,8 @@ pub struct HalfOpen {
 /// What one source holds.
 #[derive(Debug, Default)]
 struct Held {
-    /// Handshakes that have not come to IKE_AUTH, or failed there.
-    waiting: BTreeSet<IkeSaId>,
+    /// Handshakes that have not come to IKE_AUTH, or failed there, by the effort they took.
+    waiting: BTreeSet<(u8, IkeSaId)>,
     /// Handshakes with an authentic IKE_AUTH in work: they are not given up for strangers.
     busy: BTreeSet<IkeSaId>,
 }
@@ -89,30 +115,45 @@ impl Held {
 }
 
 impl HalfOpen {
-    /// Decides over a new initiator. `proved` means that it returned a valid cookie.
+    /// Decides over a new initiator.
     pub fn admit(
         &self,
         limits: &Limits,
         now: Timestamp,
         source: Source,
-        proved: bool,
+        proof: Proof,
     ) -> Admission {
-        let total = self.owner.len();
         let own = self.of.get(&source).map_or(0, Held::len);
-        if !proved && (self.cookie_mode(limits) || own >= self.share(limits, now, source)) {
-            return Admission::Cookie;
+        let fair = self.gives_way_to(source, own);
+        if !proof.cookie && (self.cookie_mode(limits) || own >= self.share(limits, now, source)) {
+            let puzzle = if fair.is_none() { self.difficulty(limits) } else { None };
+            return Admission::Cookie { puzzle };
         }
-        if total < limits.max_half_open {
+        if self.owner.len() < limits.max_half_open {
             return Admission::Accept;
         }
-        match self.by_weight.last() {
-            Some(&(most, greedy)) if most > self.weight(source, own.saturating_add(1)) => self
-                .of
-                .get(&greedy)
-                .and_then(|held| held.waiting.first())
-                .map_or(Admission::Drop, |oldest| Admission::Evict(*oldest)),
-            _ => Admission::Drop,
+        let easier = self.by_effort.first().filter(|(effort, _)| *effort < proof.effort);
+        fair.or(easier.map(|(_, id)| *id)).map_or(Admission::Drop, Admission::Evict)
+    }
+
+    /// What the greediest source can give to one that holds less.
+    fn gives_way_to(&self, source: Source, own: usize) -> Option<IkeSaId> {
+        let (most, greedy) = *self.by_weight.last()?;
+        if most <= self.weight(source, own.saturating_add(1)) {
+            return None;
         }
+        self.of.get(&greedy)?.waiting.first().map(|(_, id)| *id)
+    }
+
+    /// How hard a puzzle is to be now.
+    fn difficulty(&self, limits: &Limits) -> Option<u8> {
+        let from = limits.max_half_open.saturating_mul(PUZZLE_QUARTERS).div_ceil(4);
+        let over = self.owner.len().checked_sub(from)?;
+        let (least, most) = PUZZLE_BITS;
+        let steps = usize::from(most.saturating_sub(least));
+        let range = limits.max_half_open.saturating_sub(from).max(1);
+        let more = over.saturating_mul(steps).div_euclid(range).min(steps);
+        Some(least.saturating_add(u8::try_from(more).unwrap_or_default()))
     }
 
     /// Every new peer must return a cookie first (RFC 7296 2.6).
@@ -130,42 +171,47 @@ impl HalfOpen {
         self.asking
     }
 
-    /// Counts a new half-open SA.
-    pub fn add(&mut self, sa: IkeSaId, source: Source) {
-        if self.owner.insert(sa, source).is_some() {
+    /// Counts a new half-open SA, which took its peer so much effort.
+    pub fn add(&mut self, sa: IkeSaId, source: Source, effort: u8) {
+        if self.owner.contains_key(&sa) {
             return;
         }
+        self.owner.insert(sa, (source, effort));
+        self.by_effort.insert((effort, sa));
         self.change(source, |half_open| {
-            half_open.of.entry(source).or_default().waiting.insert(sa);
+            half_open.of.entry(source).or_default().waiting.insert((effort, sa));
         });
     }
 
     /// An authentic IKE_AUTH of the SA is in work (`true`), or has failed.
     pub fn authenticating(&mut self, sa: IkeSaId, busy: bool) {
-        let Some(source) = self.owner.get(&sa).copied() else {
+        let Some((source, effort)) = self.owner.get(&sa).copied() else {
             return;
         };
+        if busy {
+            self.by_effort.remove(&(effort, sa));
+        } else {
+            self.by_effort.insert((effort, sa));
+        }
         self.change(source, |half_open| {
             let held = half_open.of.entry(source).or_default();
-            let (from, to) = if busy {
-                (&mut held.waiting, &mut held.busy)
-            } else {
-                (&mut held.busy, &mut held.waiting)
-            };
-            if from.remove(&sa) {
-                to.insert(sa);
+            if busy && held.waiting.remove(&(effort, sa)) {
+                held.busy.insert(sa);
+            } else if !busy && held.busy.remove(&sa) {
+                held.waiting.insert((effort, sa));
             }
         });
     }
 
     /// The SA is established or gone; harmless when it was not counted.
     pub fn remove(&mut self, sa: IkeSaId) {
-        let Some(source) = self.owner.remove(&sa) else {
+        let Some((source, effort)) = self.owner.remove(&sa) else {
             return;
         };
+        self.by_effort.remove(&(effort, sa));
         self.change(source, |half_open| {
             if let Some(held) = half_open.of.get_mut(&source) {
-                held.waiting.remove(&sa);
+                held.waiting.remove(&(effort, sa));
                 held.busy.remove(&sa);
                 if held.len() == 0 {
                     half_open.of.remove(&source);
@@ -238,6 +284,9 @@ mod tests {
     const A: Source = Source::V4([192, 0, 2, 1]);
     const B: Source = Source::V4([192, 0, 2, 2]);
     const T: Timestamp = Timestamp(0);
+    const NOTHING: Proof = Proof { cookie: false, effort: 0 };
+    const COOKIE: Proof = Proof { cookie: true, effort: 0 };
+    const ASK: Admission = Admission::Cookie { puzzle: None };
 
     fn limits() -> Limits {
         Limits { cookie_threshold: 8, max_half_open: 10, ..Limits::default() }
@@ -245,7 +294,7 @@ mod tests {
 
     fn held(source: Source, ids: std::ops::Range<u64>) -> HalfOpen {
         let mut held = HalfOpen::default();
-        ids.for_each(|id| held.add(IkeSaId(id), source));
+        ids.for_each(|id| held.add(IkeSaId(id), source, 0));
         held
     }
 
@@ -253,9 +302,9 @@ mod tests {
     fn a_source_over_its_share_returns_a_cookie_and_others_connect_at_once() {
         let held = held(A, 0..2);
 
-        assert_eq!(held.admit(&limits(), T, A, false), Admission::Cookie);
-        assert_eq!(held.admit(&limits(), T, A, true), Admission::Accept);
-        assert_eq!(held.admit(&limits(), T, B, false), Admission::Accept);
+        assert_eq!(held.admit(&limits(), T, A, NOTHING), ASK);
+        assert_eq!(held.admit(&limits(), T, A, COOKIE), Admission::Accept);
+        assert_eq!(held.admit(&limits(), T, B, NOTHING), Admission::Accept);
     }
 
     #[test]
@@ -263,8 +312,8 @@ mod tests {
         let mut held = held(A, 0..3);
         held.authenticated(A, T);
 
-        assert_eq!(held.admit(&limits(), T, A, false), Admission::Accept);
-        assert_eq!(held.admit(&limits(), T + PROVEN_FOR, A, false), Admission::Cookie);
+        assert_eq!(held.admit(&limits(), T, A, NOTHING), Admission::Accept);
+        assert_eq!(held.admit(&limits(), T + PROVEN_FOR, A, NOTHING), ASK);
     }
 
     #[test]
@@ -272,33 +321,33 @@ mod tests {
         let held = held(A, 0..8);
 
         assert!(held.cookie_mode(&limits()));
-        assert_eq!(held.admit(&limits(), T, B, false), Admission::Cookie);
+        assert_eq!(held.admit(&limits(), T, B, NOTHING), ASK);
     }
 
     #[test]
     fn in_a_full_table_the_greediest_source_gives_way() {
         let mut held = held(A, 0..10);
 
-        assert_eq!(held.admit(&limits(), T, B, true), Admission::Evict(IkeSaId(0)));
-        assert_eq!(held.admit(&limits(), T, A, true), Admission::Drop);
+        assert_eq!(held.admit(&limits(), T, B, COOKIE), Admission::Evict(IkeSaId(0)));
+        assert_eq!(held.admit(&limits(), T, A, COOKIE), Admission::Drop);
         held.remove(IkeSaId(0));
-        assert_eq!(held.admit(&limits(), T, A, true), Admission::Accept);
+        assert_eq!(held.admit(&limits(), T, A, COOKIE), Admission::Accept);
     }
 
     #[test]
     fn handshakes_at_ike_auth_and_sources_that_proved_themselves_give_way_last() {
         let mut held = held(A, 0..6);
-        (6..10).for_each(|id| held.add(IkeSaId(id), B));
+        (6..10).for_each(|id| held.add(IkeSaId(id), B, 0));
         held.authenticated(A, T);
         held.authenticating(IkeSaId(6), true);
         let stranger = Source::V4([192, 0, 2, 3]);
 
         // A holds more, but is one of those that may; of B's the oldest is at IKE_AUTH.
-        assert_eq!(held.admit(&limits(), T, stranger, true), Admission::Evict(IkeSaId(7)));
+        assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Evict(IkeSaId(7)));
         (7..10).for_each(|id| held.authenticating(IkeSaId(id), true));
-        assert_eq!(held.admit(&limits(), T, stranger, true), Admission::Drop);
+        assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Drop);
         held.authenticating(IkeSaId(8), false);
-        assert_eq!(held.admit(&limits(), T, stranger, true), Admission::Evict(IkeSaId(8)));
+        assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Evict(IkeSaId(8)));
     }
 
     #[test]
@@ -309,7 +358,7 @@ mod tests {
         assert!(held.update_cookie_mode(&limits()));
         held.remove(IkeSaId(1));
         assert!(!held.update_cookie_mode(&limits()));
-        held.add(IkeSaId(8), A);
+        held.add(IkeSaId(8), A, 0);
         assert!(!held.update_cookie_mode(&limits()));
     }
 
@@ -328,5 +377,57 @@ mod tests {
         (0..5).for_each(|id| held.remove(IkeSaId(id)));
 
         assert!(held.is_empty() && held.of.is_empty() && held.by_weight.is_empty());
+        assert!(held.by_effort.is_empty());
+    }
+
+    /// One half-open SA of each of so many sources.
+    fn spread(count: u8) -> HalfOpen {
+        let mut held = HalfOpen::default();
+        for host in 0..count {
+            held.add(IkeSaId(host.into()), Source::V4([203, 0, 113, host]), 0);
+        }
+        held
+    }
+
+    #[test]
+    fn puzzles_are_set_when_shares_do_not_help_and_are_harder_the_fuller_it_is() {
+        let limits = Limits { cookie_threshold: 4, max_half_open: 100, ..Limits::default() };
+        let asked = |held: &HalfOpen| match held.admit(&limits, T, A, NOTHING) {
+            Admission::Cookie { puzzle } => puzzle,
+            other => panic!("{other:?}"),
+        };
+
+        assert_eq!(asked(&spread(74)), None);
+        assert_eq!(asked(&spread(75)), Some(10));
+        assert_eq!(asked(&spread(100)), Some(16));
+        // One source holds it all: others need no puzzle, he does.
+        let greedy = held(B, 0..100);
+        assert_eq!(asked(&greedy), None);
+        assert_eq!(greedy.admit(&limits, T, B, NOTHING), Admission::Cookie { puzzle: Some(16) });
+    }
+
+    #[test]
+    fn who_solved_a_puzzle_takes_the_place_of_who_did_not() {
+        let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
+        let mut held = spread(10);
+        let solved = Proof { cookie: true, effort: 12 };
+
+        assert_eq!(held.admit(&limits, T, A, COOKIE), Admission::Drop);
+        assert_eq!(held.admit(&limits, T, A, solved), Admission::Evict(IkeSaId(0)));
+        held.remove(IkeSaId(0));
+        held.add(IkeSaId(50), A, 12);
+        // Not in the way of a peer that solved as hard a one.
+        for id in 1..10 {
+            held.authenticating(IkeSaId(id), true);
+        }
+        assert_eq!(held.admit(&limits, T, B, solved), Admission::Drop);
+        let harder = Proof { cookie: true, effort: 13 };
+        assert_eq!(held.admit(&limits, T, B, harder), Admission::Evict(IkeSaId(50)));
+    }
+
+    #[test]
+    fn who_cannot_solve_is_served_while_there_is_room() {
+        let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
+        assert_eq!(spread(9).admit(&limits, T, A, COOKIE), Admission::Accept);
     }
 }

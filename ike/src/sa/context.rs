@@ -24,6 +24,8 @@ pub(crate) enum Purpose {
     InitKeyPair,
     /// g^ir of IKE_SA_INIT.
     InitSecret,
+    /// The solution of the responder's puzzle.
+    Puzzle,
     /// Our AUTH signature.
     Sign,
     /// The peer's chain and AUTH signature.

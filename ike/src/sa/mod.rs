@@ -19,6 +19,7 @@ use crate::exchange::Task;
 use crate::exchange::auth::AuthTask;
 use crate::exchange::create_child::{Requesting, Responding};
 use crate::exchange::init::{HalfOpenSa, InitSent};
+use crate::exchange::sync::Sync;
 use crate::io::{ChildSaId, Datagram, Grant, Hosts, IkeSaId, LeaseId, Transmit};
 use crate::rng::SaRng;
 use crate::sa::child::Child;
@@ -68,6 +69,8 @@ pub(crate) struct PeerTraits {
     pub(crate) childless: bool,
     /// We faked NAT detection, so that ESP always goes in UDP.
     pub(crate) force_encap: bool,
+    /// Message ids may be synchronised (RFC 6311 3).
+    pub(crate) message_id_sync: bool,
 }
 
 /// What a successful IKE_AUTH leaves behind.
@@ -143,6 +146,10 @@ pub(crate) struct IkeSa {
     pub(crate) unproven: bool,
     /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
     pub(crate) orphan: Option<Option<u32>>,
+    /// Synchronisations of message ids.
+    pub(crate) sync: Option<Box<Sync>>,
+    /// The peer's crash token (RFC 6290).
+    pub(crate) peer_token: Option<Box<[u8]>>,
     /// When a repeated response last went to where the peer was never seen.
     pub(crate) strayed: Option<Timestamp>,
     /// Why it is closing.
@@ -188,6 +195,8 @@ impl IkeSa {
             counted: false,
             unproven: false,
             orphan: None,
+            sync: None,
+            peer_token: None,
             strayed: None,
             close_reason: None,
             forgeries: 0,

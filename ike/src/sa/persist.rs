@@ -4,7 +4,7 @@ use crate::config::EngineConfig;
 use crate::crypto::CryptoProvider;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::exchange::{self, create_child, dpd};
+use crate::exchange::{self, create_child, dpd, sync};
 use crate::io::{Action, IkeSaId, InstallChild, TimerKind};
 use crate::sa::child::{Child, ChildState};
 use crate::sa::context::{Ctx, Purpose};
@@ -43,12 +43,15 @@ impl IkeSa {
             keys: protection.keys().clone(),
             next_request: self.window.next_request(),
             next_expected: self.window.next_expected(),
-            outstanding: self.window.outstanding().map(|request| SavedRequest {
-                message_id: request.message_id,
-                exchange: request.exchange,
-                packets: request.packets.clone(),
-                child_spi: create_child::proposed_spi(self),
-            }),
+            // A synchronisation is not sent again: the next start makes its own.
+            outstanding: self.window.outstanding().filter(|_| !sync::waiting(self)).map(
+                |request| SavedRequest {
+                    message_id: request.message_id,
+                    exchange: request.exchange,
+                    packets: request.packets.clone(),
+                    child_spi: create_child::proposed_spi(self),
+                },
+            ),
             cached: self.window.cached().map(|response| SavedResponse {
                 message_id: response.message_id,
                 packets: response.packets.clone(),
@@ -61,6 +64,8 @@ impl IkeSa {
                 mobike: traits.mobike,
                 force_encap: traits.force_encap,
                 hashes: traits.hashes.clone(),
+                message_id_sync: traits.message_id_sync,
+                token: self.peer_token.clone().map(Vec::from),
             },
             name: auth.name.clone(),
             identity: auth.identity.clone(),
@@ -147,6 +152,7 @@ impl Engine {
                 exchange: request.exchange,
                 packets: request.packets,
                 tries: 0,
+                payloads: None,
             }),
             saved.cached.map(|response| Cached {
                 message_id: response.message_id,
@@ -162,7 +168,9 @@ impl Engine {
             mobike: saved.peer.mobike,
             childless: false,
             force_encap: saved.peer.force_encap,
+            message_id_sync: saved.peer.message_id_sync,
         };
+        sa.peer_token = saved.peer.token.map(Vec::into_boxed_slice);
         self.ctx.lease_up(&saved.grant.lease);
         self.ctx.timers.set_wall(id, Some(saved.grant.deadline));
         sa.counted = true;
@@ -181,7 +189,11 @@ impl Engine {
             let left = saved.rekey_in.unwrap_or(ctx.config.timers.dpd);
             ctx.timers.set(TimerKey::new(id, TimerKind::RekeyIke), now + left);
         }
-        exchange::arm_retransmit(ctx, &sa);
+        if sa.traits.message_id_sync && ctx.config.continuity.message_id_sync {
+            sync::begin(ctx, &mut sa);
+        } else {
+            exchange::arm_retransmit(ctx, &sa);
+        }
         dpd::arm(ctx, &sa, ctx.config.timers.dpd);
         lifecycle::arm_keepalive(ctx, &sa);
         self.sas.insert(sa);

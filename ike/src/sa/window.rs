@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::config::Timers;
-use crate::wire::ExchangeType;
+use crate::wire::{ExchangeType, Payloads};
 
 /// What a received message id means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(crate) struct Outstanding {
     pub(crate) packets: Vec<Vec<u8>>,
     /// How often it was sent again.
     pub(crate) tries: u32,
+    /// What they say, when it may have to be said again under another id (RFC 6311 5.1).
+    pub(crate) payloads: Option<Box<Payloads>>,
 }
 
 /// The last response, kept for a request that comes again.
@@ -70,7 +72,48 @@ impl Window {
     pub(crate) fn sent(&mut self, exchange: ExchangeType, packets: Vec<Vec<u8>>) {
         let message_id = self.next_request;
         self.next_request = self.next_request.wrapping_add(1);
-        self.outstanding = Some(Outstanding { message_id, exchange, packets, tries: 0 });
+        self.sent_aside(message_id, exchange, packets);
+    }
+
+    /// Records a request outside the sequence of ids.
+    pub(crate) fn sent_aside(
+        &mut self,
+        message_id: u32,
+        exchange: ExchangeType,
+        packets: Vec<Vec<u8>>,
+    ) {
+        let outstanding = Outstanding { message_id, exchange, packets, tries: 0, payloads: None };
+        self.outstanding = Some(outstanding);
+    }
+
+    /// Keeps what the outstanding request says.
+    pub(crate) fn keep(&mut self, payloads: &Payloads) {
+        if let Some(outstanding) = &mut self.outstanding {
+            outstanding.payloads = Some(Box::new(payloads.clone()));
+        }
+    }
+
+    /// Goes on from other ids, never lower ones (RFC 6311 5.1). Nothing from before counts.
+    pub(crate) fn jump(&mut self, next_request: u32, next_expected: u32) {
+        self.outstanding = None;
+        self.request_from(next_request);
+        self.expect(next_expected);
+    }
+
+    /// Our next request has this id, or a higher one.
+    pub(crate) fn request_from(&mut self, next_request: u32) {
+        self.next_request = self.next_request.max(next_request);
+    }
+
+    /// The peer's next request has this id, or a higher one.
+    pub(crate) fn expect(&mut self, next_expected: u32) {
+        self.next_expected = self.next_expected.max(next_expected);
+        self.cached = None;
+    }
+
+    /// The peer's request is being worked on.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy
     }
 
     /// Replaces the bytes of the outstanding request without using up an id: IKE_SA_INIT with a

@@ -14,7 +14,7 @@ use crate::time::WallTime;
 use crate::wire::{Identification, IkeSpi, TrafficSelector};
 
 /// The version written.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Snapshot {
     /// The octets; erased when dropped.
@@ -57,6 +57,8 @@ impl Snapshot {
             w.bool(flag);
         }
         w.list(&peer.hashes, |w, hash| w.u16(hash.value()));
+        w.bool(peer.message_id_sync);
+        w.option(peer.token.as_ref(), |w, token| w.bytes(token));
         w.text(&self.name);
         w.u8(self.identity.id_type.value());
         w.bytes(&self.identity.data);
@@ -116,6 +118,8 @@ impl Snapshot {
                 mobike: r.bool()?,
                 force_encap: r.bool()?,
                 hashes: r.list(|r| Ok(r.u16()?.into()))?,
+                message_id_sync: r.bool()?,
+                token: r.option(In::vec)?,
             },
             name: r.text("name")?,
             identity: Identification { id_type: r.u8()?.into(), data: r.vec()? },

@@ -90,7 +90,7 @@ fn a_key_pair_that_never_comes_ends_the_half_open_sa() {
     pair.wire.clear();
 
     assert_eq!(pair.server.engine.sas().count(), 0);
-    assert_eq!(pair.server.codes(), ["key_exchange"]);
+    assert_eq!(pair.server.codes(), ["overloaded"]);
     pair.server.held.clear();
     pair.server.hold = |_| false;
     pair.assert_no_leaks();

@@ -14,6 +14,8 @@ mod catalogue;
 mod children;
 mod closing;
 mod cookies;
+
+mod crash;
 mod crossing;
 mod fragments;
 mod handshake;
@@ -23,7 +25,9 @@ mod liveness;
 mod loss;
 mod mobike;
 mod psk;
+mod puzzles;
 mod refusals;
 mod rekey_child;
 mod rekey_ike;
 mod restart;
+mod synchronise;

@@ -84,6 +84,7 @@ fn either_side_restarts_and_the_tunnel_goes_on() {
 #[test]
 fn a_request_under_way_is_sent_again_after_the_restart() {
     let mut setup = Setup::new().quiet();
+    setup.server.continuity.message_id_sync = false;
     setup.server.timers.dpd = Duration::from_secs(10);
     let mut pair = Pair::connected_with(setup);
     pair.wait(Duration::from_secs(10));
@@ -100,6 +101,7 @@ fn a_request_under_way_is_sent_again_after_the_restart() {
 #[test]
 fn a_repeated_request_is_answered_from_the_restored_cache() {
     let mut setup = Setup::new().quiet();
+    setup.server.continuity.message_id_sync = false;
     setup.client.timers.dpd = Duration::from_secs(10);
     let mut pair = Pair::connected_with(setup);
     pair.wait(Duration::from_secs(10));
@@ -141,6 +143,7 @@ fn a_closed_sa_leaves_no_snapshot() {
 #[test]
 fn a_child_made_while_we_were_away_is_deleted_and_the_old_one_rekeyed_again() {
     let mut setup = Setup::new().quiet();
+    setup.server.continuity.message_id_sync = false;
     setup.server.timers.rekey_child = Duration::from_secs(1000);
     let mut pair = Pair::connected_with(setup);
     let child = *pair.server.plane.keys().next().unwrap();

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use ike::config::{Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers};
+use ike::config::{
+    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
+};
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
 use ike::event::{Blame, Refusal};
 use ike::io::{
@@ -92,6 +94,7 @@ pub fn config(name: &str) -> EngineConfig {
         fragment_size: 1232,
         timers: Timers::default(),
         limits: Limits::default(),
+        continuity: Continuity::default(),
     }
 }
 
@@ -280,6 +283,9 @@ impl Node {
                     Completion::RemoveChild(Err("not installed".to_owned()))
                 }
             },
+            Action::SolvePuzzle(_) => {
+                Completion::SolvePuzzle(Err("simulated hosts solve no puzzles".to_owned()))
+            }
             Action::QueryUse(_) => Completion::QueryUse(Ok(ChildUse::default())),
         }
     }

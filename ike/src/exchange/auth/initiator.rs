@@ -10,7 +10,7 @@ use crate::exchange::auth::{
     AuthTask, Exchanged, Own, check_grant, remember, shared, still_granted, up,
 };
 use crate::exchange::certs;
-use crate::exchange::{about, config, send_request};
+use crate::exchange::{about, config, continuity, send_request};
 use crate::io::{
     Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, SharedKey, SharedKeyRequest,
     VerifiedPeer, VerifyPeer,
@@ -237,6 +237,7 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if peer.mobike {
         payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
     }
+    continuity::offer(ctx, sa, &mut payloads);
     send_request(ctx, sa, ExchangeType::IkeAuth, &payloads);
 }
 
@@ -257,6 +258,7 @@ fn offered_local(sa: &IkeSa) -> Vec<TrafficSelector> {
 pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
     let (id, remote) = (sa.id, sa.path.remote);
     let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
+    continuity::heard(ctx, sa, payloads);
     let (Some(protection), Some(initiator)) = (&sa.protection, initiator_in(&mut sa.phase)) else {
         return;
     };

@@ -12,7 +12,7 @@ use crate::exchange::auth::{
 };
 use crate::exchange::certs;
 use crate::exchange::config::{self, Wanted};
-use crate::exchange::{about, seal_response, send_response, send_sealed};
+use crate::exchange::{about, continuity, seal_response, send_response, send_sealed};
 use crate::io::{
     Action, Authorise, Grant, LeaseId, OwnProof, PeerProof, SharedKey, SharedKeyRequest,
     VerifiedPeer, VerifyPeer,
@@ -64,6 +64,7 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     let Some(exchanged) = take_exchanged(sa) else {
         return;
     };
+    continuity::heard(ctx, sa, payloads);
     match examine(ctx, sa, exchanged, payloads) {
         Ok((responder, purpose, action)) => {
             sa.phase = Phase::Authenticating(Box::new(AuthTask::Responder(Box::new(responder))));
@@ -443,6 +444,7 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(lifetime) = auth_lifetime(ctx, sa) {
         payloads.push_notify(lifetime);
     }
+    continuity::reply(ctx, sa, &mut payloads);
     // Nothing is established that the peer cannot be told of.
     let Some(packets) = seal_response(ctx, sa, ExchangeType::IkeAuth, &payloads) else {
         lifecycle::clear_dataplane(ctx, sa, &CloseReason::Failed("encode".to_owned()));

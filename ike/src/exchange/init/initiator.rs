@@ -1,6 +1,7 @@
 //! IKE_SA_INIT as initiator.
 
 use crate::config::PeerConfig;
+use crate::crypto::puzzle::Puzzle;
 use crate::crypto::{IkeSuite, KexRequest};
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
@@ -14,7 +15,7 @@ use crate::sa::{IkeSa, Path, Phase, lifecycle};
 use crate::view::SaRole;
 use crate::wire::{
     ExchangeType, IkeSpi, KeMethod, KeyExchange, Message, Nonce, Notify, NotifyType, Payload,
-    Payloads,
+    PayloadType, Payloads,
 };
 
 /// IKE's own port.
@@ -34,6 +35,10 @@ pub(crate) struct InitSent {
     pub(super) handle: u64,
     pub(super) public: Vec<u8>,
     cookie: Option<Vec<u8>>,
+    /// The solution of the puzzle about the cookie (RFC 8019).
+    solution: Option<Vec<u8>>,
+    /// A cookie whose puzzle is being solved.
+    solving: Option<Vec<u8>>,
     /// NAT detection, drawn once: a restart changes nothing but what it is for (RFC 7296 2.6).
     natd: Option<Payloads>,
     pub(super) request: Vec<u8>,
@@ -73,6 +78,8 @@ pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
         handle,
         public: Vec::new(),
         cookie: None,
+        solution: None,
+        solving: None,
         natd: None,
         request: Vec::new(),
         restarts: 0,
@@ -111,6 +118,10 @@ pub(super) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
     natd.iter().for_each(|payload| payloads.push(payload.clone()));
     payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));
     payloads.push_notify(certs::hashes_notify());
+    if let Some(solution) = &init.solution {
+        let kind = PayloadType::PuzzleSolution;
+        payloads.push_front(Payload::Unknown { kind, body: solution.clone() });
+    }
     if let Some(cookie) = &init.cookie {
         payloads.push_front(Payload::Notify(Notify::cookie(cookie.clone())));
     }
@@ -149,11 +160,21 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
     let restartable = init.restarts < MAX_RESTARTS;
     if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
         // The one in use again is a late copy of the answer that gave it.
-        let new = init.cookie.as_ref() != Some(&cookie.data);
+        let known = [&init.cookie, &init.solving];
+        let new = !known.into_iter().flatten().any(|known| *known == cookie.data);
         if new && restartable && (1..=64).contains(&cookie.data.len()) {
             init.restarts = init.restarts.saturating_add(1);
             init.hint = None;
+            let puzzle = payloads
+                .notify(NotifyType::Puzzle)
+                .and_then(|notify| Puzzle::read(&notify.data, &cookie.data));
+            if let Some(puzzle) = puzzle {
+                init.solving = Some(cookie.data.clone());
+                ctx.act(sa.id, Purpose::Puzzle, Action::SolvePuzzle(puzzle));
+                return;
+            }
             init.cookie = Some(cookie.data.clone());
+            init.solution = None;
             send(ctx, sa);
         }
         return;
@@ -191,6 +212,23 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
         return;
     }
     accept(ctx, sa, message, datagram);
+}
+
+/// A puzzle is solved, or cannot be: then the cookie alone goes back, and we are served when there
+/// is room (RFC 8019 7.1.2).
+pub(crate) fn solved(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+    let Phase::InitSent(init) = &mut sa.phase else {
+        return;
+    };
+    let Some(cookie) = init.solving.take().filter(|_| init.answer.is_none()) else {
+        return;
+    };
+    init.cookie = Some(cookie);
+    init.solution = answer.ok();
+    // A new key pair may be on its way: its request takes both along.
+    if !init.public.is_empty() {
+        send(ctx, sa);
+    }
 }
 
 /// A complete response.

@@ -1,11 +1,12 @@
 //! IKE_SA_INIT as responder, from the first octet of a stranger to the half-open SA.
 
-use crate::crypto::{CryptoProvider, HashFunction, IkeSuite, KexKind, KexRequest, suite};
+use crate::crypto::puzzle::{self, Puzzle};
+use crate::crypto::{CryptoProvider, HashFunction, IkeSuite, KexKind, KexRequest, PrfId, suite};
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{HalfOpenSa, MAX_INIT_LEN, NONCE_LEN, Secret, read_traits};
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
-use crate::policy::limits::{Admission, Source};
+use crate::policy::limits::{Admission, Proof, Source};
 use crate::policy::proposal;
 use crate::sa::context::{Purpose, refusal};
 use crate::sa::table::InitKey;
@@ -14,7 +15,7 @@ use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
 use crate::view::SaRole;
 use crate::wire::{
     ExchangeType, Flags, HEADER_LEN, Header, IkeSpi, KeMethod, Message, Nonce, Notify, NotifyType,
-    Payload, Payloads, SecurityAssociation,
+    Payload, PayloadType, Payloads, SecurityAssociation, TransformId,
 };
 
 /// A request for a new IKE SA.
@@ -62,14 +63,22 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     if let Some(id) = engine.sas.by_init(&key) {
         return answer_again(engine, id, datagram, proved);
     }
+    let effort = if proved { effort(engine.ctx.crypto, payloads) } else { 0 };
+    let proof = Proof { cookie: proved, effort };
     let admission =
-        engine.ctx.half_open.admit(&engine.ctx.config.limits, engine.ctx.now.mono, source, proved);
+        engine.ctx.half_open.admit(&engine.ctx.config.limits, engine.ctx.now.mono, source, proof);
     match admission {
         Admission::Accept => {}
-        Admission::Cookie => {
-            let cookie = engine.jar.cookie(ni.as_bytes(), ip, spi_i);
+        Admission::Cookie { puzzle } => {
+            let cookie = Notify::cookie(engine.jar.cookie(ni.as_bytes(), ip, spi_i));
             engine.ctx.stats.cookies = engine.ctx.stats.cookies.saturating_add(1);
-            return answer_stateless(engine, &datagram, &header, Notify::cookie(cookie));
+            let prf = puzzle::choose_prf(engine.ctx.crypto, prfs(offer));
+            // RFC 8019 7.1.1: the puzzle is about the cookie.
+            let puzzle = puzzle.zip(prf).map(|(difficulty, prf)| {
+                Notify::with_data(NotifyType::Puzzle, Puzzle::data(prf.id(), difficulty))
+            });
+            let notifies = std::iter::once(cookie).chain(puzzle).collect();
+            return answer_with(engine, &datagram, &header, notifies);
         }
         Admission::Evict(victim) => evict(engine, victim),
         Admission::Drop => return engine.dropped(),
@@ -122,7 +131,7 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         datagram,
         header,
         key,
-        source,
+        (source, effort),
         New { traits, ni, peer_public, method, kem, suite: chosen.suite, number: chosen.number },
     );
 }
@@ -143,7 +152,7 @@ fn begin(
     datagram: Datagram,
     header: Header,
     key: InitKey,
-    source: Source,
+    (source, effort): (Source, u8),
     new: New,
 ) {
     let id = IkeSaId(engine.ctx.fresh_id());
@@ -180,7 +189,7 @@ fn begin(
     sa.window = crate::sa::window::Window::at(0, 1);
     engine.sas.insert(sa);
     engine.sas.index_init(key, id);
-    engine.ctx.half_open.add(id, source);
+    engine.ctx.half_open.add(id, source, effort);
     engine.arm_cookie_secret();
     let at = now.after(engine.ctx.config.timers.half_open);
     engine.ctx.timers.set(TimerKey::new(id, TimerKind::HalfOpen), at);
@@ -225,13 +234,42 @@ fn digest(crypto: &CryptoProvider, payloads: &Payloads, bytes: &[u8]) -> Vec<u8>
 
 /// Answers without keeping anything (RFC 7296 2.6, 2.21.1).
 fn answer_stateless(engine: &mut Engine, datagram: &Datagram, header: &Header, notify: Notify) {
+    answer_with(engine, datagram, header, vec![notify]);
+}
+
+fn answer_with(engine: &mut Engine, datagram: &Datagram, header: &Header, notifies: Vec<Notify>) {
     let header =
         Header::new(header.spi_i, IkeSpi::ZERO, ExchangeType::IkeSaInit, Flags::RESPONSE, 0);
     let mut payloads = Payloads::new();
-    payloads.push_notify(notify);
+    notifies.into_iter().for_each(|notify| payloads.push_notify(notify));
     if let Ok(bytes) = (Message { header, payloads }).encode() {
         engine.ctx.transmit(Path::of(datagram).datagram(bytes));
     }
+}
+
+/// What the peer spent on a puzzle about its cookie, which is valid (RFC 8019 7.1.4). The PRF is
+/// chosen as it was for the puzzle: the peer's offer is the same.
+fn effort(crypto: &CryptoProvider, payloads: &Payloads) -> u8 {
+    let solution = payloads.iter().find_map(|payload| match payload {
+        Payload::Unknown { kind: PayloadType::PuzzleSolution, body } => Some(body),
+        _ => None,
+    });
+    let (Some(solution), Some(cookie), Some(offer)) =
+        (solution, payloads.notify(NotifyType::Cookie), payloads.sa())
+    else {
+        return 0;
+    };
+    puzzle::choose_prf(crypto, prfs(offer))
+        .map_or(0, |prf| puzzle::effort(prf, &cookie.data, solution))
+}
+
+/// The PRFs of an offer, in its order.
+fn prfs(offer: &SecurityAssociation) -> impl Iterator<Item = PrfId> + '_ {
+    let transforms = offer.proposals.iter().flat_map(|proposal| proposal.transforms.iter());
+    transforms.filter_map(|transform| match transform.id {
+        TransformId::Prf(id) => Some(id),
+        _ => None,
+    })
 }
 
 fn evict(engine: &mut Engine, victim: IkeSaId) {

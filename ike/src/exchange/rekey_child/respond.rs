@@ -210,6 +210,13 @@ fn allowed(sa: &IkeSa, grant: &crate::io::Grant) -> (Vec<TrafficSelector>, Vec<T
         };
         return (peer.ts_remote.clone(), local);
     }
+    if sa.is_initiator() {
+        // After a restart: what was asked for is not known any more, what came of it is.
+        let of = |side: fn(&child::Child) -> &Vec<TrafficSelector>| {
+            sa.children.values().flat_map(|child| side(child).clone()).collect()
+        };
+        return (of(|child| &child.ts_remote), of(|child| &child.ts_local));
+    }
     let hosts = if grant.addresses.is_empty() {
         narrowing::hosts(&[sa.path.remote.ip().to_canonical()])
     } else {

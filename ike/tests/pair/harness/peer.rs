@@ -181,6 +181,7 @@ impl Peer {
                 self.removed.push((child, last));
                 Completion::RemoveChild(Ok(ChildUse::default()))
             }
+            Action::SolvePuzzle(puzzle) => Completion::SolvePuzzle(puzzle.solve(self.crypto)),
             Action::QueryUse(_) => {
                 Completion::QueryUse(Ok(ChildUse { idle_in: self.idle_in, ..ChildUse::default() }))
             }

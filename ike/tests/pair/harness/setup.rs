@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ike::config::{Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers};
+use ike::config::{
+    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
+};
 use ike::crypto::{EspSuite, IkeSuite, KeMethod, Signer};
 use ike::io::{CredentialId, Grant, LeaseId, UniquePolicy};
 use ike::wire::{Identification, TrafficSelector};
@@ -57,6 +59,7 @@ fn config(name: &str, shard: u8, key: &Key) -> EngineConfig {
         fragment_size: 1280,
         timers: Timers::default(),
         limits: Limits::default(),
+        continuity: Continuity::default(),
     }
 }
 

@@ -14,11 +14,13 @@ use crate::failpoint;
 use crate::issue::{self, CertRecord};
 use crate::lease::pool::{AddressBook, gateway_address};
 use crate::lease::{Lease, LeaseState};
+use crate::ocsp;
 use crate::profile::{Options, Settings};
 use crate::record::{self, key};
 use crate::revoke::RevocationReason;
 use crate::seal::{self, Sealer};
 use crate::serial::Serial;
+use crate::signer::FileSigner;
 use crate::store::{self, Outcome, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
 use crate::validate::{self, IkeId, PeerError, VerifiedPeer};
@@ -110,6 +112,7 @@ pub struct Authority {
     pub(crate) sealer: Sealer,
     pub(crate) addresses: Mutex<AddressBook>,
     pub(crate) refused: Mutex<RefusedTokens>,
+    pub(crate) ocsp: Mutex<ocsp::Memory>,
     ca: RwLock<Arc<Ca>>,
     settings: RwLock<Arc<Settings>>,
     entropy: Mutex<Randomness>,
@@ -184,6 +187,7 @@ impl Authority {
             sealer,
             addresses: Mutex::new(addresses),
             refused: Mutex::default(),
+            ocsp: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             settings: RwLock::new(Arc::new(options.settings)),
             entropy: Mutex::new(Randomness(options.entropy)),
@@ -230,6 +234,16 @@ impl Authority {
     /// The issuing certificate, PEM.
     pub fn issuing_pem(&self) -> String {
         issue::pem(&self.ca().issuing_der, "CERTIFICATE")
+    }
+
+    /// The root certificate, DER.
+    pub fn root_der(&self) -> Vec<u8> {
+        self.ca().root_der.clone()
+    }
+
+    /// The issuing certificate, DER.
+    pub fn issuing_der(&self) -> Vec<u8> {
+        self.ca().issuing_der.clone()
     }
 
     /// Root and issuing certificate, DER, root first.
@@ -323,6 +337,13 @@ impl Authority {
         Ok(config.networks.iter().map(gateway_address).collect())
     }
 
+    /// The root's key, opened for one use.
+    pub(crate) fn root_signer(&self) -> Result<FileSigner, Error> {
+        let stored = record::read::<CaRecord>(self.store.as_ref(), key::CA)?
+            .ok_or_else(|| Error::not_found("record", key::CA))?;
+        stored.value.open_root(&self.sealer)
+    }
+
     pub(crate) fn ca(&self) -> Arc<Ca> {
         Arc::clone(&self.ca.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -369,8 +390,7 @@ fn load_or_create_ca(
             return Ok((stored.value.load(sealer)?, false));
         }
         let entropy = options.entropy.as_mut();
-        let trust_domain = &options.settings.trust_domain;
-        let ca = CaRecord::create(trust_domain, options.key_algorithm, sealer, entropy, now)?;
+        let ca = CaRecord::create(&options.settings, options.key_algorithm, sealer, entropy, now)?;
         let check = sealer.seal(key::SEAL_CHECK, b"runnel", entropy)?;
         let mut txn = Txn::new();
         txn.absent(key::CA).put(key::CA, record::encode(&ca)).put(key::SEAL_CHECK, check);

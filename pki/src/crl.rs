@@ -1,4 +1,7 @@
-//! The certificate revocation list of the issuing CA (RFC 5280 5).
+//! The certificate revocation lists of the issuing CA and of the root (RFC 5280 5).
+//!
+//! Each covers everything its CA issued, so none has an issuing distribution point: a list that
+//! says less than all would need one.
 
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
-use crate::ca::Ca;
+use crate::ca::CaKey;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{asn1_time, base64_bytes};
@@ -21,10 +24,20 @@ use crate::signer::RcgenKey;
 use crate::store::{self, Outcome, Revision, Txn};
 use crate::time::UnixTime;
 
-/// What `nextUpdate` promises.
-const LIFE: Duration = Duration::from_secs(3_600);
-/// A list this old is rebuilt even when nothing changed, so that nobody meets an expired one.
-const REFRESH: Duration = Duration::from_secs(900);
+/// How long a list is good, and when it is rebuilt even though nothing changed, so that nobody
+/// meets an expired one.
+#[derive(Clone, Copy)]
+struct Periods {
+    /// What `nextUpdate` promises.
+    life: Duration,
+    refresh: Duration,
+}
+
+const ISSUING: Periods =
+    Periods { life: Duration::from_secs(3_600), refresh: Duration::from_secs(900) };
+/// The root's key is opened rarely: it only says whether the issuing CA is good.
+const ROOT: Periods =
+    Periods { life: Duration::from_secs(7 * 86_400), refresh: Duration::from_secs(86_400) };
 /// Times another builder may win before this one gives up.
 const ATTEMPTS: usize = 8;
 
@@ -55,21 +68,43 @@ impl Authority {
     /// When the store or the signer fails.
     pub fn crl(&self, now: UnixTime) -> Result<Crl, Error> {
         let ca = self.ca();
-        let crl_key = key::crl(&ca.issuer_id);
+        self.current_crl(&ca.issuer_id, ISSUING, now, |listing| build(ca.issuing(), listing))
+    }
+
+    /// The current revocation list of the root, which says whether the issuing CA is good.
+    ///
+    /// # Errors
+    /// When the store fails or the root's key cannot be opened.
+    pub fn root_crl(&self, now: UnixTime) -> Result<Crl, Error> {
+        let ca = self.ca();
+        self.current_crl(&ca.root_id, ROOT, now, |listing| {
+            let signer = self.root_signer()?;
+            build(CaKey { certificate: &ca.root_der, signer: &signer }, listing)
+        })
+    }
+
+    fn current_crl(
+        &self,
+        issuer_id: &str,
+        periods: Periods,
+        now: UnixTime,
+        build: impl Fn(&Listing<'_>) -> Result<Vec<u8>, Error>,
+    ) -> Result<Crl, Error> {
+        let crl_key = key::crl(issuer_id);
         for _ in 0..ATTEMPTS {
             // The trigger is read before the index: what comes in between makes this one stale.
             let covers =
-                self.store.get(&key::crl_trigger(&ca.issuer_id))?.map_or(0, |entry| entry.revision);
+                self.store.get(&key::crl_trigger(issuer_id))?.map_or(0, |entry| entry.revision);
             let stored = record::read::<Crl>(self.store.as_ref(), &crl_key)?;
             if let Some(stored) = &stored {
                 let crl = &stored.value;
-                let fresh = (crl.this_update..crl.this_update.plus(REFRESH)).contains(&now);
+                let fresh = (crl.this_update..crl.this_update.plus(periods.refresh)).contains(&now);
                 if fresh && crl.covers == covers {
                     return Ok(crl.clone());
                 }
             }
             let number = stored.as_ref().map_or(0, |stored| stored.value.number) + 1;
-            let prefix = key::revoked_of(&ca.issuer_id);
+            let prefix = key::revoked_of(issuer_id);
             let mut txn = Txn::new();
             let mut listed = Vec::new();
             for (revoked_key, entry) in store::scan(self.store.as_ref(), &prefix)? {
@@ -80,7 +115,17 @@ impl Authority {
                     listed.push(revoked);
                 }
             }
-            let crl = build(&ca, number, &listed, covers, now.floor_to_second())?;
+            let this_update = now.floor_to_second();
+            let next_update = this_update.plus(periods.life);
+            let listing = Listing { number, revoked: &listed, this_update, next_update };
+            let crl = Crl {
+                number,
+                this_update,
+                next_update,
+                entries: listed.len(),
+                der: build(&listing)?,
+                covers,
+            };
             match &stored {
                 Some(stored) => txn.at(&crl_key, stored.revision),
                 None => txn.absent(&crl_key),
@@ -99,17 +144,19 @@ impl Authority {
     }
 }
 
-fn build(
-    ca: &Ca,
+/// What a list says.
+struct Listing<'a> {
     number: u64,
-    revoked: &[RevokedEntry],
-    covers: Revision,
-    now: UnixTime,
-) -> Result<Crl, Error> {
-    let key = RcgenKey::new(ca.issuing_signer.as_ref())?;
-    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.issuing_der.as_slice().into(), &key)?;
-    let next_update = now.plus(LIFE);
-    let revoked_certs = revoked
+    revoked: &'a [RevokedEntry],
+    this_update: UnixTime,
+    next_update: UnixTime,
+}
+
+fn build(ca: CaKey<'_>, listing: &Listing<'_>) -> Result<Vec<u8>, Error> {
+    let key = RcgenKey::new(ca.signer)?;
+    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.certificate.into(), &key)?;
+    let revoked_certs = listing
+        .revoked
         .iter()
         .map(|entry| {
             Ok(RevokedCertParams {
@@ -121,21 +168,14 @@ fn build(
         })
         .collect::<Result<Vec<_>, Error>>()?;
     let params = CertificateRevocationListParams {
-        this_update: asn1_time(now)?.to_datetime(),
-        next_update: asn1_time(next_update)?.to_datetime(),
-        crl_number: SerialNumber::from(number),
+        this_update: asn1_time(listing.this_update)?.to_datetime(),
+        next_update: asn1_time(listing.next_update)?.to_datetime(),
+        crl_number: SerialNumber::from(listing.number),
         issuing_distribution_point: None,
         revoked_certs,
         key_identifier_method: KeyIdMethod::Sha256,
     };
-    Ok(Crl {
-        number,
-        this_update: now,
-        next_update,
-        entries: revoked.len(),
-        der: params.signed_by(&issuer)?.der().to_vec(),
-        covers,
-    })
+    Ok(params.signed_by(&issuer)?.der().to_vec())
 }
 
 fn serial_number(serial: &Serial) -> SerialNumber {

@@ -11,7 +11,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-use crate::ca::Ca;
+use crate::ca::CaKey;
 use crate::error::Error;
 use crate::revoke::Revocation;
 use crate::serial::Serial;
@@ -92,7 +92,7 @@ pub(crate) struct Terms {
 
 /// Issues a client certificate for a public key (SubjectPublicKeyInfo DER).
 pub(crate) fn client(
-    ca: &Ca,
+    ca: CaKey<'_>,
     names: &ClientNames,
     terms: &Terms,
     spki: &[u8],
@@ -107,7 +107,7 @@ pub(crate) fn client(
 
 /// Issues the gateway's certificate.
 pub(crate) fn server(
-    ca: &Ca,
+    ca: CaKey<'_>,
     common_name: &str,
     organisation: &str,
     dns: &[String],
@@ -130,8 +130,25 @@ pub(crate) fn server(
     sign(ca, params, terms, spki)
 }
 
+/// Issues the certificate of a delegated OCSP signer (RFC 6960 4.2.2.2): the CA vouches for it until
+/// it ends, so nobody asks for its own status (id-pkix-ocsp-nocheck).
+pub(crate) fn ocsp_signer(
+    ca: CaKey<'_>,
+    common_name: &str,
+    organisation: &str,
+    terms: &Terms,
+    spki: &[u8],
+) -> Result<Vec<u8>, Error> {
+    const NO_CHECK: &[u64] = &[1, 3, 6, 1, 5, 5, 7, 48, 1, 5];
+    let mut params = base(terms, common_name, organisation)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::OcspSigning];
+    params.custom_extensions = vec![CustomExtension::from_oid_content(NO_CHECK, vec![5, 0])];
+    sign(ca, params, terms, spki)
+}
+
 fn sign(
-    ca: &Ca,
+    ca: CaKey<'_>,
     mut params: CertificateParams,
     terms: &Terms,
     spki: &[u8],
@@ -140,15 +157,21 @@ fn sign(
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     if let Some(url) = &terms.status_url {
-        let url = url.trim_end_matches('/');
-        params.crl_distribution_points =
-            vec![CrlDistributionPoint { uris: vec![format!("{url}/crl/issuing.crl")] }];
-        params.custom_extensions = vec![authority_information(url)?];
+        status(&mut params, url, "issuing")?;
     }
     let subject_key = SubjectPublicKeyInfo::from_der(spki)?;
-    let key = RcgenKey::new(ca.issuing_signer.as_ref())?;
-    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.issuing_der.as_slice().into(), &key)?;
+    let key = RcgenKey::new(ca.signer)?;
+    let issuer = rcgen::Issuer::from_ca_cert_der(&ca.certificate.into(), &key)?;
     Ok(params.signed_by(&subject_key, &issuer)?.der().to_vec())
+}
+
+/// Names the places where the status of a certificate is told: `issuer` is "issuing" or "root".
+pub(crate) fn status(params: &mut CertificateParams, url: &str, issuer: &str) -> Result<(), Error> {
+    let url = url.trim_end_matches('/');
+    params.crl_distribution_points =
+        vec![CrlDistributionPoint { uris: vec![format!("{url}/crl/{issuer}.crl")] }];
+    params.custom_extensions.push(authority_information(url, issuer)?);
+    Ok(())
 }
 
 /// Parameters with subject, serial and validity.
@@ -173,7 +196,7 @@ pub(crate) fn asn1_time(time: UnixTime) -> Result<ASN1Time, Error> {
 }
 
 /// Authority information access (RFC 5280 4.2.2.1): OCSP responder and the issuer's certificate.
-fn authority_information(url: &str) -> Result<CustomExtension, Error> {
+fn authority_information(url: &str, issuer: &str) -> Result<CustomExtension, Error> {
     use der::Encode;
     use der::asn1::{Ia5String, ObjectIdentifier};
     use x509_cert::ext::pkix::name::GeneralName;
@@ -191,7 +214,7 @@ fn authority_information(url: &str) -> Result<CustomExtension, Error> {
     };
     let access = AuthorityInfoAccessSyntax(vec![
         at(OCSP, format!("{url}/ocsp"))?,
-        at(CA_ISSUERS, format!("{url}/issuing.cer"))?,
+        at(CA_ISSUERS, format!("{url}/{issuer}.cer"))?,
     ]);
     let content = access.to_der().map_err(failed)?;
     Ok(CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], content))

@@ -26,6 +26,7 @@ mod error;
 pub mod failpoint;
 mod issue;
 mod lease;
+mod ocsp;
 mod profile;
 mod record;
 mod revoke;
@@ -51,6 +52,7 @@ pub use lease::{
     CiRef, Lease, LeaseCert, LeaseChange, LeaseEnd, LeaseEvent, LeaseState, LeaseTimers,
     Transition, transition,
 };
+pub use ocsp::{OcspReply, OcspStatus};
 pub use profile::{Options, PoolConfig, RoleProfile, Settings};
 pub use revoke::{Revocation, RevocationReason, RevokeOutcome, RevokeSelector};
 pub use serial::Serial;

@@ -93,6 +93,10 @@ pub(crate) mod key {
     pub(crate) fn crl(issuer: &str) -> String {
         format!("crl/{issuer}")
     }
+    /// The delegated OCSP signer of a CA.
+    pub(crate) fn ocsp_signer(issuer: &str) -> String {
+        format!("ocsp-signer/{issuer}")
+    }
     pub(crate) fn server(name: &str) -> String {
         format!("server/{name}")
     }

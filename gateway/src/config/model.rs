@@ -89,7 +89,7 @@ pub struct Ike {
 pub struct Pki {
     /// Domain of SPIFFE identities and certificate names; `None`: the gateway's id.
     pub trust_domain: Option<String>,
-    /// CRL and root certificate over plain HTTP.
+    /// CA certificates, revocation lists and OCSP over plain HTTP.
     pub status_listen: SocketAddr,
 }
 

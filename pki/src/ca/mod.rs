@@ -16,6 +16,7 @@ pub use server::{ServerIdentity, ServerNames};
 use crate::entropy::{Entropy, random_text};
 use crate::error::Error;
 use crate::issue::{self, BACKDATE, Terms, base64_bytes};
+use crate::profile::Settings;
 use crate::seal::Sealer;
 use crate::serial::Serial;
 use crate::signer::{FileSigner, KeyAlgorithm, RcgenKey, SharedSigner, Signer};
@@ -76,10 +77,18 @@ pub(crate) struct CaRecord {
     created: UnixTime,
 }
 
+/// A CA's certificate with its key: what signs certificates, lists and delegations.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CaKey<'a> {
+    pub(crate) certificate: &'a [u8],
+    pub(crate) signer: &'a dyn Signer,
+}
+
 /// The loaded CA.
 #[derive(Debug)]
 pub(crate) struct Ca {
     pub(crate) root_der: Vec<u8>,
+    pub(crate) root_id: String,
     pub(crate) issuing_der: Vec<u8>,
     pub(crate) issuing_signer: SharedSigner,
     pub(crate) issuer_id: String,
@@ -89,12 +98,13 @@ pub(crate) struct Ca {
 impl CaRecord {
     /// Makes keys and certificates; nothing is stored yet.
     pub(crate) fn create(
-        trust_domain: &str,
+        settings: &Settings,
         algorithm: KeyAlgorithm,
         sealer: &Sealer,
         entropy: &mut dyn Entropy,
         now: UnixTime,
     ) -> Result<Self, Error> {
+        let trust_domain = &settings.trust_domain;
         let now = now.floor_to_second();
         // A rebuilt CA must not share its name with its predecessor: issuer and serial identify.
         let mark = random_text(entropy, 6)?;
@@ -123,6 +133,9 @@ impl CaRecord {
         issuing.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         issuing.key_usages = usages;
         issuing.use_authority_key_identifier_extension = true;
+        if let Some(url) = &settings.status_url {
+            issue::status(&mut issuing, url, "root")?;
+        }
         let issuer = rcgen::Issuer::from_params(&root, &root_key);
         let issuing_der =
             issuing.signed_by(&RcgenKey::new(&issuing_signer)?, &issuer)?.der().to_vec();
@@ -148,17 +161,31 @@ impl CaRecord {
         if issuing.public_key().raw != signer.public_key_der() {
             return Err(damaged("the issuing key does not belong to its certificate"));
         }
+        let (_, root) = X509Certificate::from_der(&self.root_der)
+            .map_err(|_| damaged("the root certificate does not parse"))?;
         Ok(Ca {
             root_der: self.root_der.clone(),
+            root_id: issuer_id(root.subject().as_raw()),
             issuing_der: self.issuing_der.clone(),
             issuing_signer: Arc::new(signer),
             issuer_id: issuer_id(issuing.subject().as_raw()),
             not_after: path::validity(&issuing).1,
         })
     }
+
+    /// Opens the root's key, which signs once in a while: its revocation list and the certificate
+    /// of its OCSP signer.
+    pub(crate) fn open_root(&self, sealer: &Sealer) -> Result<FileSigner, Error> {
+        FileSigner::from_pkcs8(sealer.open(ROOT_KEY, &self.root_key)?)
+    }
 }
 
 impl Ca {
+    /// The issuing CA.
+    pub(crate) fn issuing(&self) -> CaKey<'_> {
+        CaKey { certificate: &self.issuing_der, signer: self.issuing_signer.as_ref() }
+    }
+
     pub(crate) fn status(&self) -> CaStatus {
         let kinds = [("root", &self.root_der), ("issuing", &self.issuing_der)];
         let certificates = kinds.into_iter().filter_map(|(kind, der)| {

@@ -167,7 +167,7 @@ impl Authority {
         };
         let (dns, addresses) = names.sans();
         let der = issue::server(
-            &ca,
+            ca.issuing(),
             &names.id,
             &settings.trust_domain,
             &dns,

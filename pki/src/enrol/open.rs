@@ -383,7 +383,7 @@ impl Authority {
             not_after: now.plus(ttl).min(hard_cap).min(ca.not_after).floor_to_second(),
             status_url: settings.status_url.clone(),
         };
-        let der = issue::client(&ca, names, &terms, &csr.spki)?;
+        let der = issue::client(ca.issuing(), names, &terms, &csr.spki)?;
         failpoint::hit("enrol.after_signing");
         CertRecord::from_der(der, lease_id.map(str::to_owned))
     }

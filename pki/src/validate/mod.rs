@@ -1,8 +1,14 @@
 //! Is this peer who it claims to be: chain to a trust anchor, and identity.
 
+mod cert;
+mod constraints;
+mod der;
 mod identity;
 pub(crate) mod name;
 pub(crate) mod path;
+mod policy;
+mod rules;
+mod signature;
 
 pub use identity::render as render_ike_id;
 pub use name::{render_der as render_dn, same as same_dn};
@@ -58,6 +64,8 @@ pub struct VerifiedPeer {
     pub subject: String,
     /// The subject alternative names.
     pub sans: Vec<San>,
+    /// The path that was validated, DER: the leaf first, the trust anchor last.
+    pub path: Vec<Vec<u8>>,
 }
 
 /// Why a peer was not accepted. `Display` is the operator's sentence.

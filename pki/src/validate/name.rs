@@ -44,25 +44,32 @@ pub fn same(left: &[u8], right: &[u8]) -> bool {
     }
 }
 
+/// A name in comparable form: the RDNs in order, each with its attributes sorted (an RDN is a set).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Normal(pub(super) Vec<Vec<Attribute>>);
+
 /// One attribute in comparable form.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Attribute {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Attribute {
     kind: String,
     value: Value,
 }
 
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Value {
     Text(String),
     Other(u32, Vec<u8>),
 }
 
-/// The RDNs in order, each with its attributes sorted (an RDN is a set).
-fn normal(der: &[u8]) -> Option<Vec<Vec<Attribute>>> {
-    let (rest, name) = X509Name::from_der(der).ok()?;
-    if !rest.is_empty() {
-        return None;
+fn normal(der: &[u8]) -> Option<Normal> {
+    match X509Name::from_der(der) {
+        Ok(([], name)) => Some(normalise(&name)),
+        _ => None,
     }
+}
+
+/// The comparable form of a name.
+pub(super) fn normalise(name: &X509Name<'_>) -> Normal {
     let attribute = |attribute: &AttributeTypeAndValue<'_>| Attribute {
         kind: attribute.attr_type().to_id_string(),
         value: match text(attribute.attr_value()) {
@@ -77,7 +84,7 @@ fn normal(der: &[u8]) -> Option<Vec<Vec<Attribute>>> {
         attributes.sort();
         attributes
     });
-    Some(rdns.collect())
+    Normal(rdns.collect())
 }
 
 /// Lower case, no outer white space, inner runs of it as one space.

@@ -1,31 +1,24 @@
-//! Path validation: from a peer's certificates to a trust anchor.
+//! Path validation (RFC 5280 6.1): from a peer's certificates to a trust anchor.
 //!
-//! `rustls-webpki` builds and checks the path; this module asks it the right questions and says
-//! what was wrong in the operator's words.
+//! Paths are searched from the leaf upwards, with bounds on depth and on signatures verified: the
+//! certificates come from a stranger. A path that reaches an anchor is judged by `rules`; the first
+//! good one counts, and of the others the one that came furthest is explained.
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
-use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::{ExtendedKeyUsage, GeneralName};
 use x509_parser::prelude::FromDer;
 
-use super::{MAX_CHAIN, PeerError, San, VerifiedPeer, name};
+use super::cert::{self, Cert};
+use super::signature::{self, SignatureFailure};
+use super::{MAX_CHAIN, PeerError, San, VerifiedPeer, name, rules};
 use crate::issue::sha256_hex;
 use crate::serial::Serial;
 use crate::time::UnixTime;
 
-/// Extended key usages that allow an IKE peer, as OID content octets. A certificate without the
-/// extension is allowed too (RFC 4945 5.1.3.12).
-const IKE_USAGES: [&[u8]; 4] = [
-    // id-kp-clientAuth
-    &[0x2b, 6, 1, 5, 5, 7, 3, 2],
-    // id-kp-ipsecIKE
-    &[0x2b, 6, 1, 5, 5, 7, 3, 17],
-    // iKEIntermediate, which older stacks ask for
-    &[0x2b, 6, 1, 5, 5, 8, 2, 2],
-    // anyExtendedKeyUsage
-    &[0x55, 0x1d, 0x25, 0],
-];
+/// Certificates between leaf and anchor at most.
+const MAX_INTERMEDIATES: usize = 8;
+/// Signatures verified for one peer at most: enough for any honest chain, and for a few ways round.
+const MAX_SIGNATURES: usize = 40;
 
 /// Verifies a chain (leaf first, the rest in any order) up to one of the anchors (DER).
 ///
@@ -36,102 +29,159 @@ pub(crate) fn verify(
     anchors: &[Vec<u8>],
     now: UnixTime,
 ) -> Result<(VerifiedPeer, Vec<u8>), PeerError> {
-    let leaf_der = chain.first().ok_or(PeerError::NoCertificate)?;
     if chain.len() > MAX_CHAIN {
         return Err(PeerError::TooMany(chain.len()));
     }
     let parsed: Vec<X509Certificate<'_>> = chain
         .iter()
         .enumerate()
-        .map(|(position, der)| parse(der, position))
+        .map(|(position, der)| cert::parse(der, position))
         .collect::<Result<_, _>>()?;
-    let leaf = parsed.first().ok_or(PeerError::NoCertificate)?;
-    let subject = name::render(leaf.subject());
-    let issuer = name::render(leaf.issuer());
+    let parsed_anchors: Vec<(&[u8], X509Certificate<'_>)> = anchors
+        .iter()
+        .filter_map(|der| Some((der.as_slice(), X509Certificate::from_der(der).ok()?.1)))
+        .collect();
+    let certs: Vec<Cert<'_>> =
+        chain.iter().zip(&parsed).map(|(der, x509)| Cert::read(der, x509)).collect();
+    let anchors: Vec<Cert<'_>> =
+        parsed_anchors.iter().map(|(der, x509)| Cert::read(der, x509)).collect();
+    let leaf = certs.first().ok_or(PeerError::NoCertificate)?;
 
-    in_time(leaf, now)?;
-    if let Ok(Some(usage)) = leaf.key_usage()
-        && !usage.value.digital_signature()
-        && !usage.value.non_repudiation()
-    {
-        // RFC 4945 5.1.3.2: either bit allows the IKE signature.
-        return Err(PeerError::NotForSigning { subject });
-    }
-
-    let context =
-        Context { subject: &subject, issuer: &issuer, leaf, anchors, now, parsed: &parsed };
-    let leaf_ref = CertificateDer::from(leaf_der.as_slice());
-    let end_entity =
-        EndEntityCert::try_from(&leaf_ref).map_err(|error| explain(&error, &context))?;
-    let anchor_ders: Vec<CertificateDer<'_>> =
-        anchors.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let trust: Vec<TrustAnchor<'_>> =
-        anchor_ders.iter().filter_map(|der| webpki::anchor_from_trusted_cert(der).ok()).collect();
-    let intermediates: Vec<CertificateDer<'_>> =
-        chain.iter().skip(1).map(|der| CertificateDer::from(der.as_slice())).collect();
-    let seconds = std::time::Duration::from_secs(now.secs().max(0).unsigned_abs());
-    let time = rustls_pki_types::UnixTime::since_unix_epoch(seconds);
-
-    let attempt = |usage: KeyUsage| {
-        end_entity.verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &trust,
-            &intermediates,
-            time,
-            usage,
-            None,
-            None,
-        )
+    in_time(leaf.x509, now)?;
+    rules::end_entity(leaf)?;
+    let mut search = Search {
+        certs: &certs,
+        anchors: &anchors,
+        now,
+        signatures: MAX_SIGNATURES,
+        furthest: None,
     };
-    let mut result = Err(webpki::Error::UnknownIssuer);
-    for usage in IKE_USAGES {
-        result = attempt(KeyUsage::required_if_present(usage));
-        match &result {
-            Err(webpki::Error::RequiredEkuNotFoundContext(_)) => {}
-            _ => break,
-        }
-    }
-    let path = result.map_err(|error| explain(&error, &context))?;
+    let mut path = vec![0];
+    let Some(anchor) = search.extend(&mut path) else {
+        let unknown = search.unknown_issuer();
+        return Err(search.furthest.map_or(unknown, |(_, error)| error));
+    };
+    let path: Vec<&Cert<'_>> =
+        path.iter().filter_map(|index| certs.get(*index)).chain([anchor]).collect();
 
     // The anchor's own validity counts as well: nothing outlives its chain.
-    let mut not_after = end_of(leaf);
-    for intermediate in path.intermediate_certificates() {
-        if let Ok((_, certificate)) = X509Certificate::from_der(intermediate.der().as_ref()) {
-            not_after = not_after.min(end_of(&certificate));
-        }
-    }
-    for der in anchors {
-        let Ok((_, anchor)) = X509Certificate::from_der(der) else { continue };
-        if is_anchor(&anchor, path.anchor()) {
-            in_time(&anchor, now)?;
-            not_after = not_after.min(end_of(&anchor));
-            break;
-        }
-    }
-
-    let spki = leaf.public_key().raw.to_vec();
+    let ends = path.iter().map(|cert| validity(cert.x509).1);
+    let spki = leaf.spki().to_vec();
     let peer = VerifiedPeer {
-        certificate: leaf_der.clone(),
-        issuer_id: crate::ca::issuer_id(leaf.issuer().as_raw()),
-        issuer,
-        serial: Serial::from_bytes(leaf.raw_serial()),
-        not_after,
+        certificate: leaf.der.to_vec(),
+        issuer_id: crate::ca::issuer_id(leaf.x509.issuer().as_raw()),
+        issuer: name::render(leaf.x509.issuer()),
+        serial: Serial::from_bytes(leaf.x509.raw_serial()),
+        not_after: ends.min().unwrap_or_default(),
         spki_sha256: sha256_hex(&spki),
         spki,
-        subject,
-        sans: sans(leaf),
+        subject: name::render(leaf.x509.subject()),
+        sans: sans(leaf.x509),
+        path: path.iter().map(|cert| cert.der.to_vec()).collect(),
     };
-    Ok((peer, leaf.subject().as_raw().to_vec()))
+    Ok((peer, leaf.x509.subject().as_raw().to_vec()))
 }
 
-fn parse(der: &[u8], position: usize) -> Result<X509Certificate<'_>, PeerError> {
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
-        Ok((rest, _)) => Err(PeerError::Malformed {
-            position,
-            cause: format!("{} octets follow it", rest.len()),
-        }),
-        Err(cause) => Err(PeerError::Malformed { position, cause: cause.to_string() }),
+/// How far a failed attempt came.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reached {
+    Nobody,
+    BadSignature,
+    Exhausted,
+    Anchor,
+}
+
+struct Search<'a> {
+    certs: &'a [Cert<'a>],
+    anchors: &'a [Cert<'a>],
+    now: UnixTime,
+    signatures: usize,
+    furthest: Option<(Reached, PeerError)>,
+}
+
+impl<'a> Search<'a> {
+    /// Extends a path of verified signatures (indices, leaf first) up to an anchor.
+    fn extend(&mut self, path: &mut Vec<usize>) -> Option<&'a Cert<'a>> {
+        let (certs, anchors) = (self.certs, self.anchors);
+        let top = certs.get(*path.last()?)?;
+        for anchor in anchors.iter().filter(|anchor| top.may_be_issued_by(anchor)) {
+            if !self.signed_by(top, anchor) {
+                continue;
+            }
+            let below: Vec<&Cert<'_>> =
+                path.iter().rev().filter_map(|index| certs.get(*index)).collect();
+            match rules::check(&below, anchor, self.now) {
+                Ok(()) => return Some(anchor),
+                Err(error) => self.note(Reached::Anchor, error),
+            }
+        }
+        if path.len() <= MAX_INTERMEDIATES {
+            for (index, candidate) in certs.iter().enumerate().skip(1) {
+                if path.contains(&index)
+                    || !top.may_be_issued_by(candidate)
+                    || !self.signed_by(top, candidate)
+                {
+                    continue;
+                }
+                path.push(index);
+                if let Some(anchor) = self.extend(path) {
+                    return Some(anchor);
+                }
+                path.pop();
+            }
+        }
+        let error = self.unknown_issuer();
+        self.note(Reached::Nobody, error);
+        None
+    }
+
+    fn signed_by(&mut self, cert: &Cert<'_>, issuer: &Cert<'_>) -> bool {
+        let subject = || name::render(cert.x509.subject());
+        let Some(left) = self.signatures.checked_sub(1) else {
+            let cause = "its certificates can be ordered in too many ways".to_owned();
+            let error = PeerError::InvalidPath { subject: self.leaf_subject(), cause };
+            self.note(Reached::Exhausted, error);
+            return false;
+        };
+        self.signatures = left;
+        let result = match cert.signed() {
+            Some(data) => signature::verify(issuer.spki(), data),
+            None => Err(SignatureFailure::Unsupported),
+        };
+        let error = match result {
+            Ok(()) => return true,
+            Err(SignatureFailure::Unsupported) => {
+                PeerError::UnsupportedAlgorithm { subject: subject() }
+            }
+            Err(SignatureFailure::Invalid) => {
+                let issuer = name::render(cert.x509.issuer());
+                PeerError::BadSignature { subject: subject(), issuer }
+            }
+        };
+        self.note(Reached::BadSignature, error);
+        false
+    }
+
+    /// The first error of those that came furthest is the one to tell.
+    fn note(&mut self, reached: Reached, error: PeerError) {
+        if self.furthest.as_ref().is_none_or(|(before, _)| reached > *before) {
+            self.furthest = Some((reached, error));
+        }
+    }
+
+    fn leaf_subject(&self) -> String {
+        self.certs.first().map(|leaf| name::render(leaf.x509.subject())).unwrap_or_default()
+    }
+
+    fn unknown_issuer(&self) -> PeerError {
+        let issuer = self.certs.first().map(|leaf| name::render(leaf.x509.issuer()));
+        let names: Vec<String> =
+            self.anchors.iter().map(|anchor| name::render(anchor.x509.subject())).collect();
+        PeerError::UnknownIssuer {
+            subject: self.leaf_subject(),
+            issuer: issuer.unwrap_or_default(),
+            trusted: if names.is_empty() { "none".to_owned() } else { names.join("; ") },
+        }
     }
 }
 
@@ -142,11 +192,7 @@ pub(crate) fn validity(certificate: &X509Certificate<'_>) -> (UnixTime, UnixTime
     (at(validity.not_before.timestamp()), at(validity.not_after.timestamp()))
 }
 
-fn end_of(certificate: &X509Certificate<'_>) -> UnixTime {
-    validity(certificate).1
-}
-
-fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), PeerError> {
+pub(super) fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), PeerError> {
     let (not_before, not_after) = validity(certificate);
     let subject = || name::render(certificate.subject());
     // Seconds decide, as in the certificate.
@@ -157,12 +203,6 @@ fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Result<(), PeerE
         return Err(PeerError::Expired { subject: subject(), not_after, now });
     }
     Ok(())
-}
-
-fn is_anchor(certificate: &X509Certificate<'_>, anchor: &TrustAnchor<'_>) -> bool {
-    // Trust anchors hold the contents of the sequences, without tag and length.
-    certificate.subject().as_raw().ends_with(anchor.subject.as_ref())
-        && certificate.public_key().raw.ends_with(anchor.subject_public_key_info.as_ref())
 }
 
 /// The alternative names of a certificate; kinds that are not used here are left out.
@@ -186,85 +226,8 @@ pub(crate) fn sans(certificate: &X509Certificate<'_>) -> Vec<San> {
         .collect()
 }
 
-struct Context<'a> {
-    subject: &'a str,
-    issuer: &'a str,
-    leaf: &'a X509Certificate<'a>,
-    parsed: &'a [X509Certificate<'a>],
-    anchors: &'a [Vec<u8>],
-    now: UnixTime,
-}
-
-fn explain(error: &webpki::Error, context: &Context<'_>) -> PeerError {
-    use webpki::Error as E;
-    let subject = context.subject.to_owned();
-    match error {
-        E::UnknownIssuer => PeerError::UnknownIssuer {
-            subject,
-            issuer: context.issuer.to_owned(),
-            trusted: trusted(context.anchors),
-        },
-        E::CertExpired { .. } | E::CertNotValidYet { .. } => {
-            // The leaf is in time, so it is one of the others.
-            let others = context.parsed.iter().skip(1);
-            match others.map(|certificate| in_time(certificate, context.now)).find_map(Result::err)
-            {
-                Some(error) => error,
-                None => PeerError::InvalidPath { subject, cause: error.to_string() },
-            }
-        }
-        E::InvalidSignatureForPublicKey => {
-            PeerError::BadSignature { subject, issuer: context.issuer.to_owned() }
-        }
-        E::RequiredEkuNotFoundContext(_) => {
-            PeerError::WrongUsage { subject, found: usages(context.leaf) }
-        }
-        E::UnsupportedSignatureAlgorithmContext(_)
-        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
-            PeerError::UnsupportedAlgorithm { subject }
-        }
-        E::CaUsedAsEndEntity => PeerError::InvalidPath {
-            subject,
-            cause: "it is a CA certificate and cannot be a peer's own".to_owned(),
-        },
-        E::EndEntityUsedAsCa => PeerError::InvalidPath {
-            subject,
-            cause: "its issuer is not a CA certificate".to_owned(),
-        },
-        E::UnsupportedCriticalExtension => PeerError::InvalidPath {
-            subject,
-            cause: "it has a critical extension that is not understood here".to_owned(),
-        },
-        E::PathLenConstraintViolated => PeerError::InvalidPath {
-            subject,
-            cause: "a CA above it allows fewer CAs below itself".to_owned(),
-        },
-        E::NameConstraintViolation => PeerError::InvalidPath {
-            subject,
-            cause: "a CA above it does not allow this name".to_owned(),
-        },
-        E::BadDer => PeerError::Malformed { position: 0, cause: error.to_string() },
-        other => PeerError::InvalidPath { subject, cause: other.to_string() },
-    }
-}
-
-fn trusted(anchors: &[Vec<u8>]) -> String {
-    let names = anchors.iter().filter_map(|der| {
-        X509Certificate::from_der(der).ok().map(|(_, anchor)| name::render(anchor.subject()))
-    });
-    let names: Vec<_> = names.collect();
-    if names.is_empty() { "none".to_owned() } else { names.join("; ") }
-}
-
-fn usages(leaf: &X509Certificate<'_>) -> String {
-    let Some(usage) =
-        leaf.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-            ParsedExtension::ExtendedKeyUsage(usage) => Some(usage),
-            _ => None,
-        })
-    else {
-        return "none".to_owned();
-    };
+/// Extended key usages as people write them.
+pub(super) fn usages(usage: &ExtendedKeyUsage<'_>) -> String {
     let named = [
         (usage.server_auth, "serverAuth"),
         (usage.code_signing, "codeSigning"),

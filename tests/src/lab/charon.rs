@@ -39,6 +39,12 @@ pub struct Options {
     pub retransmit_tries: u32,
     /// Use RFC 7427 signatures; off means the classic methods of RFC 7296.
     pub signature_authentication: bool,
+    /// Fetch revocation lists and ask OCSP responders over HTTP.
+    pub fetch: bool,
+    /// The only way to learn a certificate's status, `ocsp` or `crl`; both when there is none.
+    pub revocation: Option<String>,
+    /// `/etc/hosts` for the daemon, when it must resolve names.
+    pub hosts: Option<PathBuf>,
     /// ESP in the kernel instead of kernel-libipsec's own; only the guest's kernel has it.
     pub kernel_esp: bool,
 }
@@ -50,6 +56,9 @@ impl Default for Options {
             retransmit_timeout: 0.5,
             retransmit_tries: 4,
             signature_authentication: true,
+            fetch: false,
+            revocation: None,
+            hosts: None,
             kernel_esp: crate::guest::inside(),
         }
     }
@@ -78,8 +87,11 @@ impl Charon {
         let socket = dir.join("vici.sock");
         let _ = fs::remove_file(&socket);
         // The daemon leaves pid files and sockets in /run: each gets its own.
+        let hosts = options.hosts.as_ref().map_or_else(String::new, |hosts| {
+            format!("mount --bind {} /etc/hosts && ", hosts.display())
+        });
         let script = format!(
-            "mount --make-rprivate / && mount -t tmpfs lab /run && \
+            "mount --make-rprivate / && mount -t tmpfs lab /run && {hosts}\
              exec env STRONGSWAN_CONF={} /usr/sbin/charon-systemd",
             conf.display()
         );
@@ -251,8 +263,9 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
     let [first, last] = PLUGINS;
     // The earlier of two kernel plugins owns the SAs.
     let esp = if options.kernel_esp { "" } else { "kernel-libipsec" };
+    let fetch = if options.fetch { "curl" } else { "" };
     Conf::new().section("charon", |c| {
-        c.set("load", &format!("{first} {esp} {last}"))
+        c.set("load", &format!("{first} {fetch} {esp} {last}"))
             .set("install_virtual_ip", "yes")
             .set("fragment_size", &options.fragment_size.to_string())
             .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
@@ -262,7 +275,14 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
                 "signature_authentication",
                 if options.signature_authentication { "yes" } else { "no" },
             )
-            .section("plugins", |p| p.section("vici", |v| v.set("socket", &vici)))
+            .section("plugins", |p| {
+                let p = p.section("vici", |v| v.set("socket", &vici));
+                let Some(only) = &options.revocation else { return p };
+                let flag = |way: &str| if way == only { "yes" } else { "no" };
+                p.section("revocation", |r| {
+                    r.set("enable_ocsp", flag("ocsp")).set("enable_crl", flag("crl"))
+                })
+            })
             .section("filelog", |f| {
                 f.section("lab", |l| {
                     l.set("path", &log)

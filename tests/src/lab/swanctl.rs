@@ -75,6 +75,8 @@ pub struct Connection {
     pub remote_id: String,
     /// Trust anchor below `x509ca/` the peer must chain to; empty accepts any loaded one.
     pub remote_ca: String,
+    /// How the peer's certificate status is looked at: `strict`, `ifuri` or empty.
+    pub revocation: String,
     /// Local traffic selectors; empty means `dynamic`.
     pub local_ts: String,
     /// Remote traffic selectors; empty means `dynamic`.
@@ -101,6 +103,7 @@ impl Default for Connection {
             local_id: String::new(),
             remote_id: "%any".to_owned(),
             remote_ca: String::new(),
+            revocation: String::new(),
             local_ts: String::new(),
             remote_ts: String::new(),
             encap: false,
@@ -138,7 +141,10 @@ impl Connection {
                 if self.local_id.is_empty() { l } else { l.set("id", &quoted(&self.local_id)) }
             })
             .section("remote", |r| {
-                let r = r.set("auth", "pubkey").set("id", &quoted(&self.remote_id));
+                let mut r = r.set("auth", "pubkey").set("id", &quoted(&self.remote_id));
+                if !self.revocation.is_empty() {
+                    r = r.set("revocation", &self.revocation);
+                }
                 if self.remote_ca.is_empty() { r } else { r.set("cacerts", &self.remote_ca) }
             })
             .section("children", |ch| {

@@ -15,6 +15,7 @@ mod many;
 mod paths;
 mod refusals;
 mod scene;
+mod status;
 mod suites;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -100,6 +101,11 @@ pub const ALL: &[Entry] = &[
         endings::release,
     ),
     entry("revoke", "cert revoke ends the tunnel at once and updates the CRL", endings::revoke),
+    entry(
+        "ocsp",
+        "OCSP and CRLs for openssl and a strict strongSwan; revoked shows at once",
+        status::ocsp,
+    ),
     waiting(
         "lifetime",
         "the SA ends with its certificate; an expired one is refused",

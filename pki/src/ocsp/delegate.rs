@@ -1,0 +1,173 @@
+//! The delegated signer: a key of its own whose certificate the CA issued for nothing but OCSP
+//! (RFC 6960 4.2.2.2). The CA's own key signs no strangers' questions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{Actor, AuditEvent};
+use crate::authority::{Authority, lock};
+use crate::ca::CaKey;
+use crate::error::Error;
+use crate::failpoint;
+use crate::issue::{self, BACKDATE, CertRecord, Terms, base64_bytes};
+use crate::record::{self, key};
+use crate::serial::Serial;
+use crate::signer::{FileSigner, KeyAlgorithm, Signer};
+use crate::store::{Outcome, Txn};
+use crate::time::UnixTime;
+
+/// Nobody checks the signer's own status (id-pkix-ocsp-nocheck), so it lives shortly
+/// (RFC 6960 4.2.2.2.1).
+const LIFE: Duration = Duration::from_secs(14 * 86_400);
+/// Times another process may win before this one gives up.
+const ATTEMPTS: usize = 4;
+const KEY_PURPOSE: &str = "ocsp/signer-key";
+
+/// Which CA's certificates an answer is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Issuer {
+    /// The issuing CA: peers and the gateway.
+    Issuing,
+    /// The root: the issuing CA itself.
+    Root,
+}
+
+/// An opened signer.
+#[derive(Debug)]
+pub(super) struct Delegate {
+    pub(super) certificate: Vec<u8>,
+    pub(super) signer: FileSigner,
+    not_before: UnixTime,
+    not_after: UnixTime,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct DelegateRecord {
+    #[serde(with = "base64_bytes")]
+    der: Vec<u8>,
+    #[serde(with = "base64_bytes")]
+    sealed_key: Vec<u8>,
+    not_before: UnixTime,
+    not_after: UnixTime,
+}
+
+impl Delegate {
+    /// Two thirds of its life are good for signing; the rest is for those who kept an answer.
+    fn is_fresh(&self, now: UnixTime) -> bool {
+        let until = self.not_before.plus(self.not_after.since(self.not_before) * 2 / 3);
+        (self.not_before..until).contains(&now)
+    }
+}
+
+impl Authority {
+    /// The signer for a CA's answers; the first call and every renewal issue a certificate.
+    pub(super) fn ocsp_delegate(
+        &self,
+        issuer: Issuer,
+        now: UnixTime,
+    ) -> Result<Arc<Delegate>, Error> {
+        let ca = self.ca();
+        let issuer_id = match issuer {
+            Issuer::Issuing => &ca.issuer_id,
+            Issuer::Root => &ca.root_id,
+        };
+        let known = lock(&self.ocsp).delegates.get(issuer_id).cloned();
+        if let Some(delegate) = known.filter(|delegate| delegate.is_fresh(now)) {
+            return Ok(delegate);
+        }
+        let record_key = key::ocsp_signer(issuer_id);
+        for _ in 0..ATTEMPTS {
+            let stored = record::read::<DelegateRecord>(self.store.as_ref(), &record_key)?;
+            if let Some(stored) = &stored {
+                let delegate = self.open_delegate(&stored.value)?;
+                if delegate.is_fresh(now) {
+                    return Ok(self.remember(issuer_id, delegate));
+                }
+            }
+            let (record, certificate) = match issuer {
+                Issuer::Issuing => self.new_delegate(ca.issuing(), "OCSP", ca.not_after, now)?,
+                Issuer::Root => {
+                    let signer = self.root_signer()?;
+                    let root = CaKey { certificate: &ca.root_der, signer: &signer };
+                    self.new_delegate(root, "Root OCSP", UnixTime::MAX, now)?
+                }
+            };
+            let mut txn = Txn::new();
+            match &stored {
+                Some(stored) => txn.at(&record_key, stored.revision),
+                None => txn.absent(&record_key),
+            };
+            let cert_key = key::cert(issuer_id, &certificate.serial);
+            txn.absent(&cert_key)
+                .put(cert_key, record::encode(&certificate))
+                .put(&record_key, record::encode(&record));
+            AuditEvent::new("cert.issue", &Actor::System, now)
+                .serial(&certificate.serial)
+                .reason("OCSP signer")
+                .record(&mut txn);
+            failpoint::hit("ocsp.before_commit");
+            if let Outcome::Committed(_) = self.store.transact(txn)? {
+                failpoint::hit("ocsp.after_commit");
+                let delegate = self.open_delegate(&record)?;
+                return Ok(self.remember(issuer_id, delegate));
+            }
+        }
+        Err(Error::Contended("the OCSP signer"))
+    }
+
+    fn new_delegate(
+        &self,
+        ca: CaKey<'_>,
+        name: &str,
+        ca_end: UnixTime,
+        now: UnixTime,
+    ) -> Result<(DelegateRecord, CertRecord), Error> {
+        let algorithm = match ca.signer.algorithm() {
+            // RSA keys are imported, not generated.
+            KeyAlgorithm::Rsa => KeyAlgorithm::EcdsaP256,
+            other => other,
+        };
+        let signer = FileSigner::generate(algorithm)?;
+        let now = now.floor_to_second();
+        let (serial, mark) = self.with_entropy(|entropy| {
+            Ok((Serial::random(entropy)?, crate::entropy::random_text(entropy, 6)?))
+        })?;
+        let terms = Terms {
+            serial,
+            not_before: now.minus(BACKDATE),
+            not_after: now.plus(LIFE).min(ca_end),
+            status_url: None,
+        };
+        let organisation = &self.settings().trust_domain;
+        let name = format!("{name} {mark}");
+        let der = issue::ocsp_signer(ca, &name, organisation, &terms, signer.public_key_der())?;
+        let certificate = CertRecord::from_der(der.clone(), None)?;
+        let sealed_key =
+            self.with_entropy(|entropy| self.sealer.seal(KEY_PURPOSE, signer.pkcs8(), entropy))?;
+        let record = DelegateRecord {
+            der,
+            sealed_key,
+            not_before: terms.not_before,
+            not_after: terms.not_after,
+        };
+        Ok((record, certificate))
+    }
+
+    fn open_delegate(&self, record: &DelegateRecord) -> Result<Delegate, Error> {
+        let pkcs8 = self.sealer.open(KEY_PURPOSE, &record.sealed_key)?;
+        Ok(Delegate {
+            certificate: record.der.clone(),
+            signer: FileSigner::from_pkcs8(pkcs8)?,
+            not_before: record.not_before,
+            not_after: record.not_after,
+        })
+    }
+
+    fn remember(&self, issuer_id: &str, delegate: Delegate) -> Arc<Delegate> {
+        let delegate = Arc::new(delegate);
+        lock(&self.ocsp).delegates.insert(issuer_id.to_owned(), Arc::clone(&delegate));
+        delegate
+    }
+}

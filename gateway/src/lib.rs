@@ -24,6 +24,7 @@ pub mod live;
 pub mod obs;
 pub mod policy;
 pub mod service;
+pub mod site;
 pub mod state;
 pub mod sys;
 pub mod up;

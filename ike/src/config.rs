@@ -197,4 +197,7 @@ pub struct PeerConfig {
     pub ts_remote: Vec<TrafficSelector>,
     /// Offer MOBIKE (RFC 4555): the connection then survives a change of our address.
     pub mobike: bool,
+    /// Say that no other SA with the peer is known (RFC 7296 2.4): the peer lets go of what an
+    /// earlier run of ours left with it. Never when another SA with it is to live on.
+    pub initial_contact: bool,
 }

@@ -30,6 +30,8 @@ pub enum Event {
         suite: String,
         /// Virtual addresses handed out.
         addresses: Vec<std::net::IpAddr>,
+        /// As initiator: the name of the connection.
+        connection: Option<String>,
     },
     /// An IKE SA is gone. It comes after [`Event::ChildDown`] of its last child, unless the SA was
     /// rekeyed: its children live on then.
@@ -40,6 +42,8 @@ pub enum Event {
         lease: Option<LeaseId>,
         /// Why.
         reason: CloseReason,
+        /// As initiator: the name of the connection.
+        connection: Option<String>,
     },
     /// A child SA is installed.
     ChildUp {

@@ -264,6 +264,8 @@ pub struct VerifyPeer {
     pub signature: Vec<u8>,
     /// As initiator: the identity the responder must prove.
     pub expected: Option<Identification>,
+    /// As initiator: the name of the connection ([`PeerConfig::name`]).
+    pub connection: Option<String>,
 }
 
 /// What is known of a verified peer.
@@ -346,6 +348,8 @@ pub struct Authorise {
     pub ts_remote: Vec<TrafficSelector>,
     /// Our side's selectors (TSr).
     pub ts_local: Vec<TrafficSelector>,
+    /// As initiator: the name of the connection ([`PeerConfig::name`]).
+    pub connection: Option<String>,
 }
 
 /// What a peer is granted. An SA never outlives `deadline`.
@@ -363,6 +367,9 @@ pub struct Grant {
     pub dns: Vec<IpAddr>,
     /// What it may reach: at most 32 selectors (RFC 7296 2.9); TSr is narrowed to these.
     pub allowed: Vec<TrafficSelector>,
+    /// The networks behind a peer that is a gateway itself: TSi is narrowed to these. Empty for a
+    /// peer that speaks for its virtual addresses, or without any for its own address.
+    pub networks: Vec<TrafficSelector>,
     /// The earlier of the lease's end and the chain's notAfter.
     pub deadline: WallTime,
     /// What becomes of the lease's other IKE SAs.
@@ -421,6 +428,8 @@ pub struct InstallChild {
     pub reqid: u32,
     /// Virtual addresses of the peer (for the filter).
     pub addresses: Vec<IpAddr>,
+    /// Networks behind the peer (for the filter).
+    pub networks: Vec<TrafficSelector>,
     /// SPI of packets to us.
     pub spi_in: u32,
     /// SPI of packets to the peer.

@@ -49,8 +49,8 @@ pub use entropy::{Entropy, SystemEntropy, random_text};
 pub use error::Error;
 pub use issue::CertRecord;
 pub use lease::{
-    CiRef, Lease, LeaseCert, LeaseChange, LeaseEnd, LeaseEvent, LeaseState, LeaseTimers,
-    Transition, transition,
+    CiRef, Lease, LeaseCert, LeaseChange, LeaseEnd, LeaseEvent, LeaseState, LeaseTimers, SITE_ROLE,
+    SitePeer, Transition, transition,
 };
 pub use ocsp::{OcspReply, OcspStatus};
 pub use profile::{Options, PoolConfig, RoleProfile, Settings};

@@ -97,6 +97,10 @@ pub(crate) mod key {
     pub(crate) fn ocsp_signer(issuer: &str) -> String {
         format!("ocsp-signer/{issuer}")
     }
+    /// Which lease a site has or had last.
+    pub(crate) fn site(name: &str) -> String {
+        format!("site/{name}")
+    }
     pub(crate) fn server(name: &str) -> String {
         format!("server/{name}")
     }

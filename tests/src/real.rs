@@ -95,6 +95,7 @@ pub fn target(
         ts_local: Vec::new(),
         ts_remote: vec![TrafficSelector::any_v4()],
         mobike: false,
+        initial_contact: false,
     })
 }
 
@@ -107,6 +108,7 @@ pub fn any_grant(number: u64) -> Grant {
         addresses: Vec::new(),
         dns: Vec::new(),
         allowed: Vec::new(),
+        networks: Vec::new(),
         deadline: FAR,
         unique: UniquePolicy::Keep,
     }

@@ -10,7 +10,10 @@ use std::net::IpAddr;
 
 use crate::Dataplane;
 use crate::error::PlaneError;
-use crate::model::{ChildId, ChildSpec, Hosts, LeaseFilter, RoleFilter, TunnelNetwork, Usage};
+use crate::model::{
+    ChildId, ChildSpec, Hosts, LeaseFilter, RoleFilter, Selector, SiteFilter, SiteRoute,
+    TunnelNetwork, Usage,
+};
 use crate::nft::{FilterCounters, Firewall, FirewallConfig};
 use crate::route::TunnelNet;
 
@@ -36,6 +39,13 @@ pub trait PacketFilter: Send {
     /// # Errors
     /// The former lists stay in force then.
     fn replace_roles(&mut self, roles: &[RoleFilter]) -> Result<(), PlaneError>;
+
+    /// Replaces the filters of all sites in one transaction; bound ones stay bound.
+    ///
+    /// # Errors
+    /// [`PlaneError::Conflict`] when a site that is to go is still bound. The former filters stay
+    /// in force then.
+    fn replace_sites(&mut self, sites: &[SiteFilter]) -> Result<(), PlaneError>;
 
     /// Counters of leases and of what was dropped.
     ///
@@ -74,6 +84,14 @@ pub trait TunnelAddressing: Send {
         mtu: u32,
     ) -> Result<(), PlaneError>;
 
+    /// Replaces the routes of the networks behind sites. Before [`Self::set_up`] they are only
+    /// remembered.
+    ///
+    /// # Errors
+    /// [`PlaneError::Conflict`] when a network overlaps something else on this machine, or the
+    /// kernel's refusal; the former routes stay then.
+    fn set_sites(&mut self, sites: &[SiteRoute]) -> Result<(), PlaneError>;
+
     /// Changes the interface's MTU in bytes.
     ///
     /// # Errors
@@ -94,6 +112,10 @@ pub struct TunnelSetup {
     pub networks: Vec<TunnelNetwork>,
     /// Allow lists.
     pub roles: Vec<RoleFilter>,
+    /// Filters of sites.
+    pub sites: Vec<SiteFilter>,
+    /// Routes to sites.
+    pub site_routes: Vec<SiteRoute>,
     /// MTU of the tunnel interface in bytes (see [`crate::route::tunnel_mtu`]).
     pub mtu: u32,
 }
@@ -133,6 +155,7 @@ impl Enforcer {
             interface: plane.interface().to_owned(),
             networks: setup.networks.clone(),
             roles: setup.roles.clone(),
+            sites: setup.sites.clone(),
             plane: plane.kind(),
         };
         let filter = match Firewall::install(&config) {
@@ -157,7 +180,10 @@ impl Enforcer {
         setup: &TunnelSetup,
     ) -> Result<Self, PlaneError> {
         let interface = plane.interface().to_owned();
-        if let Err(error) = network.set_up(&interface, &setup.networks, setup.mtu) {
+        let made = network
+            .set_sites(&setup.site_routes)
+            .and_then(|()| network.set_up(&interface, &setup.networks, setup.mtu));
+        if let Err(error) = made {
             abandon(plane.as_mut());
             if let Err(second) = filter.remove() {
                 tracing::warn!(error = %second, "firewall not removed after a failed start");
@@ -184,7 +210,8 @@ impl Enforcer {
         }
         let known = self.leases.get(&lease.reqid);
         if let Some(known) = known
-            && known.filter.addresses != lease.addresses
+            && (&known.filter.addresses, &known.filter.networks)
+                != (&lease.addresses, &lease.networks)
         {
             return Err(PlaneError::Conflict(format!(
                 "lease with reqid {} is bound to other addresses",
@@ -308,6 +335,20 @@ impl Enforcer {
         self.filter.replace_roles(roles)
     }
 
+    /// Replaces filters and routes of all sites. Those that go must have no children any more.
+    ///
+    /// # Errors
+    /// [`PlaneError::Conflict`] when one that is to go still has a child, or when a network is
+    /// something else's on this machine; filters are then replaced, and routes as they were.
+    pub fn replace_sites(
+        &mut self,
+        sites: &[SiteFilter],
+        routes: &[SiteRoute],
+    ) -> Result<(), PlaneError> {
+        self.filter.replace_sites(sites)?;
+        self.network.set_sites(routes)
+    }
+
     /// Gives a lease that has children another role, in one transaction.
     ///
     /// # Errors
@@ -409,8 +450,12 @@ fn check_belongs(spec: &ChildSpec, lease: &LeaseFilter) -> Result<(), PlaneError
             spec.id.0, spec.reqid, lease.reqid
         )));
     }
-    let foreign = |address: &IpAddr| !lease.addresses.contains(address);
-    match spec.remote_selectors.iter().find(|s| s.start != s.end || foreign(&s.start)) {
+    let its_own = |selector: &Selector| {
+        let of = |address: &IpAddr| lease.networks.iter().position(|net| net.contains(address));
+        let in_network = of(&selector.start).is_some_and(|net| of(&selector.end) == Some(net));
+        in_network || (selector.start == selector.end && lease.addresses.contains(&selector.start))
+    };
+    match spec.remote_selectors.iter().find(|selector| !its_own(selector)) {
         Some(selector) => Err(PlaneError::Conflict(format!(
             "child {} covers {}-{}, which is not an address of its lease",
             spec.id.0, selector.start, selector.end

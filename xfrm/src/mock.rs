@@ -13,7 +13,7 @@ use crate::enforcer::{PacketFilter, TunnelAddressing};
 use crate::error::PlaneError;
 use crate::model::{
     Capabilities, ChildId, ChildSpec, EspSuite, Hosts, LeaseFilter, PlaneKind, PlaneStats,
-    RoleFilter, Spi, TunnelNetwork, Usage,
+    RoleFilter, SiteFilter, SiteRoute, Spi, TunnelNetwork, Usage,
 };
 use crate::nft::FilterCounters;
 
@@ -66,6 +66,10 @@ pub enum MockOp {
     RemoveIn(ChildId, Spi),
     /// The plane was shut down.
     Shutdown,
+    /// Filters of sites were replaced; their names.
+    ReplaceSites(Vec<String>),
+    /// Networks of sites were routed.
+    SetSites(Vec<ipnet::IpNet>),
 }
 
 /// Kind of operation, to make the next one fail.
@@ -383,6 +387,12 @@ impl PacketFilter for MockFilter {
         Ok(())
     }
 
+    fn replace_sites(&mut self, sites: &[SiteFilter]) -> Result<(), PlaneError> {
+        let names = sites.iter().map(|site| site.site.clone()).collect();
+        self.0.lock().ops.push(MockOp::ReplaceSites(names));
+        Ok(())
+    }
+
     fn counters(&mut self) -> Result<FilterCounters, PlaneError> {
         Ok(FilterCounters::default())
     }
@@ -414,6 +424,14 @@ impl TunnelAddressing for MockNetwork {
         let mut inner = self.0.lock();
         inner.check(MockCall::SetUp)?;
         inner.ops.push(MockOp::SetUp { interface: interface.to_owned(), mtu });
+        Ok(())
+    }
+
+    fn set_sites(&mut self, sites: &[SiteRoute]) -> Result<(), PlaneError> {
+        if !sites.is_empty() {
+            let networks = sites.iter().map(|site| site.network).collect();
+            self.0.lock().ops.push(MockOp::SetSites(networks));
+        }
         Ok(())
     }
 

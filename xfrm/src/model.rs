@@ -295,6 +295,28 @@ pub struct RoleFilter {
     pub allow: Vec<AllowRule>,
 }
 
+/// The packet filter of a site: networks behind another gateway. What is not named is dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SiteFilter {
+    /// The site's name (`[A-Za-z0-9_-]+`).
+    pub site: String,
+    /// Networks on our side whose hosts may open connections to the site.
+    pub local: Vec<IpNet>,
+    /// Networks behind the site.
+    pub remote: Vec<IpNet>,
+    /// What hosts of the site may open connections to.
+    pub allow: Vec<AllowRule>,
+}
+
+/// A network behind a site, routed to the tunnel interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SiteRoute {
+    /// The network.
+    pub network: IpNet,
+    /// This machine's own address in the networks the site may speak to, for what it sends itself.
+    pub source: Option<IpAddr>,
+}
+
 /// Binds a lease's inner addresses to its role's filter chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseFilter {
@@ -302,6 +324,8 @@ pub struct LeaseFilter {
     pub reqid: u32,
     /// Its virtual addresses.
     pub addresses: Vec<IpAddr>,
+    /// The networks behind a site, which `role` then names; empty for a client.
+    pub networks: Vec<IpNet>,
     /// Its role.
     pub role: String,
 }

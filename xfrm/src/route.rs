@@ -18,7 +18,7 @@ pub use self::ops::{Link, RouteSocket};
 use crate::enforcer::TunnelAddressing;
 use crate::error::PlaneError;
 use crate::kernel::if_id_for;
-use crate::model::{EspSuite, TunnelNetwork};
+use crate::model::{EspSuite, SiteRoute, TunnelNetwork};
 
 /// The metric of an instance's unreachable routes: worse than any in practical use, so that every
 /// other route to a pool wins. Its lower bits tell instances apart, by their interface, so that
@@ -111,6 +111,7 @@ pub struct TunnelNet {
     interface: String,
     ipv6: bool,
     networks: Vec<TunnelNetwork>,
+    sites: Vec<SiteRoute>,
 }
 
 impl TunnelNet {
@@ -126,21 +127,24 @@ impl TunnelNet {
         self.socket()?.link(&name)?.ok_or_else(|| PlaneError::Unknown(format!("interface {name}")))
     }
 
-    /// A pool must not overlap anything else on this machine: its packets would go astray.
-    fn check_conflicts(&mut self, link: &Link) -> Result<(), PlaneError> {
-        let networks = self.networks.clone();
+    /// A pool or site must not overlap anything else on this machine: its packets would go astray.
+    fn check_conflicts(
+        &mut self,
+        link: &Link,
+        kind: &str,
+        networks: &[IpNet],
+    ) -> Result<(), PlaneError> {
         let socket = self.socket()?;
         let addresses = socket.addresses()?;
-        for network in &networks {
-            let pool = network.network;
+        for &pool in networks {
             let other = addresses
                 .iter()
                 .find(|(index, address)| *index != link.index && pool.contains(address));
             if let Some((index, address)) = other {
                 let name = socket.link_by_index(*index)?.map(|l| l.name).unwrap_or_default();
                 return Err(PlaneError::Conflict(format!(
-                    "pool {pool} overlaps address {address} of interface {name}; choose another \
-                     pool or renumber the interface"
+                    "{kind} {pool} overlaps address {address} of interface {name}; choose another \
+                     network or renumber the interface"
                 )));
             }
             for route in socket.routes_within(pool)? {
@@ -153,8 +157,8 @@ impl TunnelNet {
                     None => None,
                 };
                 return Err(PlaneError::Conflict(format!(
-                    "pool {pool} overlaps the existing route {}{}; choose another pool or remove \
-                     the route",
+                    "{kind} {pool} overlaps the existing route {}{}; choose another network or \
+                     remove the route",
                     route.destination,
                     name.map(|name| format!(" to {name}")).unwrap_or_default()
                 )));
@@ -166,21 +170,69 @@ impl TunnelNet {
     fn make(&mut self, link: &Link, mtu: u32) -> Result<(), PlaneError> {
         let networks = self.networks.clone();
         let interface = self.interface.clone();
-        let ipv4 = networks.iter().any(|n| matches!(n.network, IpNet::V4(_)));
+        let sites = self.sites.clone();
+        let ipv4 = self.all_networks().iter().any(|net| matches!(net, IpNet::V4(_)));
         let ipv6 = self.ipv6;
+        let all = self.all_networks();
         let metric = unreachable_metric(&interface);
         let socket = self.socket()?;
         // The safety net first: from here on a pool is never without a route.
-        for network in &networks {
-            socket.set_route(network.network.trunc(), Target::Unreachable { metric })?;
+        for network in &all {
+            socket.set_route(*network, Target::Unreachable { metric })?;
         }
-        remove_former(socket, &networks, metric)?;
+        remove_former(socket, &all, metric)?;
         forwarding::enable_on(&interface, ipv4, ipv6)?;
         socket.set_link_up(link, mtu)?;
         for network in &networks {
             socket.add_address(link, network.gateway)?;
-            let target = Target::Interface { index: link.index, source: network.gateway };
+            let target = Target::Interface { index: link.index, source: Some(network.gateway) };
             socket.set_route(network.network.trunc(), target)?;
+        }
+        for site in &sites {
+            let target = Target::Interface { index: link.index, source: site.source };
+            socket.set_route(site.network.trunc(), target)?;
+        }
+        Ok(())
+    }
+
+    /// Pools and networks behind sites.
+    fn all_networks(&self) -> Vec<IpNet> {
+        let pools = self.networks.iter().map(|pool| pool.network.trunc());
+        pools.chain(self.sites.iter().map(|site| site.network.trunc())).collect()
+    }
+
+    /// Routes the networks of sites that are new, and lets go of those that went.
+    fn change_sites(&mut self, link: &Link, sites: &[SiteRoute]) -> Result<(), PlaneError> {
+        let former = std::mem::take(&mut self.sites);
+        let new: Vec<IpNet> = sites
+            .iter()
+            .map(|site| site.network.trunc())
+            .filter(|network| !former.iter().any(|site| site.network.trunc() == *network))
+            .collect();
+        if let Err(error) = self.check_conflicts(link, "the site's network", &new) {
+            self.sites = former;
+            return Err(error);
+        }
+        self.sites = sites.to_vec();
+        let all = self.all_networks();
+        self.ipv6 = all.iter().any(|net| matches!(net, IpNet::V6(_)));
+        let ipv4 = all.iter().any(|net| matches!(net, IpNet::V4(_)));
+        let metric = unreachable_metric(&self.interface);
+        forwarding::enable_on(&self.interface, ipv4, self.ipv6)?;
+        let socket = self.socket()?;
+        for site in sites {
+            let network = site.network.trunc();
+            socket.set_route(network, Target::Unreachable { metric })?;
+            let target = Target::Interface { index: link.index, source: site.source };
+            socket.set_route(network, target)?;
+        }
+        for gone in former {
+            let network = gone.network.trunc();
+            if !all.contains(&network) {
+                let target = Target::Interface { index: link.index, source: gone.source };
+                socket.delete_route(network, target)?;
+                socket.delete_route(network, Target::Unreachable { metric })?;
+            }
         }
         Ok(())
     }
@@ -194,14 +246,14 @@ impl TunnelNet {
 /// no longer its own.
 fn remove_former(
     socket: &mut RouteSocket,
-    networks: &[TunnelNetwork],
+    networks: &[IpNet],
     metric: u32,
 ) -> Result<(), PlaneError> {
     let everything = [IpAddr::from([0; 4]), IpAddr::from([0; 16])];
     for all in everything.into_iter().filter_map(|address| IpNet::new(address, 0).ok()) {
         for route in socket.routes_within(all)? {
             let former = route.ours && route.unreachable && route.metric == metric;
-            let current = networks.iter().any(|n| n.network.trunc() == route.destination);
+            let current = networks.contains(&route.destination);
             if former && !current {
                 tracing::info!(network = %route.destination, "route of a former pool removed");
                 socket.delete_route(route.destination, Target::Unreachable { metric })?;
@@ -220,11 +272,17 @@ impl TunnelAddressing for TunnelNet {
     ) -> Result<(), PlaneError> {
         self.interface = interface.to_owned();
         self.networks = networks.to_vec();
-        self.ipv6 = networks.iter().any(|n| matches!(n.network, IpNet::V6(_)));
+        self.ipv6 = self.all_networks().iter().any(|net| matches!(net, IpNet::V6(_)));
         let link = self.link()?;
-        if let Err(error) = self.check_conflicts(&link) {
+        let pools: Vec<IpNet> = networks.iter().map(|pool| pool.network).collect();
+        let behind: Vec<IpNet> = self.sites.iter().map(|site| site.network).collect();
+        let checked = self
+            .check_conflicts(&link, "pool", &pools)
+            .and_then(|()| self.check_conflicts(&link, "the site's network", &behind));
+        if let Err(error) = checked {
             // Nothing is ours to remove.
             self.networks.clear();
+            self.sites.clear();
             return Err(error);
         }
         let mtu = self.effective(mtu);
@@ -233,6 +291,18 @@ impl TunnelAddressing for TunnelNet {
                 tracing::warn!(reason = %sentence, "left over after a failed start");
             }
         })
+    }
+
+    fn set_sites(&mut self, sites: &[SiteRoute]) -> Result<(), PlaneError> {
+        if self.interface.is_empty() {
+            self.sites = sites.to_vec();
+            return Ok(());
+        }
+        if self.sites == sites {
+            return Ok(());
+        }
+        let link = self.link()?;
+        self.change_sites(&link, sites)
     }
 
     fn set_mtu(&mut self, mtu: u32) -> Result<(), PlaneError> {
@@ -244,6 +314,7 @@ impl TunnelAddressing for TunnelNet {
     fn tear_down(&mut self) -> Vec<String> {
         let mut leftovers = Vec::new();
         let networks = std::mem::take(&mut self.networks);
+        let sites = std::mem::take(&mut self.sites);
         let link = self.link().ok();
         let metric = unreachable_metric(&self.interface);
         let socket = match self.socket() {
@@ -259,11 +330,19 @@ impl TunnelAddressing for TunnelNet {
             let pool = network.network.trunc();
             // A vanished interface took its address and route along.
             if let Some(link) = &link {
-                let target = Target::Interface { index: link.index, source: network.gateway };
+                let target = Target::Interface { index: link.index, source: Some(network.gateway) };
                 note(socket.delete_route(pool, target));
                 note(socket.delete_address(link, network.gateway));
             }
             note(socket.delete_route(pool, Target::Unreachable { metric }));
+        }
+        for site in &sites {
+            let network = site.network.trunc();
+            if let Some(link) = &link {
+                let target = Target::Interface { index: link.index, source: site.source };
+                note(socket.delete_route(network, target));
+            }
+            note(socket.delete_route(network, Target::Unreachable { metric }));
         }
         leftovers
     }

@@ -65,6 +65,7 @@ fn config(masquerade: bool) -> FirewallConfig {
         interface: "tun-t".to_owned(),
         networks: networks(masquerade),
         roles: vec![builder()],
+        sites: Vec::new(),
         plane: PlaneKind::Userspace,
     }
 }
@@ -76,6 +77,7 @@ fn lease(reqid: u32, last: u8) -> LeaseFilter {
             format!("10.77.0.{last}").parse().unwrap(),
             format!("fd77::{last}").parse().unwrap(),
         ],
+        networks: Vec::new(),
         role: "builder-1".to_owned(),
     }
 }
@@ -485,6 +487,7 @@ fn binds_ten_thousand_leases_at_an_even_cost() {
         let mut firewall = Firewall::install(&wide).unwrap();
         let many: Vec<LeaseFilter> = (0..10_000_u32)
             .map(|n| LeaseFilter {
+                networks: Vec::new(),
                 reqid: n + 1,
                 addresses: vec![
                     std::net::Ipv4Addr::from(0x0a80_0000 + n).into(),

@@ -6,21 +6,24 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ike::crypto::CryptoProvider;
 use ike::event::{Blame, Refusal};
 use ike::io::{
-    Authorise, Grant, IkeSaId, LeaseId, PeerProof, SharedKey, SharedKeyRequest, UniquePolicy,
-    VerifiedPeer, VerifyPeer,
+    Authorise, Grant, IkeSaId, LeaseId, OwnProof, PeerProof, SharedKey, SharedKeyRequest,
+    UniquePolicy, VerifiedPeer, VerifyPeer,
 };
 use ike::time::WallTime;
 use ike::wire::{Identification, NotifyType};
 use pki::validate::PeerError;
 use pki::{AccessError, Authority, IkeId, Lease, UnixTime};
 
+use crate::config::Site;
 use crate::lease::{Epoch, LeaseRegistry};
 use crate::live::LiveConfig;
 use crate::policy;
+use crate::service::identification;
 use crate::sys::clock;
 
 /// Verifies and authorises peers.
@@ -31,8 +34,18 @@ pub struct Peers {
     config: LiveConfig,
     provider: &'static CryptoProvider,
     /// Verified, not yet authorised: the engine carries a digest of this between the two.
-    verified: Mutex<BTreeMap<IkeSaId, pki::VerifiedPeer>>,
+    verified: Mutex<BTreeMap<IkeSaId, Known>>,
 }
+
+/// A verified peer, and the site it is.
+#[derive(Debug)]
+struct Known {
+    peer: pki::VerifiedPeer,
+    site: Option<String>,
+}
+
+/// What was proved with a shared key is to be proved again in this time.
+const SHARED_KEY_LIFE: Duration = Duration::from_secs(86_400);
 
 /// Peers between verification and authorisation at most; the engine authorises at once, so more
 /// than a few mean handshakes that were given up.
@@ -61,10 +74,22 @@ impl Peers {
             identity: Some(request.identity.clone()),
         };
         let id = IkeId { kind: request.identity.id_type.value(), data: &request.identity.data };
-        let peer = self
-            .authority
-            .verify_peer(&request.certificates, Some(id), now())
-            .map_err(|error| context.peer(&error))?;
+        let site = self.site_of(request, &context)?;
+        if let Some(site) = site.as_ref().filter(|site| site.psk_file.is_some()) {
+            return Err(context.refuse(
+                "psk_expected",
+                format!("site {} presents a certificate, but shares a key with us", site.name),
+                "let it use the shared key (strongSwan: `auth = psk`), or give the site a `ca`"
+                    .to_owned(),
+            ));
+        }
+        let anchors = site.as_ref().map(|site| site.anchors.as_slice()).unwrap_or_default();
+        let verified = if anchors.is_empty() {
+            self.authority.verify_peer(&request.certificates, Some(id), now())
+        } else {
+            pki::validate::verify_peer(&request.certificates, anchors, Some(id), now())
+        };
+        let peer = verified.map_err(|error| context.peer(&error))?;
         if let Some(expected) = &request.expected
             && *expected != request.identity
         {
@@ -108,7 +133,7 @@ impl Peers {
             },
         };
         let mut verified = self.verified();
-        verified.insert(request.ike, peer);
+        verified.insert(request.ike, Known { peer, site: site.map(|site| site.name) });
         if verified.len() > WAITING {
             verified.pop_first();
         }
@@ -125,6 +150,11 @@ impl Peers {
             remote: Some(request.remote),
             identity: request.peer.clone(),
         };
+        let config = self.config.get();
+        let asked = |site: &&Site| request.peer.as_ref() == Some(&identification(&site.id));
+        if let Some(key) = config.sites.iter().find(asked).and_then(|site| site.psk.clone()) {
+            return Ok(Box::new(SharedKey { key, own: OwnProof::SharedKey }));
+        }
         Err(context.refuse(
             "psk_not_offered",
             "the client authenticates with a shared key, which is not offered".to_owned(),
@@ -175,20 +205,26 @@ impl Peers {
         }
     }
 
-    fn verified(&self) -> MutexGuard<'_, BTreeMap<IkeSaId, pki::VerifiedPeer>> {
+    fn verified(&self) -> MutexGuard<'_, BTreeMap<IkeSaId, Known>> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn grant(&self, request: &Authorise) -> Result<Box<Grant>, Refusal> {
         let context = Context::of(request);
-        let peer = self.verified().remove(&request.ike).ok_or_else(|| {
+        if request.peer.proof == PeerProof::SharedKey {
+            return self.grant_shared(request, &context);
+        }
+        let Known { peer, site } = self.verified().remove(&request.ike).ok_or_else(|| {
             // Thousands of handshakes overtook this one; the client tries again.
             self.busy(Some(request.ike), Some(request.remote))
         })?;
+        if let Some(site) = site {
+            return self.grant_site(&site, &peer, &context);
+        }
         let access =
             self.authority.authorise(&peer, now()).map_err(|error| context.access(&error))?;
         let deadline = WallTime(access.deadline.micros());
-        let grant = self.regrant(&access.lease, deadline).ok_or_else(|| {
+        let grant = self.regrant(&access.lease, &access.lease.role, deadline).ok_or_else(|| {
             let (role, pool) = (&access.lease.role, &access.lease.pool);
             context.refuse(
                 "unknown_role",
@@ -199,10 +235,101 @@ impl Peers {
         Ok(Box::new(grant))
     }
 
-    /// What a lease grants under the configuration in force; `None` when its role or pool is not
-    /// configured.
-    pub fn regrant(&self, lease: &Lease, deadline: WallTime) -> Option<Grant> {
+    /// Which site a peer claims to be: the one we connect to, or the one with that identity.
+    fn site_of(&self, request: &VerifyPeer, context: &Context) -> Result<Option<Site>, Refusal> {
         let config = self.config.get();
+        let Some(name) = &request.connection else {
+            let claimed = |site: &&Site| identification(&site.id) == request.identity;
+            return Ok(config.sites.iter().find(claimed).cloned());
+        };
+        let site = config.site(name).cloned().ok_or_else(|| {
+            context.refuse(
+                "unknown_site",
+                format!("site {name} is not configured any more"),
+                "nothing, if it was removed; else add it to the configuration".to_owned(),
+            )
+        })?;
+        Ok(Some(site))
+    }
+
+    /// A site's lease. One that our own CA certified has the lease of its certificate; one that
+    /// another certified gets a lease for this.
+    fn grant_site(
+        &self,
+        site: &str,
+        peer: &pki::VerifiedPeer,
+        context: &Context,
+    ) -> Result<Box<Grant>, Refusal> {
+        let config = self.config.get();
+        let foreign = config.site(site).is_some_and(|site| !site.anchors.is_empty());
+        let (lease, deadline) = if foreign {
+            let proved = pki::SitePeer {
+                site,
+                subject: &peer.subject,
+                spki_sha256: &peer.spki_sha256,
+                until: peer.not_after,
+            };
+            let lease = self.authority.site_lease(&proved, now());
+            (lease.map_err(|error| context.access(&error))?, peer.not_after)
+        } else {
+            let access = self.authority.authorise(peer, now());
+            let access = access.map_err(|error| context.access(&error))?;
+            (access.lease, access.deadline)
+        };
+        let deadline = WallTime(deadline.micros());
+        let grant = self.regrant(&lease, &policy::site_role(site), deadline).ok_or_else(|| {
+            context.refuse(
+                "unknown_site",
+                format!("site {site} is not configured any more"),
+                "nothing, if it was removed; else add it to the configuration".to_owned(),
+            )
+        })?;
+        Ok(Box::new(grant))
+    }
+
+    /// The lease of a site that has proved that it knows the shared key. The key has no end, so the
+    /// lease has one, which every new authentication moves.
+    fn grant_shared(&self, request: &Authorise, context: &Context) -> Result<Box<Grant>, Refusal> {
+        let config = self.config.get();
+        let known =
+            |site: &&Site| site.psk.is_some() && identification(&site.id) == request.identity;
+        let unknown = || {
+            context.refuse(
+                "unknown_site",
+                format!("no site shares a key with {} any more", request.identity),
+                "nothing, if it was removed; else add it to the configuration".to_owned(),
+            )
+        };
+        let site = config.sites.iter().find(known).ok_or_else(unknown)?;
+        let until = now().plus(SHARED_KEY_LIFE);
+        let proved = pki::SitePeer { site: &site.name, subject: &site.id, spki_sha256: "", until };
+        let lease = self.authority.site_lease(&proved, now());
+        let lease = lease.map_err(|error| context.access(&error))?;
+        let deadline = WallTime(until.micros());
+        self.regrant(&lease, &policy::site_role(&site.name), deadline)
+            .map(Box::new)
+            .ok_or_else(unknown)
+    }
+
+    /// What a lease grants under the configuration in force, to a client of a role or to a site;
+    /// `None` when role, pool or site are not configured.
+    pub fn regrant(&self, lease: &Lease, role: &str, deadline: WallTime) -> Option<Grant> {
+        let config = self.config.get();
+        if let Some(site) = policy::site_of_role(role) {
+            let site = config.site(site)?;
+            let id = LeaseId(lease.id.clone());
+            return Some(Grant {
+                reqid: self.registry.reqid(&id),
+                lease: id,
+                role: role.to_owned(),
+                addresses: Vec::new(),
+                dns: Vec::new(),
+                allowed: policy::selectors(&site.local),
+                networks: policy::selectors(&site.networks),
+                deadline,
+                unique: UniquePolicy::Replace,
+            });
+        }
         let (role, pool) = (config.role(&lease.role)?, config.pool(&lease.pool)?);
         let id = LeaseId(lease.id.clone());
         Some(Grant {
@@ -212,6 +339,7 @@ impl Peers {
             addresses: lease.addresses.clone(),
             dns: pool.dns.clone(),
             allowed: policy::allowed_selectors(role, pool),
+            networks: Vec::new(),
             deadline,
             unique: UniquePolicy::Replace,
         })

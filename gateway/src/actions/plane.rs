@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use ike::io::{Action, ChildSaId, Completion, Token};
-use xfrm::model::{Capabilities, ChildId, RoleFilter, Usage};
+use xfrm::model::{Capabilities, ChildId, RoleFilter, SiteFilter, SiteRoute, Usage};
 use xfrm::{Enforcer, PlaneError};
 
 use super::translate;
@@ -85,6 +85,13 @@ impl PlaneHandle {
     /// Replaces the allow lists of all roles; live flows obey at once.
     pub fn replace_roles(&self, roles: Vec<RoleFilter>) -> Confirmation {
         self.call(move |enforcer| enforcer.replace_roles(&roles).map_err(|e| e.to_string()))
+    }
+
+    /// Replaces filters and routes of all sites; those that go must have been ended.
+    pub fn replace_sites(&self, sites: Vec<SiteFilter>, routes: Vec<SiteRoute>) -> Confirmation {
+        self.call(move |enforcer| {
+            enforcer.replace_sites(&sites, &routes).map_err(|error| error.to_string())
+        })
     }
 
     /// Counters of children, those that are installed.
@@ -282,6 +289,8 @@ mod tests {
             instance: String::new(),
             networks: Vec::new(),
             roles: Vec::new(),
+            sites: Vec::new(),
+            site_routes: Vec::new(),
             mtu: 1438,
         };
         let enforcer = Enforcer::with_parts(
@@ -307,6 +316,7 @@ mod tests {
             role: "builder".to_owned(),
             reqid: REQID,
             addresses: vec![address],
+            networks: Vec::new(),
             spi_in: 0x1000,
             spi_out: 0x2000,
             suite,

@@ -3,8 +3,12 @@
 use ike::crypto::EspSuite;
 use ike::io::{ChildUse, InstallChild};
 use ike::wire::{EncrId, IntegId, TrafficSelector};
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use std::net::IpAddr;
 use std::time::Duration;
 use xfrm::model;
+
+use crate::policy;
 
 /// Anti-replay window in packets; many cores on the peer's side reorder more than 32.
 const REPLAY_WINDOW: u32 = 1024;
@@ -62,9 +66,28 @@ pub(super) fn child(
     let filter = model::LeaseFilter {
         reqid: request.reqid,
         addresses: request.addresses.clone(),
-        role: request.role.clone(),
+        networks: networks(&request.networks),
+        role: policy::site_of_role(&request.role).unwrap_or(&request.role).to_owned(),
     };
     Ok((spec, filter))
+}
+
+/// Selectors of whole networks as networks; the configuration made them of such.
+fn networks(selectors: &[TrafficSelector]) -> Vec<IpNet> {
+    let mut networks = Vec::new();
+    for selector in selectors {
+        match (selector.start, selector.end) {
+            (IpAddr::V4(start), IpAddr::V4(end)) => {
+                networks.extend(Ipv4Subnets::new(start, end, 0).map(IpNet::V4));
+            }
+            (IpAddr::V6(start), IpAddr::V6(end)) => {
+                networks.extend(Ipv6Subnets::new(start, end, 0).map(IpNet::V6));
+            }
+            // Mixed families match nothing.
+            _ => {}
+        }
+    }
+    networks
 }
 
 /// Outer addresses.

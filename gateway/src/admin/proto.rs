@@ -100,10 +100,22 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
+    /// Rekey one IKE SA with its children now.
+    SaRekey {
+        /// Its id.
+        id: u64,
+    },
     /// Close one IKE SA: DELETE to the peer, the lease stays.
     SaClose {
         /// Its id.
         id: u64,
+    },
+    /// Tunnels to other gateways.
+    SiteList,
+    /// Connect a site at once, also when its lease was revoked.
+    SiteConnect {
+        /// Its name.
+        name: String,
     },
     /// Recent refusals and the machine's checks.
     Doctor,

@@ -31,6 +31,8 @@ pub struct Status {
     pub ike_sas: usize,
     /// Installed child SAs.
     pub child_sas: usize,
+    /// Tunnels to other gateways.
+    pub sites: SiteCounts,
     /// SAs without a live lease; must be 0.
     pub sas_without_lease: usize,
     /// Exchanges refused since the start.
@@ -43,6 +45,42 @@ pub struct Status {
     pub crl_number: u64,
     /// What needs attention, one sentence each.
     pub warnings: Vec<String>,
+}
+
+/// Sites by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteCounts {
+    /// Configured.
+    pub configured: usize,
+    /// With a tunnel.
+    pub connected: usize,
+}
+
+/// One site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// `connected`, `connecting`, `retrying` or `waiting` (for the other side).
+    pub state: String,
+    /// Host or address of the other gateway, when we connect to it.
+    pub remote: Option<String>,
+    /// The identity it must prove.
+    pub id: String,
+    /// Networks on our side.
+    pub local_networks: Vec<String>,
+    /// Networks behind it.
+    pub remote_networks: Vec<String>,
+    /// Its lease, while connected.
+    pub lease: Option<String>,
+    /// Its IKE SAs.
+    pub sas: Vec<u64>,
+    /// Since when it is connected.
+    pub since: Option<String>,
+    /// Attempts since it was last up for a while.
+    pub attempts: u32,
+    /// Why the last attempt or tunnel ended.
+    pub last_error: Option<String>,
 }
 
 /// Which plane, and why.

@@ -25,6 +25,14 @@ pub(super) fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     };
     let mut text =
         format!("{source}: ok, {} pool(s), {} role(s)\n", config.pools.len(), config.roles.len());
+    for site in &config.sites {
+        let networks: Vec<_> = site.networks.iter().map(ToString::to_string).collect();
+        let how = match &site.remote {
+            Some(remote) if site.connect => format!("connects to {remote}"),
+            _ => "waits for it".to_owned(),
+        };
+        text.push_str(&format!("  site {}: {}, {how}\n", site.name, networks.join(", ")));
+    }
     for role in &config.roles {
         let Some(pool) = config.pool(&role.pool) else { continue };
         let exact = policy::reach(role, pool).len();

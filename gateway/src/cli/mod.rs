@@ -9,6 +9,7 @@ mod lease;
 mod output;
 mod reload;
 mod sa;
+mod site;
 mod status;
 mod stop;
 mod token;
@@ -64,6 +65,8 @@ enum Command {
     Ca(ca::Command),
     #[command(subcommand)]
     Sa(sa::Command),
+    #[command(subcommand)]
+    Site(site::Command),
     #[command(subcommand, hide = true)]
     Debug(debug::Command),
 }
@@ -164,6 +167,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Cert(command) => cert::run(&context, command),
         Command::Ca(command) => ca::run(&context, &command),
         Command::Sa(command) => sa::run(&context, &command),
+        Command::Site(command) => site::run(&context, &command),
         Command::Debug(command) => debug::run(&command),
     }
 }
@@ -187,7 +191,8 @@ mod tests {
         {
             assert!(help.contains(word), "{word} is not in the help:\n{help}");
         }
-        for name in ["up", "stop", "check", "status", "token", "lease", "cert", "ca", "sa"] {
+        for name in ["up", "stop", "check", "status", "token", "lease", "cert", "ca", "sa", "site"]
+        {
             let mut command = Cli::command();
             let sub = command.find_subcommand_mut(name).unwrap();
             assert!(sub.get_about().is_some(), "{name} has no description");

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::output::{OutputArg, pairs, table};
+use super::output::{OutputArg, line, pairs, table};
 use super::{Context, Failure};
 use crate::admin::proto::Request;
 use crate::admin::view::{Ended, Sa};
@@ -14,6 +14,9 @@ Examples:
 const SHOW: &str = "\
 Examples:
   runnel sa show 12";
+const REKEY: &str = "\
+Examples:
+  runnel sa rekey 12       fresh keys now; no packet is lost, and the IKE SA gets another id";
 const CLOSE: &str = "\
 Examples:
   runnel sa close 12       the lease stays: the runner may reconnect";
@@ -35,6 +38,12 @@ pub(super) enum Command {
         #[command(flatten)]
         output: OutputArg,
     },
+    /// Rekey one IKE SA and its children now
+    #[command(after_help = REKEY)]
+    Rekey {
+        /// Its id, from `sa list`
+        id: u64,
+    },
     /// Close one IKE SA with its children
     #[command(after_help = CLOSE)]
     Close {
@@ -55,6 +64,10 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<(), Failure> {
         Command::Show { id, output } => {
             let sa: Sa = client.ask(Request::SaShow { id: *id })?;
             output.print(&sa, show);
+        }
+        Command::Rekey { id } => {
+            let done: String = client.ask(Request::SaRekey { id: *id })?;
+            line(&done);
         }
         Command::Close { id, output } => {
             let ended: Ended = client.ask(Request::SaClose { id: *id })?;

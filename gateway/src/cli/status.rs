@@ -52,6 +52,7 @@ fn text(status: &Status) -> String {
                 status.ike_sas, status.child_sas, status.sas_without_lease
             ),
         ),
+        ("sites", format!("{} of {} connected", status.sites.connected, status.sites.configured)),
         ("refused", format!("{} (see `runnel doctor`)", status.refusals)),
         ("CA", format!("until {}, CRL number {}", status.ca_expires, status.crl_number)),
     ];

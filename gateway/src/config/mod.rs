@@ -7,12 +7,13 @@ mod error;
 mod model;
 mod read;
 mod section;
+mod site;
 mod value;
 
 use std::path::Path;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
+pub use model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role, Site};
 pub use value::duration_text;
 
 /// Where the configuration is looked for when `--config` is not given.
@@ -41,6 +42,10 @@ impl Config {
             }],
         })?;
         let mut config = Self::parse(&text, &file)?;
+        let errors = site::read_files(&mut config.sites, path);
+        if !errors.is_empty() {
+            return Err(ConfigErrors { file, errors });
+        }
         config.source = Some(path.to_owned());
         Ok(config)
     }

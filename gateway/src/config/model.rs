@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ike::crypto::SecretBytes;
 use ipnet::IpNet;
 
 /// Everything `runnel up` needs to know.
@@ -21,6 +22,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// `[[role]]`
     pub roles: Vec<Role>,
+    /// `[[site]]`
+    pub sites: Vec<Site>,
     /// Where it came from; `None` for the built-in configuration.
     pub source: Option<PathBuf>,
     /// What is odd but not wrong, as `FILE:LINE: sentence`.
@@ -31,6 +34,11 @@ impl Config {
     /// The pool of that name.
     pub fn pool(&self, name: &str) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.name == name)
+    }
+
+    /// The site of that name.
+    pub fn site(&self, name: &str) -> Option<&Site> {
+        self.sites.iter().find(|site| site.name == name)
     }
 
     /// The role of that name.
@@ -139,6 +147,37 @@ pub struct Role {
     /// A lease is never renewed past this age.
     pub max_lease: Duration,
     /// Allowed destinations; everything else is dropped.
+    pub allow: Vec<AllowEntry>,
+}
+
+/// Another gateway with networks behind it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Site {
+    /// Its name.
+    pub name: String,
+    /// Host name or address of the other gateway; `None`: it comes to us.
+    pub remote: Option<String>,
+    /// The IKE identity it must prove: a DNS name, or an address as text.
+    pub id: String,
+    /// Connect to it, and again whenever the tunnel is lost.
+    pub connect: bool,
+    /// File with the root certificates it is trusted by; `None`: our own CA.
+    pub ca: Option<PathBuf>,
+    /// Where `ca` stands in the file, for messages.
+    pub ca_line: usize,
+    /// File with a key shared with it, instead of certificates.
+    pub psk_file: Option<PathBuf>,
+    /// Where `psk_file` stands in the file, for messages.
+    pub psk_line: usize,
+    /// The key of `psk_file`.
+    pub psk: Option<SecretBytes>,
+    /// The certificates of `ca`, DER.
+    pub anchors: Vec<Vec<u8>>,
+    /// Networks on our side.
+    pub local: Vec<IpNet>,
+    /// Networks behind it.
+    pub networks: Vec<IpNet>,
+    /// What hosts behind it may open connections to.
     pub allow: Vec<AllowEntry>,
 }
 

@@ -10,6 +10,7 @@ use toml::de::DeTable;
 use super::error::{ConfigError, ConfigErrors};
 use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
 use super::section::{Findings, Section};
+use super::site::site_list;
 use super::value;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -19,12 +20,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 const STATUS_PAGE_PORT: u16 = 80;
 
 /// Sections that the design has and this version has not.
-const LATER: &[(&str, &str)] = &[
-    ("issuer", "enrolment with OIDC tokens"),
-    ("site", "gateway-to-gateway tunnels"),
-    ("ha", "gateway pairs"),
-    ("audit", "audit sinks"),
-];
+const LATER: &[(&str, &str)] =
+    &[("issuer", "enrolment with OIDC tokens"), ("ha", "gateway pairs"), ("audit", "audit sinks")];
 
 pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
     let mut found = Findings::new(text);
@@ -61,6 +58,10 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
             Some(sections) => role_list(sections, &config.pools, &mut found),
             None => default_roles(&config.pools),
         };
+        if let Some(sections) = top.tables("site", "[[site]]", &mut found) {
+            let own = config.gateway.id.clone();
+            config.sites = site_list(sections, &config.pools, own.as_deref(), &mut found);
+        }
         top.finish(LATER, &mut found);
     }
     if !found.errors.is_empty() {
@@ -109,6 +110,7 @@ pub(super) fn built_in() -> Config {
         pki: Pki { trust_domain: None, status_listen: any(8080) },
         enrol: Enrol { listen: any(8443), url: None },
         roles: default_roles(&pools),
+        sites: Vec::new(),
         pools,
         source: None,
         warnings: Vec::new(),
@@ -454,7 +456,7 @@ fn check_reach(entry: &AllowEntry, pools: &[Pool], at: usize, found: &mut Findin
     }
 }
 
-fn named(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<String> {
+pub(super) fn named(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<String> {
     let Some((name, at)) = section.string("name", found) else {
         if !section.has("name") {
             found.error(section.offset, "this section has no name; add name = \"...\"");

@@ -191,3 +191,108 @@ fn the_guides_example_is_accepted() {
         ike::crypto::EspSuite::parse_proposal(text).unwrap();
     }
 }
+
+const SITE: &str = r#"
+[gateway]
+id = "gw.example.com"
+[[site]]
+name = "office"
+remote = "gw.office.example.com"
+local_networks = ["10.20.0.0/16"]
+remote_networks = ["10.30.0.0/16", "fd30::/64"]
+allow = ["10.20.0.10:443/tcp"]
+"#;
+
+#[test]
+fn a_site_is_known_by_its_remote_and_connected_unless_told_otherwise() {
+    let config = Config::parse(SITE, "f").unwrap();
+    let site = config.site("office").unwrap();
+    assert_eq!((site.id.as_str(), site.connect), ("gw.office.example.com", true));
+    assert_eq!(site.networks.len(), 2);
+
+    let waits = SITE.replace("allow", "start = \"wait\"\nid = \"o.example.com\"\nallow");
+    let site = Config::parse(&waits, "f").unwrap().sites.remove(0);
+    assert_eq!((site.id.as_str(), site.connect), ("o.example.com", false));
+
+    let passive = SITE.replace("remote = \"gw.office.example.com\"", "id = \"o.example.com\"");
+    assert!(!Config::parse(&passive, "f").unwrap().sites[0].connect);
+}
+
+#[test]
+fn mistakes_about_sites_say_what_to_write() {
+    let office = "remote = \"gw.office.example.com\"";
+    let second = format!(
+        "{SITE}[[site]]\nname = \"two\"\nid = \"two.example.com\"\nlocal_networks = [\"10.20.0.0/16\"]\n"
+    );
+    for (text, part) in [
+        (SITE.replace(office, ""), "neither `remote` nor `id`"),
+        (SITE.replace(office, "id = \"o.example\"\nstart = \"now\""), "has no `remote`"),
+        (SITE.replace(office, "remote = \"gw:500\""), "without a port"),
+        (SITE.replace(office, "remote = \"10.30.0.1\""), "would swallow itself"),
+        (SITE.replace(office, "id = \"GW.example.com\""), "this gateway's own id"),
+        (SITE.replace("remote_networks", "remote_nets"), "did you mean `remote_networks`?"),
+        (SITE.replace("remote_networks", "#"), "has no `remote_networks`"),
+        (SITE.replace("10.30.0.0/16", "10.30.0.1/16"), "write \"10.30.0.0/16\""),
+        (SITE.replace("10.30.0.0/16", "0.0.0.0/0"), "would take the tunnel's own packets along"),
+        (SITE.replace("10.30.0.0/16", "10.20.3.0/24"), "the networks of both sides must differ"),
+        (SITE.replace("10.30.0.0/16", "10.77.3.0/24"), "of pool \"runners\""),
+        (SITE.replace("10.20.0.10:443/tcp", "10.9.0.1:443/tcp"), "not within `local_networks`"),
+        (SITE.replace("allow", "start = \"later\"\nallow"), "must be \"now\""),
+        (SITE.replace("allow", "ca = \"a\"\npsk_file = \"b\"\nallow"), "keep one"),
+        (format!("{second}remote_networks = [\"10.30.9.0/24\"]\n"), "of site \"office\""),
+        (
+            format!("{second}remote_networks = [\"10.40.0.0/16\"]\n")
+                .replace("two.example.com", "gw.office.example.com"),
+            "a gateway is one site",
+        ),
+    ] {
+        let found = errors(&text);
+        assert!(found.len() <= 2, "{part}: {found:#?}");
+        assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
+    }
+}
+
+#[test]
+fn files_of_sites_are_read_and_complained_about_with_lines() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("runnel.toml");
+    let write = |line: &str| std::fs::write(&file, format!("{SITE}{line}\n")).unwrap();
+    let complaint = || Config::load(Some(&file)).unwrap_err().to_string();
+
+    write("ca = \"office.pem\"");
+    assert!(complaint().contains(":10: `ca` of site \"office\""), "{}", complaint());
+    std::fs::write(dir.path().join("office.pem"), "nothing").unwrap();
+    assert!(complaint().contains("holds no certificate"), "{}", complaint());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
+    std::fs::write(dir.path().join("office.pem"), root.pem()).unwrap();
+    let config = Config::load(Some(&file)).unwrap();
+    assert_eq!(config.sites[0].anchors, [root.der().to_vec()]);
+
+    write("psk_file = \"office.psk\"");
+    let psk = dir.path().join("office.psk");
+    std::fs::write(&psk, "a key of more than twenty characters\n").unwrap();
+    std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(complaint().contains("chmod 600"), "{}", complaint());
+    std::fs::set_permissions(&psk, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let config = Config::load(Some(&file)).unwrap();
+    let expected: &[u8] = b"a key of more than twenty characters";
+    assert_eq!(config.sites[0].psk.as_ref().unwrap().expose(), expected);
+    assert!(!format!("{config:?}").contains("twenty"), "a secret in Debug");
+    std::fs::write(&psk, "short").unwrap();
+    assert!(complaint().contains("openssl rand"), "{}", complaint());
+}
+
+#[test]
+fn the_example_of_the_guide_is_accepted() {
+    let guide = include_str!("../../../docs/guide/sites.md");
+    let mut examples = 0;
+    for block in guide.split("```toml\n").skip(1) {
+        let text = block.split("```").next().unwrap();
+        Config::parse(text, "sites.md").unwrap();
+        examples += 1;
+    }
+    assert!(examples >= 2, "{examples}");
+}

@@ -184,6 +184,14 @@ impl LeaseEnder {
         tally.failed.map_or(Ok(moved), Err)
     }
 
+    /// Ends the tunnels of a lease that may live on.
+    ///
+    /// # Errors
+    /// [`EndError::NotConfirmed`].
+    pub fn cut_tunnels(&self, lease: &Lease, reason: CloseReason) -> Result<usize, EndError> {
+        self.tunnels.end(lease, reason).map_err(EndError::NotConfirmed)
+    }
+
     fn select(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
         let live = || self.authority.leases(false);
         let (leases, name) = match selector {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ike::event::{CloseReason, Event};
 use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
@@ -10,6 +11,7 @@ use pki::{Actor, AuditEvent, Authority, Lease, UnixTime};
 
 use super::Tunnels;
 use crate::obs::{Refusals, Report};
+use crate::site::Sites;
 use crate::sys::clock;
 
 /// See the module.
@@ -18,6 +20,7 @@ pub struct Follower {
     authority: Arc<Authority>,
     tunnels: Tunnels,
     refusals: Arc<Refusals>,
+    sites: Arc<Sites>,
     up: BTreeMap<LeaseId, BTreeSet<IkeSaId>>,
     tallies: BTreeMap<IkeSaId, Tally>,
 }
@@ -34,12 +37,18 @@ struct Tally {
 
 impl Follower {
     /// A follower that has seen nothing.
-    pub fn new(authority: Arc<Authority>, tunnels: Tunnels, refusals: Arc<Refusals>) -> Self {
-        Self { authority, tunnels, refusals, up: BTreeMap::new(), tallies: BTreeMap::new() }
+    pub fn new(
+        authority: Arc<Authority>,
+        tunnels: Tunnels,
+        refusals: Arc<Refusals>,
+        sites: Arc<Sites>,
+    ) -> Self {
+        Self { authority, tunnels, refusals, sites, up: BTreeMap::new(), tallies: BTreeMap::new() }
     }
 
     /// Acts on one event.
     pub fn event(&mut self, event: &Event) {
+        self.sites.event(event, Instant::now());
         match event {
             Event::IkeUp { ike, local, remote, identity, lease, suite, addresses, .. } => {
                 tracing::info!(
@@ -48,7 +57,7 @@ impl Follower {
                 );
                 self.connected(*ike, lease, remote, suite);
             }
-            Event::IkeDown { ike, lease, reason } => {
+            Event::IkeDown { ike, lease, reason, .. } => {
                 tracing::info!(ike = ike.0, lease = %name(lease.as_ref()), %reason, "IKE SA closed");
                 if let Some(lease) = lease {
                     self.disconnected(*ike, lease, reason);

@@ -5,11 +5,13 @@
 //! the list is long, because a peer must be told at most [`MAX_SELECTORS`] of them.
 
 mod selectors;
+mod sites;
 
 use ipnet::IpNet;
 use xfrm::model::{AllowRule, RoleFilter, TunnelNetwork};
 
 pub use selectors::{MAX_SELECTORS, allowed_selectors};
+pub use sites::{selectors, site_filters, site_of_role, site_role, site_routes};
 
 use crate::config::{AllowEntry, Config, Pool, Role};
 
@@ -29,6 +31,12 @@ pub fn reach(role: &Role, pool: &Pool) -> Vec<AllowEntry> {
     entries.sort();
     entries.dedup();
     entries
+}
+
+/// Everything on our side that a tunnel may lead to.
+pub fn destinations(config: &Config) -> Vec<IpNet> {
+    let of_roles = config.roles.iter().flat_map(|role| role.allow.iter().map(|entry| entry.net));
+    of_roles.chain(config.sites.iter().flat_map(|site| site.local.iter().copied())).collect()
 }
 
 /// The packet filter of every role.

@@ -121,7 +121,7 @@ impl Signers for GatewayIdentity {
     }
 }
 
-fn spki_sha1(certificate: &[u8]) -> Option<[u8; 20]> {
+pub(super) fn spki_sha1(certificate: &[u8]) -> Option<[u8; 20]> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let spki = certificate.public_key().raw;
     default_provider().digest(HashFunction::Sha1, &[spki]).try_into().ok()

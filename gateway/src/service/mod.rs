@@ -3,6 +3,7 @@
 
 mod identity;
 mod setup;
+mod sites;
 mod views;
 
 use std::collections::BTreeSet;
@@ -20,7 +21,9 @@ use tokio::sync::watch;
 use xfrm::model::Capabilities;
 
 pub use identity::GatewayIdentity;
-pub use setup::{client_host, engine_config, enrol_url, gateway_id, pki_settings, server_names};
+pub use setup::{
+    client_host, engine_config, enrol_url, gateway_id, identification, pki_settings, server_names,
+};
 
 use crate::actions::{Peers, PlaneHandle};
 use crate::admin::Handler;
@@ -32,6 +35,7 @@ use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
 use crate::obs::Refusals;
 use crate::policy;
+use crate::site::Sites;
 use crate::sys::{clock, failpoint};
 
 /// Longest wait for a look at the engine or the data plane.
@@ -77,6 +81,8 @@ pub struct Instance {
     pub config: LiveConfig,
     /// The gateway's keys and certificate.
     pub identity: Arc<GatewayIdentity>,
+    /// Tunnels to other gateways.
+    pub sites: Arc<Sites>,
     /// The rest.
     pub facts: Facts,
     /// True: stop.
@@ -155,7 +161,10 @@ impl Instance {
                 let sa = self.sas()?.into_iter().find(|sa| sa.id == id);
                 value(sa.ok_or_else(|| no_sa(id))?)
             }
+            Request::SaRekey { id } => value(self.sa_rekey(actor, id)?),
             Request::SaClose { id } => value(self.sa_close(actor, id)?),
+            Request::SiteList => value(self.site_list()?),
+            Request::SiteConnect { name } => value(self.site_connect(actor, &name)?),
             Request::Doctor => value(self.doctor()),
         }
     }
@@ -173,7 +182,11 @@ impl Instance {
         Ok(())
     }
 
-    fn engine_config(&self, config: &Config) -> Result<ike::EngineConfig, AdminError> {
+    /// What the engine is configured with.
+    ///
+    /// # Errors
+    /// A sentence about the first proposal that cannot be used.
+    pub fn engine_config(&self, config: &Config) -> Result<ike::EngineConfig, AdminError> {
         let facts = &self.facts;
         let (id, plane, secret) = (&facts.id, &facts.capabilities, &facts.crash_secret);
         setup::engine_config(config, id, &self.identity, plane, secret).map_err(failed)
@@ -230,6 +243,7 @@ impl Instance {
             },
             ike_sas: established.len(),
             child_sas: established.iter().map(|sa| sa.children.len()).sum(),
+            sites: self.site_counts(&config, &sas),
             sas_without_lease: without,
             refusals: self.refusals.total(),
             datagrams_dropped: self.engine.dropped(),
@@ -260,7 +274,7 @@ impl Instance {
         let engine = self.engine_config(&config)?;
         self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
         let roles = config.roles.len();
-        self.config.replace(config);
+        self.replace_sites(&before, config)?;
         self.regrant()?;
         let event = AuditEvent::new("config.reload", actor, now());
         self.authority.record_audit(&event).map_err(pki_error)?;
@@ -274,7 +288,8 @@ impl Instance {
         for sa in self.engine.sas(PATIENCE).map_err(failed)? {
             let (Some(id), Some(deadline)) = (sa.lease, sa.deadline) else { continue };
             let lease = self.authority.lease(&id.0).map_err(pki_error)?;
-            let grant = lease.and_then(|lease| self.peers.regrant(&lease, deadline));
+            let role = sa.lease_role.unwrap_or_default();
+            let grant = lease.and_then(|lease| self.peers.regrant(&lease, &role, deadline));
             let command = match grant {
                 Some(grant) => Command::UpdateLease(id, grant),
                 // Its role is gone from the configuration, and with it every allowance.
@@ -366,6 +381,21 @@ impl Instance {
         Ok(sas.iter().map(|sa| views::sa(sa, &usages)).collect())
     }
 
+    fn sa_rekey(&self, actor: &Actor, id: u64) -> Result<String, AdminError> {
+        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let of_it = |sa: &&ike::IkeSaView| sa.id.0 == id && sa.state == ike::SaState::Established;
+        let sa = sas.iter().find(of_it).ok_or_else(|| no_sa(id))?;
+        tracing::info!(%actor, ike = id, "asked to rekey an IKE SA");
+        for child in &sa.children {
+            self.engine.post(Message::Command(Command::RekeyChild(child.id)));
+        }
+        self.engine.post(Message::Command(Command::RekeyIke(sa.id)));
+        Ok(format!(
+            "rekeying IKE SA {id} and {} child SA(s); see `runnel sa list`",
+            sa.children.len()
+        ))
+    }
+
     fn sa_close(&self, actor: &Actor, id: u64) -> Result<view::Ended, AdminError> {
         let started = std::time::Instant::now();
         tracing::info!(%actor, ike = id, "asked to close an IKE SA");
@@ -389,8 +419,7 @@ impl Instance {
     fn doctor(&self) -> view::Doctor {
         let config = self.config.get();
         let mut checks = Vec::new();
-        let destinations: Vec<_> =
-            config.roles.iter().flat_map(|role| role.allow.iter().map(|a| a.net)).collect();
+        let destinations: Vec<_> = policy::destinations(&config);
         match xfrm::route::forwarding_report(&destinations) {
             Ok(problems) if problems.is_empty() => {
                 checks.push(views::check("forwarding", true, "enabled where it is needed"));

@@ -131,7 +131,7 @@ pub fn engine_config(
         shard: 0,
         identity: identification(id),
         credentials: vec![identity.credential()],
-        trust_anchor_hashes: identity.trust_anchor_hashes(),
+        trust_anchor_hashes: anchor_hashes(config, identity),
         ike_suites,
         esp_suites,
         force_encap: !capabilities.plain_esp,
@@ -154,11 +154,21 @@ pub fn engine_config(
     })
 }
 
+/// The authorities whose certificates we accept, as CERTREQ names them.
+fn anchor_hashes(config: &Config, identity: &GatewayIdentity) -> Vec<[u8; 20]> {
+    let mut hashes = identity.trust_anchor_hashes();
+    for anchor in config.sites.iter().flat_map(|site| &site.anchors) {
+        hashes.extend(super::identity::spki_sha1(anchor).filter(|hash| !hashes.contains(hash)));
+    }
+    hashes
+}
+
 fn proposal(text: &str, error: &ike::crypto::suite::SuiteError) -> String {
     format!("proposal \"{text}\" cannot be used: {error}")
 }
 
-fn identification(id: &str) -> Identification {
+/// An IKE identity: an address, or else a DNS name.
+pub fn identification(id: &str) -> Identification {
     match id.parse::<IpAddr>() {
         Ok(address) => Identification::address(address),
         Err(_) => Identification::fqdn(id),

@@ -156,7 +156,7 @@ fn view_child(child: &ChildView, usage: Usage) -> view::Child {
 }
 
 /// A monotonic instant of the past as wall-clock text.
-fn since(at: Timestamp) -> String {
+pub(super) fn since(at: Timestamp) -> String {
     let now = clock::now();
     let ago = i64::try_from(now.mono.since(at).as_micros()).unwrap_or(0);
     clock::rfc3339(now.wall.0.saturating_sub(ago).div_euclid(1_000_000))

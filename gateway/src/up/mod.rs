@@ -29,6 +29,7 @@ use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
 use crate::obs::{Journal, Refusals};
 use crate::service::{self, Admin, Facts, GatewayIdentity, Instance};
+use crate::site::Sites;
 use crate::state::{StateDir, StateError};
 use crate::sys::{self, clock, failpoint};
 use preflight::Preflight;
@@ -159,6 +160,7 @@ async fn start(
             let instance = Arc::clone(&running.instance);
             running.threads.plane(enforcer, &plane_handle, &engine_handle, &instance)?;
             running.threads.engine(event_loop, &instance)?;
+            running.threads.sites(Arc::clone(&instance))?;
             failpoint::hit("up.before_ready");
             Ok(running)
         }
@@ -191,6 +193,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let registry = Arc::new(LeaseRegistry::default());
     let tunnels = Tunnels::new(engine.clone(), plane.clone(), Arc::clone(&registry));
     let ender = LeaseEnder::new(Arc::clone(&authority), tunnels.clone());
+    let sites = Arc::new(Sites::default());
     let refusals = Arc::new(Refusals::default());
     let journal = Journal::default();
     let provider = default_provider();
@@ -255,6 +258,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         config,
         identity: Arc::clone(&identity),
         facts,
+        sites: Arc::clone(&sites),
         stop,
     });
     listeners::serve(&instance, enrol, status, page, &stopped)?;
@@ -265,7 +269,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         .map_err(|error| UpError::Other(format!("cannot open the audit file: {error}")))?;
     let mut threads = Threads::default();
     threads.receiver(receiving, &engine)?;
-    threads.follower(Arc::clone(&authority), tunnels, refusals, &journal)?;
+    threads.follower(Arc::clone(&authority), tunnels, refusals, sites, &journal)?;
     threads.housekeeping(Arc::clone(&instance), audit)?;
     let event_loop = EventLoop::new(protocol, engine, sockets, dispatcher, peers, journal.clone());
     Ok((Running { instance, threads, journal, stopped }, event_loop))

@@ -51,6 +51,8 @@ pub(super) fn bring_up(
         instance: instance(&config.gateway.interface),
         networks: policy::tunnel_networks(config),
         roles: policy::role_filters(config),
+        sites: policy::site_filters(config),
+        site_routes: policy::site_routes(config, &crate::sys::net::local_addresses()),
         mtu: u32::from(mtu),
     };
     Ok(Enforcer::bring_up(plane, &setup)?)

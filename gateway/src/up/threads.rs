@@ -16,6 +16,7 @@ use crate::lease::{Follower, Tunnels};
 use crate::obs::audit::AuditFile;
 use crate::obs::{Journal, Refusals};
 use crate::service::Instance;
+use crate::site::{self, Sites};
 
 /// Longest wait for the data plane to remove everything.
 const PLANE_PATIENCE: Duration = Duration::from_secs(10);
@@ -28,6 +29,8 @@ pub(super) struct Threads {
     receiver: Option<JoinHandle<()>>,
     follower: Option<JoinHandle<()>>,
     housekeeping: Option<JoinHandle<()>>,
+    sites: Option<JoinHandle<()>>,
+    sites_end: Arc<AtomicBool>,
     reading_ends: Arc<AtomicBool>,
     housekeeping_ends: Arc<AtomicBool>,
 }
@@ -77,10 +80,11 @@ impl Threads {
         authority: Arc<Authority>,
         tunnels: Tunnels,
         refusals: Arc<Refusals>,
+        sites: Arc<Sites>,
         journal: &Journal,
     ) -> Result<(), UpError> {
         let journal = journal.clone();
-        let mut follower = Follower::new(authority, tunnels, refusals);
+        let mut follower = Follower::new(authority, tunnels, refusals, sites);
         self.follower = Some(spawn("journal", move || {
             while !journal.is_finished() {
                 if let Some(event) = journal.take(Duration::from_secs(1)) {
@@ -102,6 +106,13 @@ impl Threads {
         Ok(())
     }
 
+    /// Connects sites.
+    pub(super) fn sites(&mut self, instance: Arc<Instance>) -> Result<(), UpError> {
+        let ends = Arc::clone(&self.sites_end);
+        self.sites = Some(spawn("sites", move || site::run(&instance, &ends))?);
+        Ok(())
+    }
+
     /// Peers hear DELETE while packets can still be sent; the data plane goes when the engine has
     /// nothing left to say; what happened is written down last.
     pub(super) fn stop(
@@ -111,6 +122,8 @@ impl Threads {
         journal: &Journal,
         patience: Duration,
     ) -> Result<(), String> {
+        // A name that does not resolve may hold this thread for long; nothing waits for it.
+        self.sites_end.store(true, Ordering::Relaxed);
         engine.post(Message::Stop(patience));
         let mut sound = join(self.engine.take());
         self.reading_ends.store(true, Ordering::Relaxed);

@@ -112,6 +112,7 @@ mod tests {
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             dns: vec!["10.0.0.53".parse().unwrap()],
             allowed: Vec::new(),
+            networks: Vec::new(),
             deadline: WallTime(0),
             unique: UniquePolicy::Replace,
         }

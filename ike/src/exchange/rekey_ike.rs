@@ -350,8 +350,9 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
     lifecycle::established(ctx, new);
     ctx.checkpoint(new);
     ctx.forget(old.id);
-    let lease = old.lease_id();
-    ctx.event(Event::IkeDown { ike: old.id, lease, reason: CloseReason::Rekeyed });
+    let (lease, connection) = (old.lease_id(), old.connection());
+    let reason = CloseReason::Rekeyed;
+    ctx.event(Event::IkeDown { ike: old.id, lease, reason, connection });
     old.close_reason = Some(CloseReason::Rekeyed);
     old.phase = Phase::Rekeyed;
     crate::exchange::arm_retransmit(ctx, old);
@@ -379,6 +380,7 @@ fn report(ctx: &mut Ctx, sa: &IkeSa) {
         role: auth.grant.role.clone(),
         suite: sa.protection.as_ref().map(|p| p.suite().to_string()).unwrap_or_default(),
         addresses: auth.grant.addresses.clone(),
+        connection: sa.connection(),
     };
     ctx.event(event);
 }

@@ -103,8 +103,9 @@ pub(crate) fn down(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason) {
     }
     uncount(ctx, sa);
     ctx.forget(sa.id);
-    let lease = sa.lease_id();
-    ctx.ike_down(sa.id, Event::IkeDown { ike: sa.id, lease, reason: reason.clone() });
+    let (lease, connection) = (sa.lease_id(), sa.connection());
+    let event = Event::IkeDown { ike: sa.id, lease, reason: reason.clone(), connection };
+    ctx.ike_down(sa.id, event);
     sa.close_reason = Some(reason);
 }
 

@@ -21,13 +21,16 @@ use crate::exchange::create_child::{Requesting, Responding};
 use crate::exchange::init::{HalfOpenSa, InitSent};
 use crate::exchange::sync::Sync;
 use crate::io::{ChildSaId, Datagram, Grant, Hosts, IkeSaId, LeaseId, Transmit};
+use crate::policy::narrowing;
 use crate::rng::SaRng;
 use crate::sa::child::Child;
 use crate::sa::protect::{Inbox, Protection};
 use crate::sa::window::Window;
 use crate::time::{Timestamp, WallTime};
 use crate::view::{IkeSaView, SaRole, SaState};
-use crate::wire::{ExchangeType, Flags, HashAlgorithm, Header, Identification, IkeSpi};
+use crate::wire::{
+    ExchangeType, Flags, HashAlgorithm, Header, Identification, IkeSpi, TrafficSelector,
+};
 
 /// Addresses an SA's messages travel between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +227,23 @@ impl IkeSa {
 
     pub(crate) fn lease_id(&self) -> Option<LeaseId> {
         self.auth.as_ref().map(|auth| auth.grant.lease.clone())
+    }
+
+    /// As initiator: the name of what we were told to establish.
+    pub(crate) fn connection(&self) -> Option<String> {
+        self.peer.as_ref().map(|peer| peer.name.clone())
+    }
+
+    /// What the peer may speak for.
+    pub(crate) fn peer_side(&self, grant: &Grant) -> Vec<TrafficSelector> {
+        if !grant.networks.is_empty() {
+            grant.networks.clone()
+        } else if grant.addresses.is_empty() {
+            // Without a virtual address the peer speaks for its own address only.
+            narrowing::hosts(&[self.path.remote.ip().to_canonical()])
+        } else {
+            narrowing::hosts(&grant.addresses)
+        }
     }
 
     pub(crate) fn is_established(&self) -> bool {

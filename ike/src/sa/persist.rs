@@ -213,6 +213,7 @@ impl Engine {
             role: grant.role.clone(),
             reqid: grant.reqid,
             addresses: if sa.is_initiator() { Vec::new() } else { grant.addresses.clone() },
+            networks: grant.networks.clone(),
             spi_in: saved.spi_in,
             spi_out: saved.spi_out,
             suite: saved.suite.clone(),

@@ -215,6 +215,7 @@ impl Out {
         self.list(&grant.addresses, |w, address| w.ip(*address));
         self.list(&grant.dns, |w, address| w.ip(*address));
         self.list(&grant.allowed, Self::selector);
+        self.list(&grant.networks, Self::selector);
         self.0.extend_from_slice(&grant.deadline.0.to_be_bytes());
         self.u8(match grant.unique {
             UniquePolicy::Replace => 0,
@@ -353,6 +354,7 @@ impl<'a> In<'a> {
             addresses: self.list(Self::ip)?,
             dns: self.list(Self::ip)?,
             allowed: self.list(Self::selector)?,
+            networks: self.list(Self::selector)?,
             deadline: WallTime(i64::from_be_bytes(self.array()?)),
             unique: match self.u8()? {
                 0 => UniquePolicy::Replace,

@@ -30,4 +30,5 @@ mod refusals;
 mod rekey_child;
 mod rekey_ike;
 mod restart;
+mod sites;
 mod synchronise;

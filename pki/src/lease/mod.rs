@@ -4,6 +4,7 @@
 
 pub(crate) mod book;
 pub(crate) mod pool;
+pub(crate) mod site;
 pub(crate) mod state;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use site::{SITE_ROLE, SitePeer};
 pub use state::{LeaseEvent, Transition, transition};
 
 use crate::audit::Actor;

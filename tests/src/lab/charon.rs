@@ -45,6 +45,8 @@ pub struct Options {
     pub revocation: Option<String>,
     /// `/etc/hosts` for the daemon, when it must resolve names.
     pub hosts: Option<PathBuf>,
+    /// Half-open SAs at which peers must return a cookie.
+    pub cookie_threshold: u32,
     /// ESP in the kernel instead of kernel-libipsec's own; only the guest's kernel has it.
     pub kernel_esp: bool,
 }
@@ -59,6 +61,7 @@ impl Default for Options {
             fetch: false,
             revocation: None,
             hosts: None,
+            cookie_threshold: 30,
             kernel_esp: crate::guest::inside(),
         }
     }
@@ -271,6 +274,7 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
             .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
             .set("retransmit_tries", &options.retransmit_tries.to_string())
             .set("retransmit_base", "1.4")
+            .set("cookie_threshold", &options.cookie_threshold.to_string())
             .set(
                 "signature_authentication",
                 if options.signature_authentication { "yes" } else { "no" },

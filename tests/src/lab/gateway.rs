@@ -53,6 +53,8 @@ impl Build {
 /// What a lab's configuration file says; anything else keeps its default.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The IKE identity.
+    pub id: String,
     /// More lines of `[gateway]`.
     pub gateway: String,
     /// Lines of `[ike]`.
@@ -65,6 +67,8 @@ pub struct Settings {
     pub ttl: String,
     /// What the role `builder` may reach.
     pub allow: Vec<String>,
+    /// More sections.
+    pub more: String,
     /// Outer address of the gateway in `listen`.
     pub build: Build,
 }
@@ -72,12 +76,14 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            id: ID.to_owned(),
             gateway: String::new(),
             ike: String::new(),
             addresses: vec![super::world::POOL.to_owned(), super::world::POOL6.to_owned()],
             pool: String::new(),
             ttl: "1h".to_owned(),
             allow: vec![super::world::STORE.to_owned(), super::world::STORE6.to_owned()],
+            more: String::new(),
             build: Build::Plain,
         }
     }
@@ -87,13 +93,13 @@ impl Settings {
     /// The configuration file's text.
     #[must_use]
     pub fn text(&self) -> String {
-        let Self { gateway, ike, addresses, pool, ttl, allow, .. } = self;
+        let Self { id, gateway, ike, addresses, pool, ttl, allow, more, .. } = self;
         format!(
-            "[gateway]\nid = \"{ID}\"\n{gateway}\n\n[ike]\n{ike}\n\n\
+            "[gateway]\nid = \"{id}\"\n{gateway}\n\n[ike]\n{ike}\n\n\
              [pki]\ntrust_domain = \"ci.example.com\"\n\n\
-             [enrol]\nurl = \"https://{ID}:8443\"\n\n\
+             [enrol]\nurl = \"https://{id}:8443\"\n\n\
              [[pool]]\nname = \"runners\"\naddresses = {addresses:?}\n{pool}\n\n\
-             [[role]]\nname = \"builder\"\npool = \"runners\"\nttl = \"{ttl}\"\nallow = {allow:?}\n"
+             [[role]]\nname = \"builder\"\npool = \"runners\"\nttl = \"{ttl}\"\nallow = {allow:?}\n\n{more}\n"
         )
     }
 }
@@ -202,6 +208,15 @@ impl Gateway {
     /// When it does not run.
     pub fn resident(&self) -> Result<u64> {
         self.process.as_ref().context("runnel was not started")?.resident()
+    }
+
+    /// Writes another configuration and has the running gateway read it.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn reload(&self, settings: &Settings) -> Result<()> {
+        fs::write(self.config(), settings.text())?;
+        self.told(&["reload"]).map(drop)
     }
 
     /// Stops with SIGTERM and returns the exit code.

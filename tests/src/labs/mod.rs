@@ -15,6 +15,7 @@ mod many;
 mod paths;
 mod refusals;
 mod scene;
+mod sites;
 mod status;
 mod suites;
 
@@ -94,6 +95,21 @@ pub const ALL: &[Entry] = &[
         "wrong-gateway",
         "a client that expects another gateway leaves nothing behind",
         refusals::wrong_gateway,
+    ),
+    waiting(
+        "site-runnel",
+        "gateway to gateway: two Runnels, both directions, restart of one, reload",
+        sites::runnel,
+    ),
+    entry(
+        "site-strongswan-initiator",
+        "gateway to gateway: strongSwan connects to a site",
+        sites::strongswan_initiator,
+    ),
+    waiting(
+        "site-strongswan-responder",
+        "gateway to gateway: connects to strongSwan through NAT, cookie, other group; rekeys by both",
+        sites::strongswan_responder,
     ),
     entry(
         "release",

@@ -205,6 +205,7 @@ impl Node {
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
             mobike: false,
+            initial_contact: false,
         }
     }
 
@@ -374,6 +375,7 @@ impl Node {
                 start: IpAddr::from([10, 20, 0, 0]),
                 end: IpAddr::from([10, 20, 255, 255]),
             }],
+            networks: Vec::new(),
             deadline: if gateway { WallTime(now.wall.0.saturating_add(life)) } else { FAR },
             unique: UniquePolicy::Replace,
         }))

@@ -5,7 +5,14 @@ use crate::mock::{MockCall, MockHandle, MockOp};
 use crate::model::{EspSuite, Mode, SaKeys, Selector, Spi};
 
 fn setup() -> TunnelSetup {
-    TunnelSetup { instance: String::new(), networks: Vec::new(), roles: Vec::new(), mtu: 1400 }
+    TunnelSetup {
+        instance: String::new(),
+        networks: Vec::new(),
+        roles: Vec::new(),
+        sites: Vec::new(),
+        site_routes: Vec::new(),
+        mtu: 1400,
+    }
 }
 
 fn enforcer() -> (Enforcer, MockHandle) {
@@ -25,6 +32,7 @@ fn lease() -> LeaseFilter {
     LeaseFilter {
         reqid: 7,
         addresses: vec!["10.77.0.2".parse().unwrap()],
+        networks: Vec::new(),
         role: "builder".to_owned(),
     }
 }

@@ -219,7 +219,7 @@ pub(super) fn outbound_policy(
     context: Context,
     spec: &ChildSpec,
     hosts: &Hosts,
-    inner: IpAddr,
+    inner: IpNet,
     index: u32,
     replace: bool,
 ) -> Message {
@@ -235,7 +235,7 @@ pub(super) fn outbound_policy(
 }
 
 /// `XFRM_MSG_DELPOLICY` of an inner address's outbound policy, by its selector.
-pub(super) fn delete_outbound_policy(context: Context, inner: IpAddr) -> Message {
+pub(super) fn delete_outbound_policy(context: Context, inner: IpNet) -> Message {
     delete_policy(context, to_inner(inner), 0, XFRM_POLICY_OUT)
 }
 
@@ -290,9 +290,9 @@ fn template(mode: u8) -> UserTemplate {
     template
 }
 
-fn to_inner(inner: IpAddr) -> XfrmSelector {
+fn to_inner(inner: IpNet) -> XfrmSelector {
     let mut selector = XfrmSelector::default();
-    selector.destination_prefix(&inner, IpNet::from(inner).max_prefix_len());
+    selector.destination_prefix(&inner.network(), inner.prefix_len());
     selector
 }
 

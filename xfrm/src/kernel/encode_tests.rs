@@ -215,7 +215,7 @@ fn wide_policies_are_four_and_require_a_tunnel() {
 #[test]
 fn an_outbound_policy_names_the_client() {
     let spec = spec();
-    let inner = "10.77.0.2".parse().unwrap();
+    let inner = "10.77.0.2/32".parse().unwrap();
     let index = outbound_index(5);
     let message = outbound_policy(CONTEXT, &spec, &spec.hosts, inner, index, false);
     assert_eq!(message.kind(), XFRM_MSG_NEWPOLICY);
@@ -242,7 +242,7 @@ fn an_outbound_policy_names_the_client() {
 #[test]
 fn messages_are_whole_netlink_messages() {
     let spec = spec();
-    let inner = "fd77::2".parse().unwrap();
+    let inner = "fd77::2/128".parse().unwrap();
     for message in [
         new_sa(CONTEXT, &spec, &spec.hosts, Half::In, &Sequence::default()),
         update_sa(CONTEXT, &spec, &spec.hosts, Half::Out),

@@ -27,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use self::decode::SaState;
@@ -69,6 +70,9 @@ pub fn if_id_for(interface: &str) -> u32 {
     hash.max(1)
 }
 
+/// Prefixes behind one peer at most: each is a policy.
+const MAX_NETWORKS: usize = 128;
+
 /// The kernel data plane.
 #[derive(Debug)]
 pub struct KernelPlane {
@@ -81,7 +85,7 @@ pub struct KernelPlane {
     threads: Option<Threads>,
     children: BTreeMap<ChildId, ChildSpec>,
     /// Which child sends to an inner address, and its policy's index.
-    senders: BTreeMap<IpAddr, Sender>,
+    senders: BTreeMap<IpNet, Sender>,
     policies_made: u32,
     reserved: BTreeSet<Spi>,
 }
@@ -275,8 +279,8 @@ impl KernelPlane {
         &mut self,
         spec: &ChildSpec,
         hosts: &Hosts,
-        inners: &[IpAddr],
-    ) -> (Vec<Step>, Vec<(IpAddr, Sender)>) {
+        inners: &[IpNet],
+    ) -> (Vec<Step>, Vec<(IpNet, Sender)>) {
         let mut steps = Vec::with_capacity(inners.len());
         let mut senders = Vec::with_capacity(inners.len());
         for &inner in inners {
@@ -309,16 +313,16 @@ impl KernelPlane {
     }
 
     /// Inner addresses of a child for which it is the sender now.
-    fn sends_to(&self, spec: &ChildSpec) -> Vec<IpAddr> {
-        let mut inners = inner_addresses(spec);
+    fn sends_to(&self, spec: &ChildSpec) -> Vec<IpNet> {
+        let mut inners = inner_networks(spec);
         inners.retain(|inner| self.senders.get(inner).is_some_and(|s| s.child == spec.id));
         inners
     }
 
     /// Deletes the outbound policies of inner addresses.
-    fn delete_policies(&mut self, inners: &[IpAddr]) -> Result<(), PlaneError> {
+    fn delete_policies(&mut self, inners: &[IpNet]) -> Result<(), PlaneError> {
         const WHAT: &str = "remove an outbound policy";
-        let doomed: Vec<(IpAddr, u32)> = inners
+        let doomed: Vec<(IpNet, u32)> = inners
             .iter()
             .filter_map(|inner| self.senders.get(inner).map(|sender| (*inner, sender.policy)))
             .collect();
@@ -374,10 +378,10 @@ impl KernelPlane {
                 "choose at most 4096",
             ));
         }
-        if spec.remote_selectors.iter().any(|selector| selector.start != selector.end) {
+        if inner_networks(spec).len() > MAX_NETWORKS {
             return Err(unsupported(
-                "route a range of inner addresses to one client".to_owned(),
-                "give each client single addresses",
+                format!("route more than {MAX_NETWORKS} networks to one peer"),
+                "name whole networks instead of odd ranges",
             ));
         }
         Ok(())
@@ -409,8 +413,24 @@ fn usage(inbound: Option<&SaState>, outbound: Option<&SaState>) -> Usage {
     usage
 }
 
-fn inner_addresses(spec: &ChildSpec) -> Vec<IpAddr> {
-    spec.remote_selectors.iter().map(|selector| selector.start).collect()
+/// The peer's inner addresses as the prefixes that policies are made of.
+fn inner_networks(spec: &ChildSpec) -> Vec<IpNet> {
+    let mut networks: Vec<IpNet> = Vec::new();
+    for selector in &spec.remote_selectors {
+        match (selector.start, selector.end) {
+            (IpAddr::V4(start), IpAddr::V4(end)) => {
+                networks.extend(Ipv4Subnets::new(start, end, 0).map(IpNet::V4));
+            }
+            (IpAddr::V6(start), IpAddr::V6(end)) => {
+                networks.extend(Ipv6Subnets::new(start, end, 0).map(IpNet::V6));
+            }
+            // Mixed families match nothing.
+            _ => {}
+        }
+    }
+    networks.sort();
+    networks.dedup();
+    networks
 }
 
 impl Dataplane for KernelPlane {
@@ -474,7 +494,7 @@ impl Dataplane for KernelPlane {
         ];
         let mut senders = Vec::new();
         if spec.outbound_active {
-            let (policies, theirs) = self.policy_steps(spec, hosts, &inner_addresses(spec));
+            let (policies, theirs) = self.policy_steps(spec, hosts, &inner_networks(spec));
             steps.extend(policies);
             senders = theirs;
         }
@@ -492,7 +512,7 @@ impl Dataplane for KernelPlane {
 
     fn activate_outbound(&mut self, child: ChildId) -> Result<(), PlaneError> {
         let spec = self.known(child)?.clone();
-        let (steps, senders) = self.policy_steps(&spec, &spec.hosts, &inner_addresses(&spec));
+        let (steps, senders) = self.policy_steps(&spec, &spec.hosts, &inner_networks(&spec));
         self.run(steps)?;
         self.senders.extend(senders);
         Ok(())
@@ -506,9 +526,11 @@ impl Dataplane for KernelPlane {
         let spec = self.known(child)?.clone();
         for inner in self.sends_to(&spec) {
             // The newest other child that carries the address goes on sending.
-            let heir = self.children.values().rev().find(|other| {
-                other.id != child && other.remote_selectors.iter().any(|s| s.start == inner)
-            });
+            let heir = self
+                .children
+                .values()
+                .rev()
+                .find(|other| other.id != child && inner_networks(other).contains(&inner));
             match heir.cloned() {
                 Some(heir) => {
                     let (steps, senders) = self.policy_steps(&heir, &heir.hosts, &[inner]);

@@ -69,7 +69,7 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
         for number in 0..10_000 {
             let spec = spec(number);
-            let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &inner_addresses(&spec));
+            let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &inner_networks(&spec));
             let started = Instant::now();
             plane.run(steps).unwrap();
             plane.senders.extend(senders);
@@ -89,7 +89,7 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         let indexes: BTreeSet<u32> = all.iter().map(|policy| policy.index).collect();
         let known: Vec<u32> = plane.senders.values().map(|sender| sender.policy).collect();
         assert!(known.iter().all(|index| indexes.contains(index)), "the kernel took our indexes");
-        let some: Vec<IpAddr> = plane.senders.keys().take(1_000).copied().collect();
+        let some: Vec<IpNet> = plane.senders.keys().take(1_000).copied().collect();
         let started = Instant::now();
         plane.delete_policies(&some).unwrap();
         println!("removed 1,000: {:?}", started.elapsed());
@@ -108,7 +108,7 @@ fn a_killed_instance_is_cleaned_up_and_strangers_are_left_alone() {
         let message = encode::wide_policies(stranger).remove(0);
         plane.netlink.request("add a policy", message).unwrap();
         let spec = spec(1);
-        let (steps, _) = plane.policy_steps(&spec, &spec.hosts, &inner_addresses(&spec)[..1]);
+        let (steps, _) = plane.policy_steps(&spec, &spec.hosts, &inner_networks(&spec)[..1]);
         plane.run(steps).unwrap();
         assert_eq!(policies(&mut plane).len(), 6);
 
@@ -145,7 +145,7 @@ fn a_refused_sa_leaves_nothing_behind() {
 fn a_taken_policy_index_does_not_keep_the_policy() {
     with_plane(|mut plane, _| {
         let spec = spec(1);
-        let inners = inner_addresses(&spec);
+        let inners = inner_networks(&spec);
         let taken = encode::outbound_index(1);
         let stranger = Context { if_id: 5, sa_dir: false };
         let message =

@@ -324,6 +324,7 @@ mod tests {
         LeaseFilter {
             reqid: 77,
             addresses: vec!["10.0.0.2".parse().unwrap()],
+            networks: Vec::new(),
             role: "a_b".to_owned(),
         }
     }

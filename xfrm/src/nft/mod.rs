@@ -23,7 +23,7 @@ use self::elements::TableIdentity;
 use self::ruleset::{ChainKind, table_name};
 use crate::enforcer::PacketFilter;
 use crate::error::PlaneError;
-use crate::model::{LeaseFilter, PlaneKind, RoleFilter, TunnelNetwork};
+use crate::model::{LeaseFilter, PlaneKind, RoleFilter, SiteFilter, TunnelNetwork};
 use crate::netlink::{Message, Netlink, Protocol};
 
 /// Reasons of the named drop counters.
@@ -45,6 +45,8 @@ pub struct FirewallConfig {
     pub networks: Vec<TunnelNetwork>,
     /// Allow lists.
     pub roles: Vec<RoleFilter>,
+    /// Filters of sites.
+    pub sites: Vec<SiteFilter>,
     /// The kernel plane also binds the SA's reqid; the others check sources themselves.
     pub plane: PlaneKind,
 }
@@ -204,6 +206,46 @@ impl Firewall {
         Ok(())
     }
 
+    /// A site's networks are intervals, which only `nft` orders rightly; sites are few and seldom
+    /// come or go.
+    fn bind_site(&mut self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        if self.leases.get(&lease.reqid) == Some(lease) {
+            return Ok(());
+        }
+        let known = self.config.sites.iter().find(|site| site.site == lease.role);
+        let site = known.ok_or_else(|| {
+            PlaneError::Conflict(format!("no site {} in the firewall", lease.role))
+        })?;
+        if let Some(net) = lease.networks.iter().find(|net| !site.remote.contains(net)) {
+            return Err(PlaneError::Conflict(format!("{net} is not a network of {}", site.site)));
+        }
+        let other = self.leases.values().find(|other| {
+            other.reqid != lease.reqid
+                && other.networks.iter().any(|net| lease.networks.contains(net))
+        });
+        if let Some(other) = other {
+            return Err(PlaneError::Conflict(format!(
+                "the networks of site {} are bound to another lease (reqid {})",
+                lease.role, other.reqid
+            )));
+        }
+        load(&ruleset::site_elements(&self.config, lease, true))?;
+        self.leases.insert(lease.reqid, lease.clone());
+        Ok(())
+    }
+
+    fn unbind_site(&mut self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        let text = ruleset::site_elements(&self.config, lease, false);
+        // Somebody may have removed the elements; they are put back to be removed.
+        if load(&text).is_err() {
+            self.seen = None;
+            self.ensure()?;
+            load(&text)?;
+        }
+        self.leases.remove(&lease.reqid);
+        Ok(())
+    }
+
     fn check_lease(&self, lease: &LeaseFilter) -> Result<(), PlaneError> {
         if !self.config.roles.iter().any(|role| role.role == lease.role) {
             return Err(PlaneError::Conflict(format!("no role {} in the firewall", lease.role)));
@@ -241,6 +283,9 @@ impl Firewall {
 
 impl PacketFilter for Firewall {
     fn bind(&mut self, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        if !lease.networks.is_empty() {
+            return self.bind_site(lease);
+        }
         self.bind_all(std::slice::from_ref(lease))
     }
 
@@ -248,6 +293,10 @@ impl PacketFilter for Firewall {
         let Some(bound) = self.leases.get(&lease.reqid) else {
             return Ok(());
         };
+        if !bound.networks.is_empty() {
+            let bound = bound.clone();
+            return self.unbind_site(&bound);
+        }
         let messages = elements::unbind(&self.table, self.config.plane, bound);
         match self.netlink.try_transaction(messages)? {
             Ok(()) => {}
@@ -269,7 +318,8 @@ impl PacketFilter for Firewall {
         // What others changed would otherwise pass for our own from here on.
         self.ensure()?;
         let wanted: BTreeSet<&str> = roles.iter().map(|role| role.role.as_str()).collect();
-        let bound: BTreeSet<&str> = self.leases.values().map(|l| l.role.as_str()).collect();
+        let clients = self.leases.values().filter(|lease| lease.networks.is_empty());
+        let bound: BTreeSet<&str> = clients.map(|lease| lease.role.as_str()).collect();
         let former = self.config.roles.iter().map(|role| &role.role).chain(&self.retired);
         let gone: BTreeSet<String> =
             former.filter(|name| !wanted.contains(name.as_str())).cloned().collect();
@@ -278,6 +328,32 @@ impl PacketFilter for Firewall {
         load(&ruleset::replace_roles(&self.config, roles, &emptied, &delete))?;
         self.config.roles = roles.to_vec();
         self.retired = emptied.into_iter().collect();
+        if let Some(identity) = identify(&mut self.netlink, &self.table)? {
+            self.identity = identity;
+        }
+        Ok(())
+    }
+
+    fn replace_sites(&mut self, sites: &[SiteFilter]) -> Result<(), PlaneError> {
+        if self.config.sites == sites {
+            return Ok(());
+        }
+        ruleset::check_sites(sites)?;
+        self.ensure()?;
+        let stays = |lease: &LeaseFilter| {
+            sites.iter().any(|site| {
+                site.site == lease.role && lease.networks.iter().all(|n| site.remote.contains(n))
+            })
+        };
+        let bound = self.leases.values().filter(|lease| !lease.networks.is_empty());
+        if let Some(lease) = bound.into_iter().find(|lease| !stays(lease)) {
+            return Err(PlaneError::Conflict(format!(
+                "site {} is still connected and cannot be changed",
+                lease.role
+            )));
+        }
+        load(&ruleset::replace_sites(&self.config, &self.config.sites, sites))?;
+        self.config.sites = sites.to_vec();
         if let Some(identity) = identify(&mut self.netlink, &self.table)? {
             self.identity = identity;
         }
@@ -324,7 +400,11 @@ impl PacketFilter for Firewall {
             self.retired.iter().map(|role| RoleFilter { role: role.clone(), allow: Vec::new() }),
         );
         load(&ruleset::base(&config))?;
-        let leases: Vec<LeaseFilter> = self.leases.values().cloned().collect();
+        let (leases, sites): (Vec<LeaseFilter>, Vec<LeaseFilter>) =
+            self.leases.values().cloned().partition(|lease| lease.networks.is_empty());
+        for site in &sites {
+            load(&ruleset::site_elements(&self.config, site, true))?;
+        }
         for chunk in leases.chunks(TRANSACTION_MESSAGES / 6) {
             let messages = chunk
                 .iter()
@@ -474,6 +554,7 @@ pub(crate) fn try_ruleset(plane: PlaneKind, name: &str) -> Result<(), PlaneError
         interface: name.to_owned(),
         networks: networks.into_iter().flatten().collect(),
         roles: vec![RoleFilter { role: "probe".to_owned(), allow: Vec::new() }],
+        sites: Vec::new(),
         plane,
     };
     let mut firewall = Firewall::install(&config)?;
@@ -481,6 +562,7 @@ pub(crate) fn try_ruleset(plane: PlaneKind, name: &str) -> Result<(), PlaneError
     let bound = firewall.bind(&LeaseFilter {
         reqid: 1,
         addresses: addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+        networks: Vec::new(),
         role: "probe".to_owned(),
     });
     let removed = firewall.remove();
@@ -502,6 +584,7 @@ mod tests {
             interface: "runnel0".to_owned(),
             networks: Vec::new(),
             roles: Vec::new(),
+            sites: Vec::new(),
             plane: PlaneKind::Userspace,
         };
         in_fresh_namespace(|| {

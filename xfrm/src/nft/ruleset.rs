@@ -5,7 +5,9 @@
 //!
 //! ```text
 //! prerouting   a pool's address from any other interface        drop
+//!              a site's address from any other interface        drop
 //! forward      tunnel -> tunnel                                 drop
+//!              network <-> site     source/destination -> sin.SITE, sout.SITE
 //!              tunnel -> network    (reqid .) source -> fwd.ROLE, else drop
 //!              network -> tunnel    reply, destination -> ret.ROLE, else drop
 //! input        tunnel -> gateway    (reqid .) source -> loc.ROLE, else drop
@@ -19,7 +21,7 @@ use ipnet::IpNet;
 
 use super::FirewallConfig;
 use crate::error::PlaneError;
-use crate::model::{AllowRule, PlaneKind, RoleFilter, TunnelNetwork};
+use crate::model::{AllowRule, LeaseFilter, PlaneKind, RoleFilter, SiteFilter, TunnelNetwork};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -53,6 +55,15 @@ impl ChainKind {
             Self::Return => "ret",
         }
     }
+
+    /// The same for sites.
+    fn site_prefix(self) -> &'static str {
+        match self {
+            Self::Forward => "sin",
+            Self::Local => "sloc",
+            Self::Return => "sout",
+        }
+    }
 }
 
 /// Name of the nftables table of an instance.
@@ -68,6 +79,20 @@ pub(super) fn chain_name(kind: ChainKind, role: &str) -> String {
 /// Name of the map for a kind of chain and address family.
 pub(super) fn map_name(kind: ChainKind, ipv6: bool) -> String {
     format!("{}{}", kind.prefix(), if ipv6 { 6 } else { 4 })
+}
+
+fn site_chain(kind: ChainKind, site: &str) -> String {
+    format!("{}.{site}", kind.site_prefix())
+}
+
+/// The map of a kind of chain by the networks of sites.
+fn site_map(kind: ChainKind, ipv6: bool) -> String {
+    format!("{}{}", kind.site_prefix(), if ipv6 { 6 } else { 4 })
+}
+
+/// The set of request ids by which a site's packets may come, in the kernel plane.
+fn site_reqids(site: &str) -> String {
+    format!("sreq.{site}")
 }
 
 /// Checks every name and rule that will appear in the text.
@@ -87,7 +112,17 @@ pub(super) fn check(config: &FirewallConfig) -> Result<(), PlaneError> {
              {MAX_INTERFACE}"
         )));
     }
-    check_roles(&config.roles)
+    check_roles(&config.roles)?;
+    check_sites(&config.sites)
+}
+
+/// Checks names and rules of sites.
+pub(super) fn check_sites(sites: &[SiteFilter]) -> Result<(), PlaneError> {
+    let as_roles: Vec<RoleFilter> = sites
+        .iter()
+        .map(|site| RoleFilter { role: site.site.clone(), allow: site.allow.clone() })
+        .collect();
+    check_roles(&as_roles)
 }
 
 /// Checks names and rules of roles.
@@ -130,8 +165,21 @@ pub(super) fn base(config: &FirewallConfig) -> String {
             let _ = writeln!(text, "  map {map} {{ {key} : verdict; counter; }}");
         }
     }
+    for kind in ChainKind::ALL {
+        for ipv6 in [false, true] {
+            let map = site_map(kind, ipv6);
+            let family = if ipv6 { 6 } else { 4 };
+            let _ = writeln!(
+                text,
+                "  map {map} {{ type ipv{family}_addr : verdict; flags interval; }}"
+            );
+        }
+    }
     for role in &config.roles {
         role_chains(&mut text, role);
+    }
+    for site in &config.sites {
+        site_chains(&mut text, site, config.plane);
     }
     let _ = write!(
         text,
@@ -139,14 +187,20 @@ pub(super) fn base(config: &FirewallConfig) -> String {
   chain from_client {{
     {fwd4} vmap @fwd4
     {fwd6} vmap @fwd6
+    ip saddr vmap @sin4
+    ip6 saddr vmap @sin6
     counter name drop_from_client drop
   }}
   chain to_gateway {{
     {fwd4} vmap @loc4
     {fwd6} vmap @loc6
+    ip saddr vmap @sloc4
+    ip6 saddr vmap @sloc6
     counter name drop_from_client drop
   }}
   chain to_client {{
+    ip daddr vmap @sout4
+    ip6 daddr vmap @sout6
     ct state established,related ct direction reply ip daddr vmap @ret4
     ct state established,related ct direction reply ip6 daddr vmap @ret6
     ip6 daddr ff00::/8 drop
@@ -175,7 +229,7 @@ pub(super) fn base(config: &FirewallConfig) -> String {
         fwd4 = key_expression(false, config.plane),
         fwd6 = key_expression(true, config.plane),
     );
-    spoofing(&mut text, interface, &config.networks);
+    spoofing(&mut text, config, &config.sites);
     masquerade(&mut text, interface, &config.networks);
     text.push_str("}\n");
     text
@@ -241,14 +295,7 @@ fn role_chains(text: &mut String, role: &RoleFilter) {
     for kind in ChainKind::ALL {
         let _ = writeln!(text, "  chain {} {{", chain_name(kind, &role.role));
         if kind == ChainKind::Return {
-            // Errors come from any router on the way; conntrack ties them to a flow that the
-            // client opened.
-            text.push_str(
-                "    ct state related icmp type { destination-unreachable, time-exceeded, \
-                 parameter-problem } accept\n    ct state related icmpv6 type { \
-                 destination-unreachable, packet-too-big, time-exceeded, parameter-problem } \
-                 accept\n",
-            );
+            router_errors(text);
         }
         let mut errors = BTreeSet::new();
         for rule in &role.allow {
@@ -263,6 +310,17 @@ fn role_chains(text: &mut String, role: &RoleFilter) {
         }
         text.push_str("  }\n");
     }
+}
+
+/// Errors come from any router on the way; conntrack ties them to a flow that the other side
+/// opened.
+fn router_errors(text: &mut String) {
+    text.push_str(
+        "    ct state related icmp type { destination-unreachable, time-exceeded, \
+         parameter-problem } accept\n    ct state related icmpv6 type { \
+         destination-unreachable, packet-too-big, time-exceeded, parameter-problem } \
+         accept\n",
+    );
 }
 
 fn full_length(rule: &AllowRule) -> u8 {
@@ -315,13 +373,108 @@ fn address_match(side: &str, net: IpNet) -> String {
     }
 }
 
-/// Nobody but the tunnel may speak with a client's address.
-fn spoofing(text: &mut String, interface: &str, networks: &[TunnelNetwork]) {
+/// A site's chains. Hosts behind it open what its allow list names; hosts of ours open anything to
+/// it, and its answers to them pass.
+fn site_chains(text: &mut String, site: &SiteFilter, plane: PlaneKind) {
+    let name = &site.site;
+    if plane == PlaneKind::Kernel {
+        let _ = writeln!(text, "  set {} {{ typeof ipsec in reqid; }}", site_reqids(name));
+    }
+    for kind in ChainKind::ALL {
+        let _ = writeln!(text, "  chain {} {{", site_chain(kind, name));
+        if kind == ChainKind::Return {
+            router_errors(text);
+            for local in &site.local {
+                let _ = writeln!(text, "    {} accept", address_match("saddr", local.trunc()));
+            }
+        } else {
+            if plane == PlaneKind::Kernel {
+                let reqids = site_reqids(name);
+                let _ = writeln!(
+                    text,
+                    "    ipsec in reqid != @{reqids} counter name drop_from_client drop"
+                );
+            }
+            for rule in &site.allow {
+                if kind != ChainKind::Local || rule.destination.prefix_len() == full_length(rule) {
+                    allow(text, kind, rule);
+                    icmp_errors(text, rule);
+                }
+            }
+            for local in &site.local {
+                let _ = writeln!(
+                    text,
+                    "    {} ct state established,related ct direction reply accept",
+                    address_match("daddr", local.trunc())
+                );
+            }
+        }
+        text.push_str("  }\n");
+    }
+}
+
+/// Replaces the chains of sites in one transaction; those of `gone` are deleted.
+pub(super) fn replace_sites(
+    config: &FirewallConfig,
+    former: &[SiteFilter],
+    sites: &[SiteFilter],
+) -> String {
+    let table = table_name(&config.instance);
+    let mut text = String::new();
+    let kept = |name: &str| sites.iter().any(|site| site.site == name);
+    for site in former {
+        for kind in ChainKind::ALL {
+            let chain = site_chain(kind, &site.site);
+            let _ = writeln!(text, "flush chain inet {table} {chain}");
+            if !kept(&site.site) {
+                let _ = writeln!(text, "delete chain inet {table} {chain}");
+            }
+        }
+        if config.plane == PlaneKind::Kernel && !kept(&site.site) {
+            let _ = writeln!(text, "delete set inet {table} {}", site_reqids(&site.site));
+        }
+    }
+    let _ = writeln!(text, "flush chain inet {table} prerouting\ntable inet {table} {{");
+    for site in sites {
+        site_chains(&mut text, site, config.plane);
+    }
+    spoofing(&mut text, config, sites);
+    text.push_str("}\n");
+    text
+}
+
+/// Puts a site's elements in, or takes them out.
+pub(super) fn site_elements(config: &FirewallConfig, lease: &LeaseFilter, add: bool) -> String {
+    let table = table_name(&config.instance);
+    let verb = if add { "add" } else { "delete" };
+    let mut text = String::new();
+    if config.plane == PlaneKind::Kernel {
+        let (set, reqid) = (site_reqids(&lease.role), lease.reqid);
+        let _ = writeln!(text, "{verb} element inet {table} {set} {{ {reqid} }}");
+    }
+    for kind in ChainKind::ALL {
+        for net in &lease.networks {
+            let net = net.trunc();
+            let (map, chain) = (site_map(kind, is_ipv6(&net)), site_chain(kind, &lease.role));
+            let _ = if add {
+                writeln!(text, "{verb} element inet {table} {map} {{ {net} : jump {chain} }}")
+            } else {
+                writeln!(text, "{verb} element inet {table} {map} {{ {net} }}")
+            };
+        }
+    }
+    text
+}
+
+/// Nobody but the tunnel may speak with the address of a client or a site.
+fn spoofing(text: &mut String, config: &FirewallConfig, sites: &[SiteFilter]) {
+    let interface = &config.interface;
+    let pools = config.networks.iter().map(|network| network.network.trunc());
+    let behind = sites.iter().flat_map(|site| site.remote.iter().map(IpNet::trunc));
     text.push_str(
         "  chain prerouting {\n    type filter hook prerouting priority raw; policy accept;\n",
     );
-    for network in networks {
-        let net = network.network.trunc();
+    for net in pools.chain(behind) {
         let _ = writeln!(
             text,
             "    iifname != {{ \"{interface}\", \"lo\" }} {} saddr {net} counter name \
@@ -368,6 +521,7 @@ mod tests {
             interface: "runnel0".to_owned(),
             networks: Vec::new(),
             roles,
+            sites: Vec::new(),
             plane: PlaneKind::Userspace,
         }
     }

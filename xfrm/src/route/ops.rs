@@ -91,7 +91,7 @@ pub(super) struct Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
     /// Send them out of an interface, with this source address.
-    Interface { index: u32, source: IpAddr },
+    Interface { index: u32, source: Option<IpAddr> },
     /// Answer that the network is unreachable.
     Unreachable { metric: u32 },
 }
@@ -339,12 +339,14 @@ fn route_message(network: IpNet, target: Target) -> RouteMessage {
     match target {
         Target::Interface { index, source } => {
             message.header.kind = RouteType::Unicast;
-            message.header.scope = match source {
-                IpAddr::V4(_) => RouteScope::Link,
-                IpAddr::V6(_) => RouteScope::Universe,
+            message.header.scope = match network {
+                IpNet::V4(_) => RouteScope::Link,
+                IpNet::V6(_) => RouteScope::Universe,
             };
             message.attributes.push(RouteAttribute::Oif(index));
-            message.attributes.push(RouteAttribute::PrefSource(source.into()));
+            if let Some(source) = source {
+                message.attributes.push(RouteAttribute::PrefSource(source.into()));
+            }
         }
         Target::Unreachable { metric } => {
             message.header.kind = RouteType::Unreachable;

@@ -238,6 +238,9 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
     }
     continuity::offer(ctx, sa, &mut payloads);
+    if peer.initial_contact {
+        payloads.push_notify(Notify::new(NotifyType::InitialContact));
+    }
     send_request(ctx, sa, ExchangeType::IkeAuth, &payloads);
 }
 
@@ -259,6 +262,7 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     let (id, remote) = (sa.id, sa.path.remote);
     let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
     continuity::heard(ctx, sa, payloads);
+    let connection = sa.connection();
     let (Some(protection), Some(initiator)) = (&sa.protection, initiator_in(&mut sa.phase)) else {
         return;
     };
@@ -310,6 +314,7 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         message,
         signature: proof.signature,
         expected,
+        connection,
     };
     ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
 }
@@ -342,7 +347,7 @@ fn check_shared_key(
 }
 
 pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
-    let (id, remote) = (sa.id, sa.path.remote);
+    let (id, remote, connection) = (sa.id, sa.path.remote, sa.connection());
     let Some(initiator) = initiator(sa) else {
         return;
     };
@@ -366,6 +371,7 @@ pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Verifie
         initial_contact: false,
         ts_remote: selectors(response.and_then(Payloads::ts_r)),
         ts_local: selectors(response.and_then(Payloads::ts_i)),
+        connection,
     };
     initiator.verified = Some(peer);
     ctx.act(id, Purpose::Authorise, Action::Authorise(Box::new(authorise)));

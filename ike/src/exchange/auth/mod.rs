@@ -289,6 +289,7 @@ fn remember(
 
 /// The IKE SA is established.
 fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
+    let connection = sa.connection();
     let Some(auth) = &mut sa.auth else {
         return;
     };
@@ -305,6 +306,7 @@ fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
         role: grant.role.clone(),
         suite: suite.unwrap_or_default(),
         addresses: grant.addresses.clone(),
+        connection,
     };
     let lease = grant.lease.clone();
     if grant.unique == UniquePolicy::Replace || initial_contact {

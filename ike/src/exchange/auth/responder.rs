@@ -181,6 +181,7 @@ fn examine(
         message: responder.peer_octets(protection),
         signature: proof.signature,
         expected: None,
+        connection: None,
     };
     Ok((responder, Purpose::Verify, Action::VerifyPeer(Box::new(verify))))
 }
@@ -303,6 +304,7 @@ pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Verifie
         initial_contact: responder.initial_contact,
         ts_remote: ts_i,
         ts_local: ts_r,
+        connection: None,
     };
     responder.verified = Some(peer);
     ctx.act(id, Purpose::Authorise, Action::Authorise(Box::new(authorise)));

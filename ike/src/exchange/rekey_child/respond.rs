@@ -217,12 +217,7 @@ fn allowed(sa: &IkeSa, grant: &crate::io::Grant) -> (Vec<TrafficSelector>, Vec<T
         };
         return (of(|child| &child.ts_remote), of(|child| &child.ts_local));
     }
-    let hosts = if grant.addresses.is_empty() {
-        narrowing::hosts(&[sa.path.remote.ip().to_canonical()])
-    } else {
-        narrowing::hosts(&grant.addresses)
-    };
-    (hosts, grant.allowed.clone())
+    (sa.peer_side(grant), grant.allowed.clone())
 }
 
 fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, plan: Plan) {

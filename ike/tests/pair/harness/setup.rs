@@ -87,6 +87,7 @@ impl Setup {
             ts_local: vec![],
             ts_remote: vec![TrafficSelector::any_v4(), TrafficSelector::any_v6()],
             mobike: false,
+            initial_contact: false,
         };
         let grant = Some(Grant {
             lease: LeaseId(LEASE.to_owned()),
@@ -95,6 +96,7 @@ impl Setup {
             addresses: vec!["10.77.0.2".parse().unwrap(), "fd77::2".parse().unwrap()],
             dns: vec!["10.20.0.53".parse().unwrap()],
             allowed: vec![net("10.20.0.0", "10.20.0.255")],
+            networks: vec![],
             deadline: WallTime(START + 86_400_000_000),
             unique: UniquePolicy::Replace,
         });
@@ -124,6 +126,7 @@ impl Setup {
             addresses: vec![],
             dns: vec![],
             allowed: vec![],
+            networks: vec![],
             deadline: WallTime(START + 864_000_000_000),
             unique: UniquePolicy::Keep,
         });

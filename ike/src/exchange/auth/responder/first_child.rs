@@ -107,16 +107,11 @@ fn decide(
     let Some(chosen) = proposal::choose_esp(ours, &offer.sa, EspKex::Ignored) else {
         return Err(esp_refused(sa, ours, &offer.sa));
     };
-    let hosts = if grant.addresses.is_empty() {
-        // Without a virtual address the peer speaks for its own address only.
-        narrowing::hosts(&[sa.path.remote.ip().to_canonical()])
-    } else {
-        narrowing::hosts(&grant.addresses)
-    };
+    let hosts = sa.peer_side(grant);
     let remote = narrowing::narrow(&offer.ts_i, &hosts);
     if remote.selectors.is_empty() {
         let mut refused = ts_unacceptable(sa, "the client's", &offer.ts_i, &hosts);
-        if !wanted.any() && !grant.addresses.is_empty() {
+        if !wanted.any() && grant.networks.is_empty() && !grant.addresses.is_empty() {
             refused.refusal.fix = "let the client ask for its virtual address (strongSwan: \
                                    `vips = 0.0.0.0`, and `::` for IPv6)"
                 .to_owned();

@@ -1,0 +1,187 @@
+//! Leases of sites: gateways with networks behind them, named in the configuration.
+//!
+//! A site enrols nowhere, so its lease is opened when its gateway has proved who it is, and
+//! prolonged when it proves so again with a longer certificate. It ends like any other: with that
+//! certificate, when the tunnel stays away, when an operator ends it. Only a revoked one stays
+//! ended; otherwise the next connection opens another.
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{Actor, AuditEvent};
+use crate::authority::{AccessError, Authority};
+use crate::entropy::random_text;
+use crate::error::Error;
+use crate::lease::book::{ATTEMPTS, move_deadline};
+use crate::lease::{CiRef, Lease, LeaseState, state};
+use crate::record::{self, Stored, key};
+use crate::store::{Outcome, Txn};
+use crate::time::UnixTime;
+
+/// What a lease's role begins with when it is a site's; no configured role can have this name.
+pub const SITE_ROLE: &str = "site:";
+
+/// Random characters of a lease id, as for other leases.
+const LEASE_ID_LEN: usize = 10;
+
+/// The gateway of a site, as it has proved itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SitePeer<'a> {
+    /// The site's name.
+    pub site: &'a str,
+    /// Its certificate's subject, or its identity when it has none.
+    pub subject: &'a str,
+    /// SHA-256 of its public key, hexadecimal; empty when it has none.
+    pub spki_sha256: &'a str,
+    /// When what it proved itself with ends.
+    pub until: UnixTime,
+}
+
+/// Which lease a site has or had last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SiteRecord {
+    lease: String,
+}
+
+impl Lease {
+    /// The name of the site whose lease this is.
+    pub fn site(&self) -> Option<&str> {
+        self.role.strip_prefix(SITE_ROLE)
+    }
+}
+
+impl Authority {
+    /// The live lease of a site: the one it has, prolonged to what its gateway proved itself with,
+    /// or a new one.
+    ///
+    /// # Errors
+    /// [`AccessError::LeaseNotLive`] when its last lease was revoked; otherwise the store's
+    /// failure.
+    pub fn site_lease(&self, peer: &SitePeer<'_>, now: UnixTime) -> Result<Lease, AccessError> {
+        let site_key = key::site(peer.site);
+        for _ in 0..ATTEMPTS {
+            let pointer = record::read::<SiteRecord>(self.store.as_ref(), &site_key)?;
+            let former = match &pointer {
+                Some(pointer) => self.stored_lease(&pointer.value.lease)?,
+                None => None,
+            };
+            let done = match former {
+                Some(former) if former.value.state == LeaseState::Revoked => {
+                    return Err(AccessError::LeaseNotLive {
+                        lease: former.value.id,
+                        state: former.value.state,
+                        since: former.value.state_since,
+                        advice: "allow the site again with `runnel site connect NAME`",
+                    });
+                }
+                Some(former)
+                    if state::usable(&former.value, now, &self.settings().timers).is_ok() =>
+                {
+                    self.prolong(&former, peer)?
+                }
+                _ => self.open_site(&site_key, pointer.as_ref(), peer, now)?,
+            };
+            if let Some(lease) = done {
+                return Ok(lease);
+            }
+        }
+        Err(Error::Contended("the site's lease").into())
+    }
+
+    /// Lets a site whose lease was revoked connect again. One that has a live lease keeps it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn allow_site(&self, site: &str, actor: &Actor, now: UnixTime) -> Result<(), Error> {
+        let site_key = key::site(site);
+        for _ in 0..ATTEMPTS {
+            let Some(pointer) = record::read::<SiteRecord>(self.store.as_ref(), &site_key)? else {
+                return Ok(());
+            };
+            let lease = self.lease(&pointer.value.lease)?;
+            if lease.is_some_and(|lease| lease.state != LeaseState::Revoked) {
+                return Ok(());
+            }
+            let mut txn = Txn::new();
+            txn.at(&site_key, pointer.revision).delete(site_key.clone());
+            let event = AuditEvent::new("site.allow", actor, now).reason(site.to_owned());
+            event.record(&mut txn);
+            if let Outcome::Committed(_) = self.store.transact(txn)? {
+                return Ok(());
+            }
+        }
+        Err(Error::Contended("the site's lease"))
+    }
+
+    /// `None` when another writer was faster.
+    fn prolong(&self, former: &Stored<Lease>, peer: &SitePeer<'_>) -> Result<Option<Lease>, Error> {
+        let mut lease = former.value.clone();
+        lease.expires = peer.until;
+        lease.hard_cap = peer.until;
+        lease.subject = peer.subject.to_owned();
+        lease.spki_sha256 = peer.spki_sha256.to_owned();
+        lease.deadline = state::deadline(&lease, &self.settings().timers);
+        if lease == former.value {
+            return Ok(Some(lease));
+        }
+        let lease_key = key::lease(&lease.id);
+        let mut txn = Txn::new();
+        txn.at(&lease_key, former.revision).put(lease_key, record::encode(&lease));
+        move_deadline(&mut txn, &former.value, &lease);
+        let committed = matches!(self.store.transact(txn)?, Outcome::Committed(_));
+        Ok(committed.then_some(lease))
+    }
+
+    /// `None` when another writer was faster.
+    fn open_site(
+        &self,
+        site_key: &str,
+        pointer: Option<&Stored<SiteRecord>>,
+        peer: &SitePeer<'_>,
+        now: UnixTime,
+    ) -> Result<Option<Lease>, Error> {
+        let id =
+            self.with_entropy(|entropy| Ok(format!("s-{}", random_text(entropy, LEASE_ID_LEN)?)))?;
+        let settings = self.settings();
+        let role = format!("{SITE_ROLE}{}", peer.site);
+        let mut lease = Lease {
+            id: id.clone(),
+            identity: role.clone(),
+            role,
+            subject: peer.subject.to_owned(),
+            dns_name: String::new(),
+            spki_sha256: peer.spki_sha256.to_owned(),
+            certs: Vec::new(),
+            pool: String::new(),
+            addresses: Vec::new(),
+            created: now,
+            expires: peer.until,
+            hard_cap: peer.until,
+            state: LeaseState::Issued,
+            state_since: now,
+            deadline: None,
+            first_connected: None,
+            end: None,
+            door: "site".to_owned(),
+            token: None,
+            claims: Default::default(),
+            ci_ref: CiRef::default(),
+            policy_version: settings.policy_version,
+        };
+        lease.deadline = state::deadline(&lease, &settings.timers);
+        let mut txn = Txn::new();
+        match pointer {
+            Some(pointer) => txn.at(site_key, pointer.revision),
+            None => txn.absent(site_key),
+        };
+        txn.put(site_key, record::encode(&SiteRecord { lease: id.clone() }));
+        let lease_key = key::lease(&id);
+        txn.absent(&lease_key).put(lease_key, record::encode(&lease));
+        if let Some(deadline) = lease.deadline {
+            txn.put(key::due(deadline, &id), Vec::new());
+        }
+        let event = AuditEvent::new("lease.create", &Actor::System, now).lease(&lease);
+        event.reason("site").record(&mut txn);
+        let committed = matches!(self.store.transact(txn)?, Outcome::Committed(_));
+        Ok(committed.then_some(lease))
+    }
+}

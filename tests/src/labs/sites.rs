@@ -1,0 +1,394 @@
+//! Gateway to gateway.
+//!
+//! ```text
+//! private ── gateway ── internet ── runner (the other gateway) ── branch
+//! 10.20.0.10                                                      10.30.0.10
+//! ```
+
+use std::fs;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::scene::ping;
+use crate::lab::capture::Capture;
+use crate::lab::charon::{Charon, Options};
+use crate::lab::gateway::{Gateway, ID, Settings};
+use crate::lab::host::{Host, cable};
+use crate::lab::http::{self, Server};
+use crate::lab::pkitool::{Authority, KeyType, P256, RSA4096};
+use crate::lab::swanctl::Connection;
+use crate::lab::world::{FORBIDDEN, GATEWAY, PRIVATE_NET, STORE, Shape, World};
+use crate::lab::{Lab, wait};
+
+/// The other gateway's outer address.
+const OTHER: &str = "198.51.100.10";
+/// Its identity.
+const OTHER_ID: &str = "branch.example.com";
+/// The network behind it.
+const BRANCH_NET: &str = "10.30.0.0/16";
+/// The machine in it.
+const BRANCH: &str = "10.30.0.10";
+/// Its address that is in no allow list.
+const BRANCH_FORBIDDEN: &str = "10.30.0.99";
+
+/// Enough for a handshake and its retries.
+const SOON: Duration = Duration::from_secs(15);
+/// Enough for a lost peer to be noticed.
+const LATER: Duration = Duration::from_secs(60);
+
+/// The network behind the other gateway, with a server in it.
+struct Branch {
+    host: Host,
+    server: Server,
+}
+
+fn branch(world: &World) -> Result<Branch> {
+    let (runner, host) = (world.runner(), Host::new(&world.lab, "branch")?);
+    runner.forward()?;
+    cable(runner, "lan", &host, "eth0", 1500)?;
+    runner.address("lan", "10.30.0.1/16")?;
+    host.address("eth0", "10.30.0.10/16")?;
+    host.address("eth0", "10.30.0.99/16")?;
+    host.route("default via 10.30.0.1")?;
+    let server = Server::start(&host, "10.30.0.10:8081".parse()?)?;
+    Ok(Branch { host, server })
+}
+
+/// A `[[site]]` as the first gateway has it.
+fn site(ca: &Path, more: &str) -> String {
+    format!(
+        "[[site]]\nname = \"branch\"\nid = \"{OTHER_ID}\"\nca = {ca:?}\n\
+         local_networks = [\"{PRIVATE_NET}\"]\nremote_networks = [\"{BRANCH_NET}\"]\n\
+         allow = [\"{STORE}/icmp\", \"{STORE}:8081/tcp\"]\n{more}\n"
+    )
+}
+
+fn state(gateway: &Gateway, site: &str) -> Result<Value> {
+    let sites = gateway.json(&["site", "list"])?;
+    let list = sites.as_array().context("the site list is no list")?;
+    let found = list.iter().find(|entry| entry["name"] == site);
+    Ok(found.with_context(|| format!("no site {site} in {sites}"))?.clone())
+}
+
+fn connected(lab: &Lab, gateway: &Gateway, site: &str, limit: Duration) -> Result<Value> {
+    wait::holds(lab, &format!("site {site} to be connected"), limit, || {
+        Ok(state(gateway, site)?["state"] == "connected")
+    })?;
+    state(gateway, site)
+}
+
+/// Both networks reach each other, as far as they may.
+fn traffic(world: &World, branch: &Branch, store: &Server) -> Result<()> {
+    let limit = Duration::from_secs(20);
+    for (from, to) in [(&world.private, BRANCH), (&branch.host, STORE)] {
+        let (sent, received) = ping(from, to, 5, 0.1)?;
+        if sent != received {
+            bail!("{received} of {sent} pings from {} to {to}\n{}", from.name(), world.lab.tails());
+        }
+    }
+    for (from, url) in
+        [(&world.private, branch.server.url(5_000_000)), (&branch.host, store.url(5_000_000))]
+    {
+        let got = http::download(from, &url, limit).with_context(|| world.lab.tails())?;
+        if got.bytes != 5_000_000 {
+            bail!("{} bytes from {url}", got.bytes);
+        }
+    }
+    Ok(())
+}
+
+/// Nothing passes between the networks.
+fn no_traffic(world: &World, branch: &Branch) -> Result<()> {
+    for (from, to) in [(&world.private, BRANCH), (&branch.host, STORE)] {
+        let (_, received) = ping(from, to, 2, 0.2)?;
+        if received != 0 {
+            bail!("{} still reaches {to}", from.name());
+        }
+    }
+    Ok(())
+}
+
+fn sound(gateway: &mut Gateway, lab: &Lab) -> Result<()> {
+    if let Some(code) = gateway.process()?.ended()? {
+        bail!("runnel ended with code {code}\n{}", lab.tails());
+    }
+    let status = gateway.json(&["status"])?;
+    if status["sas_without_lease"] != 0 {
+        bail!("there are SAs without a live lease: {status}");
+    }
+    if let Some(line) = gateway.log().lines().find(|line| line.contains("panicked")) {
+        bail!("runnel panicked: {line}");
+    }
+    match gateway.stop()? {
+        0 => Ok(()),
+        code => bail!("runnel stopped with exit code {code}\n{}", lab.tails()),
+    }
+}
+
+/// Two Runnels: traffic in both directions, a restart of each, and a site that is removed.
+pub(super) fn runnel(lab: &Lab) -> Result<()> {
+    let world = World::new(lab, Shape::default())?;
+    let branch = branch(&world)?;
+    let store = Server::start(&world.private, world.store())?;
+    let forbidden = Server::start(&world.private, world.forbidden())?;
+    let ike = "dpd = \"1s\"".to_owned();
+    let settings = Settings { ike: ike.clone(), ..Settings::default() };
+    let other = Settings {
+        id: OTHER_ID.to_owned(),
+        ike,
+        addresses: vec!["10.88.0.0/16".to_owned()],
+        allow: vec![BRANCH.to_owned()],
+        ..Settings::default()
+    };
+    let mut here = Gateway::start(&world.gateway, &settings)?;
+    let mut there = Gateway::start(world.runner(), &other)?;
+    let (root_here, root_there) = (lab.path("here.pem"), lab.path("there.pem"));
+    fs::write(&root_here, here.told(&["ca", "root"])?)?;
+    fs::write(&root_there, there.told(&["ca", "root"])?)?;
+
+    lab.step("each learns of the other by a reload");
+    here.reload(&Settings { more: site(&root_there, ""), ..settings.clone() })?;
+    let theirs = format!(
+        "[[site]]\nname = \"office\"\nremote = \"{GATEWAY}\"\nid = \"{ID}\"\nca = {root_here:?}\n\
+         local_networks = [\"{BRANCH_NET}\"]\nremote_networks = [\"{PRIVATE_NET}\"]\n\
+         allow = [\"{BRANCH}/icmp\", \"{BRANCH}:8081/tcp\"]\n"
+    );
+    there.reload(&Settings { more: theirs.clone(), ..other.clone() })?;
+    let seen = connected(lab, &there, "office", SOON)?;
+    let lease = seen["lease"].as_str().context("a connected site has no lease")?.to_owned();
+    if !lease.starts_with("s-") {
+        bail!("the site's lease is {lease}");
+    }
+    connected(lab, &here, "branch", SOON)?;
+    if here.json(&["status"])?["sites"]["connected"] != 1 {
+        bail!("`status` does not count the site");
+    }
+    traffic(&world, &branch, &store)?;
+
+    lab.step("what neither side allows does not pass");
+    let patience = Duration::from_millis(1500);
+    if http::download(&branch.host, &forbidden.url(1), patience).is_ok()
+        || ping(&branch.host, FORBIDDEN, 2, 0.2)?.1 != 0
+        || ping(&world.private, BRANCH_FORBIDDEN, 2, 0.2)?.1 != 0
+    {
+        bail!("a host outside the allow list answers");
+    }
+    let sas = here.sas()?;
+    let child = &sas.first().context("no SA")?["children"][0];
+    if child["ts_local"] != "10.20.0.0-10.20.255.255"
+        || child["ts_remote"] != "10.30.0.0-10.30.255.255"
+    {
+        bail!("other selectors: {child}");
+    }
+
+    lab.step("the initiator is killed and comes back");
+    there.kill()?;
+    no_traffic(&world, &branch)?;
+    there.up(&[])?;
+    connected(lab, &there, "office", SOON)?;
+    traffic(&world, &branch, &store)?;
+    wait::holds(lab, "the former SA to be replaced", SOON, || Ok(here.sas()?.len() == 1))?;
+
+    lab.step("the responder is killed and comes back");
+    here.kill()?;
+    here.up(&[])?;
+    wait::holds(lab, "a new SA at the responder", LATER, || Ok(!here.sas()?.is_empty()))?;
+    connected(lab, &there, "office", SOON)?;
+    traffic(&world, &branch, &store)?;
+
+    lab.step("a revoked lease keeps the site away until the operator says otherwise");
+    let lease = state(&there, "office")?["lease"].as_str().context("no lease")?.to_owned();
+    there.told(&["lease", "revoke", &lease])?;
+    no_traffic(&world, &branch)?;
+    wait::holds(lab, "the refusal", SOON, || {
+        Ok(there.refusals()?.iter().any(|refusal| {
+            refusal["code"] == "lease_revoked"
+                || refusal["what"].as_str().is_some_and(|what| what.contains(&lease))
+        }))
+    })?;
+    there.told(&["site", "connect", "office"])?;
+    connected(lab, &there, "office", SOON)?;
+    traffic(&world, &branch, &store)?;
+
+    lab.step("a site that is removed is gone at once, on both sides");
+    there.reload(&other)?;
+    wait::holds(lab, "the SA to be gone", SOON, || {
+        Ok(here.sas()?.is_empty() && there.sas()?.is_empty())
+    })?;
+    no_traffic(&world, &branch)?;
+    let routes = world.runner().ip("route show 10.20.0.0/16")?;
+    if !routes.trim().is_empty() {
+        bail!("a route of the removed site is left: {routes}");
+    }
+    sound(&mut there, lab)?;
+    sound(&mut here, lab)
+}
+
+/// strongSwan with a certificate of its own authority on the other side.
+struct Peer {
+    charon: Charon,
+    authority: Authority,
+}
+
+fn strongswan(
+    lab: &Lab,
+    world: &World,
+    gateway: &Gateway,
+    (key, options): (KeyType, &Options),
+    change: impl FnOnce(&mut Connection),
+) -> Result<Peer> {
+    let authority = Authority::new(&lab.path("branch-ca"), "CN=Branch CA", key)?;
+    let san = OTHER_ID;
+    let (private, cert) = authority.issue("branch", "CN=branch", san, key, &[])?;
+    let charon = Charon::start(world.runner(), options)?;
+    charon.install(&private, "private/host.pem")?;
+    charon.install(&cert, "x509/host.pem")?;
+    charon.install(&authority.cert, "x509ca/own.pem")?;
+    let root = lab.path("root.pem");
+    fs::write(&root, gateway.told(&["ca", "root"])?)?;
+    charon.install(&root, "x509ca/gateway.pem")?;
+    let mut connection = Connection {
+        remote_addr: GATEWAY.to_owned(),
+        local_id: OTHER_ID.to_owned(),
+        remote_id: ID.to_owned(),
+        local_ts: BRANCH_NET.to_owned(),
+        remote_ts: PRIVATE_NET.to_owned(),
+        ..Connection::default()
+    };
+    change(&mut connection);
+    charon.load(&[connection], "")?;
+    Ok(Peer { charon, authority })
+}
+
+/// strongSwan connects a network to ours.
+pub(super) fn strongswan_initiator(lab: &Lab) -> Result<()> {
+    let world = World::new(lab, Shape::default())?;
+    let branch = branch(&world)?;
+    let store = Server::start(&world.private, world.store())?;
+    let settings = Settings::default();
+    let mut gateway = Gateway::start(&world.gateway, &settings)?;
+    let peer = strongswan(lab, &world, &gateway, (P256, &Options::default()), |_| {})?;
+    gateway.reload(&Settings { more: site(&peer.authority.cert, ""), ..settings })?;
+    peer.charon.initiate("net")?;
+    let seen = connected(lab, &gateway, "branch", SOON)?;
+    lab.step(&format!("connected as {}", seen["lease"]));
+    traffic(&world, &branch, &store)?;
+
+    lab.step("rekeys from both ends lose nothing");
+    rekeys(lab, &world, &gateway, &peer.charon)?;
+    peer.charon.terminate("net")?;
+    wait::holds(lab, "the SA to be gone", SOON, || Ok(gateway.sas()?.is_empty()))?;
+    no_traffic(&world, &branch)?;
+    if state(&gateway, "branch")?["state"] != "waiting" {
+        bail!("the site does not wait: {}", state(&gateway, "branch")?);
+    }
+    sound(&mut gateway, lab)
+}
+
+/// We connect to strongSwan, through our NAT, with RSA-4096 certificates that make fragments.
+pub(super) fn strongswan_responder(lab: &Lab) -> Result<()> {
+    let world = World::new(lab, Shape { gateway_nat: true, ..Shape::default() })?;
+    let branch = branch(&world)?;
+    let store = Server::start(&world.private, world.store())?;
+    let settings = Settings { ike: "dpd = \"2s\"".to_owned(), ..Settings::default() };
+    let mut gateway = Gateway::start(&world.gateway, &settings)?;
+    // Our first guess is Curve25519, which this strongSwan does not take.
+    let options = Options { cookie_threshold: 2, ..Options::default() };
+    let peer = strongswan(lab, &world, &gateway, (RSA4096, &options), |connection| {
+        connection.remote_addr = "%any".to_owned();
+        connection.ike = "aes256gcm16-prfsha384-ecp384".to_owned();
+    })?;
+    let mut capture = Capture::start(&world.internet, "east", "udp port 500 or udp port 4500")?;
+    let more = site(&peer.authority.cert, &format!("remote = \"{OTHER}\""));
+    gateway.reload(&Settings { more, ..settings })?;
+    connected(lab, &gateway, "branch", SOON)?;
+    traffic(&world, &branch, &store)?;
+
+    lab.step("rekeys from both ends lose nothing");
+    rekeys(lab, &world, &gateway, &peer.charon)?;
+
+    lab.step("the peer deletes the SA and asks for a cookie when we come back");
+    capture.stop()?;
+    let inits = capture.udp_payloads("src host 203.0.113.2 and dst port 500")?;
+    if inits.len() < 2 {
+        bail!("{} IKE_SA_INIT requests; another group needs two", inits.len());
+    }
+    let strangers = half_open(&world.internet, &inits)?;
+    let from = peer.charon.log().len();
+    peer.charon.terminate("net")?;
+    peer.charon
+        .expect_log(from, "sending COOKIE", SOON)
+        .or_else(|_| peer.charon.expect_log(from, "N(COOKIE)", Duration::from_secs(1)))?;
+    drop(strangers);
+    connected(lab, &gateway, "branch", SOON)?;
+    traffic(&world, &branch, &store)?;
+
+    lab.step("the peer vanishes, is noticed, and comes back");
+    let Peer { mut charon, authority } = peer;
+    charon.process().kill()?;
+    wait::holds(lab, "the loss to be noticed", LATER, || {
+        Ok(state(&gateway, "branch")?["state"] != "connected")
+    })?;
+    no_traffic(&world, &branch)?;
+    drop(authority);
+    sound(&mut gateway, lab)
+}
+
+/// Leaves the peer with half-open SAs of strangers: our own first message under other SPIs.
+fn half_open(internet: &Host, inits: &[Vec<u8>]) -> Result<Vec<UdpSocket>> {
+    let init = inits.last().context("no IKE_SA_INIT captured")?;
+    let mut sockets = Vec::new();
+    for stranger in 1..=4u8 {
+        let socket = internet.enter(|| UdpSocket::bind(("0.0.0.0", 0)))??;
+        let mut message = init.clone();
+        message.iter_mut().take(8).for_each(|octet| *octet = octet.wrapping_add(stranger));
+        socket.send_to(&message, (OTHER, 500))?;
+        sockets.push(socket);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    Ok(sockets)
+}
+
+/// Each end rekeys the child and the IKE SA while a ping runs; every ping is answered.
+fn rekeys(lab: &Lab, world: &World, gateway: &Gateway, charon: &Charon) -> Result<()> {
+    let before = spis(gateway)?;
+    let result = std::thread::scope(|scope| -> Result<(u32, u32)> {
+        let pinging = scope.spawn(|| ping(&world.private, BRANCH, 300, 0.01));
+        std::thread::sleep(Duration::from_millis(300));
+        for args in [["--rekey", "--child", "net"], ["--rekey", "--ike", "net"]] {
+            let said = charon.swanctl(&args)?;
+            if !said.ok() {
+                bail!("strongSwan did not rekey: {}", said.all());
+            }
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        let theirs = spis(gateway)?;
+        let id = gateway.sas()?.first().and_then(|sa| sa["id"].as_u64()).context("no SA")?;
+        gateway.told(&["sa", "rekey", &id.to_string()])?;
+        std::thread::sleep(Duration::from_millis(700));
+        let ours = spis(gateway)?;
+        for (one, other) in [(&before, &theirs), (&theirs, &ours)] {
+            if one.0 == other.0 || one.1 == other.1 {
+                bail!("nothing was rekeyed: {one:?} and {other:?}");
+            }
+        }
+        pinging.join().map_err(|_| anyhow::anyhow!("ping panicked"))?
+    })?;
+    if result.0 != result.1 {
+        bail!("{} of {} pings lost during rekeys", result.0 - result.1, result.0);
+    }
+    lab.step(&format!("{} pings answered over rekeys by both ends", result.1));
+    Ok(())
+}
+
+/// SPIs of the only IKE SA and of its only child.
+fn spis(gateway: &Gateway) -> Result<(String, String)> {
+    let sas = gateway.sas()?;
+    let [sa] = sas.as_slice() else { bail!("expected one IKE SA: {sas:?}") };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok((text(&sa["spi_i"]), text(&sa["children"][0]["spi_in"])))
+}

@@ -122,7 +122,7 @@ impl AuditEvent {
         self.lease_id = Some(lease.id.clone());
         self.role = Some(lease.role.clone());
         self.identity = Some(lease.identity.clone());
-        self.spki_sha256 = Some(lease.spki_sha256.clone());
+        self.spki_sha256 = Some(lease.spki_sha256.clone()).filter(|spki| !spki.is_empty());
         self
     }
 

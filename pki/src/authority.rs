@@ -88,6 +88,19 @@ pub enum AccessError {
         /// What to do.
         advice: &'static str,
     },
+    /// The holder's lease was revoked, and it still has the key it had then.
+    #[error(
+        "lease {lease} of {name} was revoked at {at}, which holds until the key is changed: give \
+         {name} another key, or remove its [[psk]] section"
+    )]
+    HolderRevoked {
+        /// Who.
+        name: String,
+        /// The lease.
+        lease: String,
+        /// Since when.
+        at: UnixTime,
+    },
     /// The lease's role is not configured any more.
     #[error("role {role} of lease {lease} is not configured: add it or enrol with another role")]
     UnknownRole {

@@ -44,7 +44,7 @@ pub use crl::Crl;
 pub use csr::{Csr, CsrError, challenge_password};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};
 pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};
-pub use enrol::{Enrolled, Refusal, RefusalCode};
+pub use enrol::{Enrolled, KeyHolder, Refusal, RefusalCode};
 pub use entropy::{Entropy, SystemEntropy, random_text};
 pub use error::Error;
 pub use issue::CertRecord;

@@ -48,6 +48,7 @@ pub(crate) mod key {
     pub(crate) const SPKI: &str = "spki/";
     pub(crate) const ADDRESS: &str = "addr/";
     pub(crate) const REVOKED: &str = "revoked/";
+    pub(crate) const HOLDER: &str = "holder/";
 
     pub(crate) fn token(id: &str) -> String {
         format!("{TOKEN}{id}")
@@ -79,6 +80,10 @@ pub(crate) mod key {
             IpAddr::V4(v4) => format!("{ADDRESS}{pool}/4/{:08x}", u32::from(v4)),
             IpAddr::V6(v6) => format!("{ADDRESS}{pool}/6/{:032x}", u128::from(v6)),
         }
+    }
+    /// The lease of a peer that proves itself with a shared key, by its identity's digest.
+    pub(crate) fn holder(digest: &str) -> String {
+        format!("{HOLDER}{digest}")
     }
     pub(crate) fn revoked(issuer: &str, serial: &Serial) -> String {
         format!("{REVOKED}{issuer}/{serial}")

@@ -4,6 +4,7 @@
 //! on a few worker threads; everything about packets runs on the data plane's thread, in the
 //! order it was asked for.
 
+mod keys;
 mod peers;
 mod plane;
 mod translate;
@@ -15,6 +16,7 @@ use ike::crypto::{CryptoProvider, KexExecutor, KexOutcome, KexRequest};
 use ike::io::{Action, Completion, CredentialId, Token};
 use ike::wire::KeMethod;
 
+pub use keys::PeerKeys;
 pub use peers::{Peers, distinguished_name};
 pub use plane::{Confirmation, PlaneHandle, PlaneThread};
 pub use translate::suite as plane_suite;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use ike::crypto::CryptoProvider;
@@ -17,8 +17,9 @@ use ike::io::{
 use ike::time::WallTime;
 use ike::wire::{Identification, NotifyType};
 use pki::validate::PeerError;
-use pki::{AccessError, Authority, IkeId, Lease, UnixTime};
+use pki::{Access, AccessError, Authority, IkeId, KeyHolder, Lease, UnixTime};
 
+use super::PeerKeys;
 use crate::config::Site;
 use crate::lease::{Epoch, LeaseRegistry};
 use crate::live::LiveConfig;
@@ -32,6 +33,7 @@ pub struct Peers {
     authority: Arc<Authority>,
     registry: Arc<LeaseRegistry>,
     config: LiveConfig,
+    keys: RwLock<Arc<PeerKeys>>,
     provider: &'static CryptoProvider,
     /// Verified, not yet authorised: the engine carries a digest of this between the two.
     verified: Mutex<BTreeMap<IkeSaId, Known>>,
@@ -57,9 +59,20 @@ impl Peers {
         authority: Arc<Authority>,
         registry: Arc<LeaseRegistry>,
         config: LiveConfig,
+        keys: PeerKeys,
         provider: &'static CryptoProvider,
     ) -> Self {
-        Self { authority, registry, config, provider, verified: Mutex::default() }
+        let keys = RwLock::new(Arc::new(keys));
+        Self { authority, registry, config, keys, provider, verified: Mutex::default() }
+    }
+
+    /// Replaces the shared keys. Tunnels made with others end with [`Peers::regrant`].
+    pub fn replace_keys(&self, keys: PeerKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+    }
+
+    fn keys(&self) -> Arc<PeerKeys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Validates the chain, matches the identity and verifies the AUTH signature
@@ -155,10 +168,27 @@ impl Peers {
         if let Some(key) = config.sites.iter().find(asked).and_then(|site| site.psk.clone()) {
             return Ok(Box::new(SharedKey { key, own: OwnProof::SharedKey }));
         }
+        let keys = self.keys();
+        let found = request.peer.as_ref().and_then(|peer| keys.psk(peer));
+        if let Some(found) = found {
+            let shares = found.psk.gateway_shares;
+            let own = if shares { OwnProof::SharedKey } else { OwnProof::Certificate };
+            return Ok(Box::new(SharedKey { key: found.key.clone(), own }));
+        }
+        if keys.is_empty() {
+            return Err(context.refuse(
+                "psk_not_offered",
+                "the client authenticates with a shared key, which is not offered".to_owned(),
+                "let the client authenticate with its certificate (strongSwan: `auth = pubkey`), \
+                 or add a [[psk]] section for it"
+                    .to_owned(),
+            ));
+        }
+        let claimed = request.peer.as_ref().map(ToString::to_string).unwrap_or_default();
         Err(context.refuse(
-            "psk_not_offered",
-            "the client authenticates with a shared key, which is not offered".to_owned(),
-            "let the client authenticate with its certificate (strongSwan: `auth = pubkey`)"
+            "unknown_identity",
+            format!("no [[psk]] section has the id {claimed} that the client claims"),
+            "add one with its key, or correct the client's identity (strongSwan: `id` in `local`)"
                 .to_owned(),
         ))
     }
@@ -212,7 +242,10 @@ impl Peers {
     fn grant(&self, request: &Authorise) -> Result<Box<Grant>, Refusal> {
         let context = Context::of(request);
         if request.peer.proof == PeerProof::SharedKey {
-            return self.grant_shared(request, &context);
+            if self.shares_with_site(&request.identity) {
+                return self.grant_shared(request, &context);
+            }
+            return self.grant_holder(request, &context);
         }
         let Known { peer, site } = self.verified().remove(&request.ike).ok_or_else(|| {
             // Thousands of handshakes overtook this one; the client tries again.
@@ -223,6 +256,11 @@ impl Peers {
         }
         let access =
             self.authority.authorise(&peer, now()).map_err(|error| context.access(&error))?;
+        self.grant_lease(&access, &context)
+    }
+
+    /// What a client's lease grants it.
+    fn grant_lease(&self, access: &Access, context: &Context) -> Result<Box<Grant>, Refusal> {
         let deadline = WallTime(access.deadline.micros());
         let grant = self.regrant(&access.lease, &access.lease.role, deadline).ok_or_else(|| {
             let (role, pool) = (&access.lease.role, &access.lease.pool);
@@ -233,6 +271,36 @@ impl Peers {
             )
         })?;
         Ok(Box::new(grant))
+    }
+
+    /// Whether a site shares a key with us under this identity.
+    fn shares_with_site(&self, id: &Identification) -> bool {
+        let shares = |site: &Site| site.psk.is_some() && identification(&site.id) == *id;
+        self.config.get().sites.iter().any(shares)
+    }
+
+    /// The lease of a client that proved its shared key.
+    fn grant_holder(&self, request: &Authorise, context: &Context) -> Result<Box<Grant>, Refusal> {
+        let keys = self.keys();
+        // A reload may have taken the key away since it was proven.
+        let peer = keys.psk(&request.identity).ok_or_else(|| {
+            context.refuse(
+                "unknown_identity",
+                format!("the [[psk]] section of {} is gone", request.identity),
+                "put it back, or stop the client".to_owned(),
+            )
+        })?;
+        let client = Some(request.remote.ip().to_canonical());
+        let access = peer.holder(|holder| self.authority.authorise_holder(holder, client, now()));
+        self.grant_lease(&access.map_err(|error| context.access(&error))?, context)
+    }
+
+    /// Whether the configuration still knows the shared key that a client's lease was opened with.
+    fn is_still_shared(&self, lease: &Lease) -> bool {
+        let keys = self.keys();
+        keys.psk_of(lease).is_some_and(|peer| {
+            peer.holder(|holder| self.authority.is_lease_of(lease, holder)).unwrap_or(false)
+        })
     }
 
     /// Which site a peer claims to be: the one we connect to, or the one with that identity.
@@ -312,7 +380,8 @@ impl Peers {
     }
 
     /// What a lease grants under the configuration in force, to a client of a role or to a site;
-    /// `None` when role, pool or site are not configured.
+    /// `None` when role, pool or site are not configured, or the shared key is not that a client's
+    /// lease was opened with.
     pub fn regrant(&self, lease: &Lease, role: &str, deadline: WallTime) -> Option<Grant> {
         let config = self.config.get();
         if let Some(site) = policy::site_of_role(role) {
@@ -329,6 +398,9 @@ impl Peers {
                 deadline,
                 unique: UniquePolicy::Replace,
             });
+        }
+        if lease.door == KeyHolder::DOOR && !self.is_still_shared(lease) {
+            return None;
         }
         let (role, pool) = (config.role(&lease.role)?, config.pool(&lease.pool)?);
         let id = LeaseId(lease.id.clone());
@@ -404,7 +476,8 @@ impl Context {
     fn access(&self, error: &AccessError) -> Refusal {
         let code = match error {
             AccessError::NoLease { .. } => "no_lease",
-            AccessError::Revoked { .. } => "revoked",
+            AccessError::Revoked { .. } | AccessError::HolderRevoked { .. } => "revoked",
+            AccessError::Failed(pki::Error::PoolExhausted { .. }) => "pool_exhausted",
             AccessError::LeaseNotLive { .. } => "lease_ended",
             AccessError::UnknownRole { .. } => "unknown_role",
             AccessError::Failed(_) => "internal",

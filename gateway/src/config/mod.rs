@@ -4,6 +4,7 @@
 //! built-in pool and role when there is no file. It opens nothing but the file itself.
 
 mod error;
+mod keys;
 mod model;
 mod read;
 mod section;
@@ -13,8 +14,10 @@ mod value;
 use std::path::Path;
 
 pub use error::{ConfigError, ConfigErrors};
-pub use model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role, Site};
-pub use value::duration_text;
+pub use model::{
+    AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, PeerId, Pki, Pool, Psk, Role, Site,
+};
+pub use value::{duration_text, hex};
 
 /// Where the configuration is looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/runnel/runnel.toml";

@@ -24,6 +24,8 @@ pub struct Config {
     pub roles: Vec<Role>,
     /// `[[site]]`
     pub sites: Vec<Site>,
+    /// `[[psk]]`
+    pub psks: Vec<Psk>,
     /// Where it came from; `None` for the built-in configuration.
     pub source: Option<PathBuf>,
     /// What is odd but not wrong, as `FILE:LINE: sentence`.
@@ -179,6 +181,34 @@ pub struct Site {
     pub networks: Vec<IpNet>,
     /// What hosts behind it may open connections to.
     pub allow: Vec<AllowEntry>,
+}
+
+/// A remote client that authenticates with a shared key (RFC 7296 2.15).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Psk {
+    /// The identity the client claims.
+    pub id: PeerId,
+    /// The file that holds the key.
+    pub file: PathBuf,
+    /// The role the client has.
+    pub role: String,
+    /// The gateway proves itself to this client with the same key, not with its certificate.
+    pub gateway_shares: bool,
+}
+
+/// An IKE identity as configured, in the form identities are compared in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerId {
+    /// A host name, lower case.
+    Fqdn(String),
+    /// A mail address, lower case.
+    Mail(String),
+    /// An address.
+    Address(IpAddr),
+    /// Octets without meaning (KEY_ID).
+    KeyId(Vec<u8>),
+    /// A distinguished name as people write it.
+    Dn(String),
 }
 
 /// One allowed destination, like `10.20.0.10:443/tcp`.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::error::{ConfigError, ConfigErrors};
+use super::keys;
 use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
 use super::section::{Findings, Section};
 use super::site::site_list;
@@ -62,6 +63,9 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
             let own = config.gateway.id.clone();
             config.sites = site_list(sections, &config.pools, own.as_deref(), &mut found);
         }
+        if let Some(sections) = top.tables("psk", "[[psk]]", &mut found) {
+            config.psks = keys::psks(sections, &config.roles, &mut found);
+        }
         top.finish(LATER, &mut found);
     }
     if !found.errors.is_empty() {
@@ -111,6 +115,7 @@ pub(super) fn built_in() -> Config {
         enrol: Enrol { listen: any(8443), url: None },
         roles: default_roles(&pools),
         sites: Vec::new(),
+        psks: Vec::new(),
         pools,
         source: None,
         warnings: Vec::new(),

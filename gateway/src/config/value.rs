@@ -161,6 +161,18 @@ pub(super) fn dns_name(text: &str) -> bool {
         })
 }
 
+/// Octets written as pairs of hexadecimal digits.
+pub fn hex(digits: &[u8]) -> Option<Vec<u8>> {
+    // Room for all at once: they may be a key, and a vector that grows leaves copies behind.
+    let mut octets = Vec::with_capacity(digits.len() / 2);
+    let (pairs, rest) = digits.as_chunks::<2>();
+    for pair in pairs {
+        let [high, low] = pair.map(|digit| char::from(digit).to_digit(16));
+        octets.push(u8::try_from(high? * 16 + low?).ok()?);
+    }
+    rest.is_empty().then_some(octets)
+}
+
 /// The known word that differs least, when it is near enough to be a slip.
 pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     known

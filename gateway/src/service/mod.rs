@@ -25,7 +25,7 @@ pub use setup::{
     client_host, engine_config, enrol_url, gateway_id, identification, pki_settings, server_names,
 };
 
-use crate::actions::{Peers, PlaneHandle};
+use crate::actions::{PeerKeys, Peers, PlaneHandle};
 use crate::admin::Handler;
 use crate::admin::proto::{AdminError, ErrorCode, Request};
 use crate::admin::view;
@@ -268,12 +268,14 @@ impl Instance {
                 format!("{what} changed, which a reload cannot apply: restart the gateway"),
             ));
         }
+        let keys = PeerKeys::load(&config).map_err(|errors| failed(errors.join("\n")))?;
         let settings = setup::pki_settings(&config, &self.facts.id);
         self.authority.reconfigure(settings).map_err(pki_error)?;
         self.plane.replace_roles(policy::role_filters(&config)).wait(PATIENCE).map_err(failed)?;
         let engine = self.engine_config(&config)?;
         self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
         let roles = config.roles.len();
+        self.peers.replace_keys(keys);
         self.replace_sites(&before, config)?;
         self.regrant()?;
         let event = AuditEvent::new("config.reload", actor, now());

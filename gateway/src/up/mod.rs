@@ -188,7 +188,7 @@ struct Parts<'a> {
 fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let Parts { options, state, preflight, authority, identity, engine, plane, .. } = parts;
     let other = |error: &dyn std::fmt::Display| UpError::Other(error.to_string());
-    let Preflight { id, kind, why, sockets, enrol, status } = preflight;
+    let Preflight { id, kind, why, keys, sockets, enrol, status } = preflight;
     let config = LiveConfig::new(options.config.clone());
     let registry = Arc::new(LeaseRegistry::default());
     let tunnels = Tunnels::new(engine.clone(), plane.clone(), Arc::clone(&registry));
@@ -197,7 +197,8 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let refusals = Arc::new(Refusals::default());
     let journal = Journal::default();
     let provider = default_provider();
-    let peers = Arc::new(Peers::new(Arc::clone(&authority), registry, config.clone(), provider));
+    let peers =
+        Arc::new(Peers::new(Arc::clone(&authority), registry, config.clone(), keys, provider));
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let workers = Arc::new(Workers::start(cores).map_err(|error| other(&error))?);
     let dispatcher = Dispatcher::new(

@@ -3,10 +3,13 @@
 //! Protocols are pure request → decision functions: no sockets, no clock.
 
 pub mod est;
+mod holder;
 mod open;
 pub mod pkcs7;
 pub(crate) mod refused;
 pub mod token;
+
+pub use holder::KeyHolder;
 
 use crate::time::UnixTime;
 

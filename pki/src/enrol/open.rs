@@ -29,7 +29,7 @@ const EARLY_CERTS: usize = 2;
 /// Valid certificates of a lease at any time: each must be revocable, and is a line of the CRL then.
 const MAX_CERTS: usize = 4;
 /// Random characters of a lease id: 50 bits.
-const LEASE_ID_LEN: usize = 10;
+pub(super) const LEASE_ID_LEN: usize = 10;
 
 /// What a proof of entitlement grants, whichever door it came through.
 struct Grant {
@@ -390,7 +390,7 @@ impl Authority {
 
     /// Conditions the transaction on the addresses being free; returns the first one that is
     /// not, with the end of its rest.
-    fn claim_addresses(
+    pub(super) fn claim_addresses(
         &self,
         txn: &mut Txn,
         lease: &Lease,
@@ -412,7 +412,7 @@ impl Authority {
     }
 
     /// Corrects the address book after another process was faster.
-    fn learn(&self, pool: &str, address: IpAddr, resting_until: Option<UnixTime>) {
+    pub(super) fn learn(&self, pool: &str, address: IpAddr, resting_until: Option<UnixTime>) {
         let mut book = lock(&self.addresses);
         match resting_until {
             Some(until) => book.rest(pool, address, until),
@@ -446,14 +446,14 @@ impl Authority {
 }
 
 /// Addresses proposed by the book; given back unless the transaction was committed.
-struct Reservation<'a> {
-    authority: &'a Authority,
-    pool: &'a str,
-    addresses: Vec<IpAddr>,
+pub(super) struct Reservation<'a> {
+    pub(super) authority: &'a Authority,
+    pub(super) pool: &'a str,
+    pub(super) addresses: Vec<IpAddr>,
 }
 
 impl Reservation<'_> {
-    fn keep(mut self) {
+    pub(super) fn keep(mut self) {
         self.addresses.clear();
     }
 }

@@ -276,7 +276,7 @@ impl Authority {
         record::read(self.store.as_ref(), &key::lease(id))
     }
 
-    fn step(
+    pub(crate) fn step(
         &self,
         id: &str,
         event: &LeaseEvent,

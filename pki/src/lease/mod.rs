@@ -113,13 +113,14 @@ pub struct Lease {
     pub role: String,
     /// The identity URI (SPIFFE).
     pub identity: String,
-    /// The certificate's subject as strongSwan prints it.
+    /// The certificate's subject as strongSwan prints it; for the holder of a shared key, its IKE
+    /// identity.
     pub subject: String,
-    /// The DNS name in the certificate.
+    /// The DNS name in the certificate; empty without one.
     pub dns_name: String,
-    /// SHA-256 of the public key (SubjectPublicKeyInfo DER), hexadecimal.
+    /// SHA-256 of the public key (SubjectPublicKeyInfo DER), hexadecimal; empty without one.
     pub spki_sha256: String,
-    /// The certificates issued so far, the current one last.
+    /// The certificates issued so far, the current one last; none for the holder of a shared key.
     pub certs: Vec<LeaseCert>,
     /// The pool the addresses come from.
     pub pool: String,
@@ -127,7 +128,7 @@ pub struct Lease {
     pub addresses: Vec<IpAddr>,
     /// When it was opened.
     pub created: UnixTime,
-    /// When the current certificate stops being valid.
+    /// When the current certificate stops being valid, or a shared key must be proven again.
     pub expires: UnixTime,
     /// No renewal reaches past this instant.
     pub hard_cap: UnixTime,
@@ -143,7 +144,7 @@ pub struct Lease {
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<LeaseEnd>,
-    /// The door it came through: `token`, `jwt`, `reenrol`.
+    /// The door it came through: `token`, `jwt`, `reenrol`, `psk`.
     pub door: String,
     /// The one-time token's public name, for leases opened by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

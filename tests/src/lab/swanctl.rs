@@ -50,7 +50,7 @@ impl Conf {
     }
 }
 
-/// One certificate-authenticated connection with one child, as a runner has it.
+/// One connection with one child, as a runner has it.
 #[derive(Debug, Clone)]
 pub struct Connection {
     /// Name of the connection and of its only child.
@@ -67,7 +67,11 @@ pub struct Connection {
     pub vips: Vec<String>,
     /// Pools to hand out (responder).
     pub pools: Vec<String>,
-    /// Certificate file below `x509/`.
+    /// How we authenticate: `pubkey`, `psk`, `eap-tls`.
+    pub local_auth: String,
+    /// How the peer must authenticate.
+    pub remote_auth: String,
+    /// Certificate file below `x509/`; not used with `psk`.
     pub cert: String,
     /// Our identity.
     pub local_id: String,
@@ -99,6 +103,8 @@ impl Default for Connection {
             esp: "aes256gcm16".to_owned(),
             vips: Vec::new(),
             pools: Vec::new(),
+            local_auth: "pubkey".to_owned(),
+            remote_auth: "pubkey".to_owned(),
             cert: "host.pem".to_owned(),
             local_id: String::new(),
             remote_id: "%any".to_owned(),
@@ -137,11 +143,14 @@ impl Connection {
                 c = c.set(key, value);
             }
             c.section("local", |l| {
-                let l = l.set("auth", "pubkey").set("certs", &self.cert);
+                let mut l = l.set("auth", &self.local_auth);
+                if self.local_auth != "psk" {
+                    l = l.set("certs", &self.cert);
+                }
                 if self.local_id.is_empty() { l } else { l.set("id", &quoted(&self.local_id)) }
             })
             .section("remote", |r| {
-                let mut r = r.set("auth", "pubkey").set("id", &quoted(&self.remote_id));
+                let mut r = r.set("auth", &self.remote_auth).set("id", &quoted(&self.remote_id));
                 if !self.revocation.is_empty() {
                     r = r.set("revocation", &self.revocation);
                 }

@@ -13,6 +13,7 @@ mod kernel_connect;
 mod kernel_plane;
 mod many;
 mod paths;
+mod psk;
 mod refusals;
 mod scene;
 mod sites;
@@ -110,6 +111,11 @@ pub const ALL: &[Entry] = &[
         "site-strongswan-responder",
         "gateway to gateway: connects to strongSwan through NAT, cookie, other group; rekeys by both",
         sites::strongswan_responder,
+    ),
+    entry(
+        "psk",
+        "shared keys: right, wrong, unknown, changed and revoked, and a gateway with a certificate",
+        psk::run,
     ),
     entry(
         "release",

@@ -11,6 +11,7 @@ mod actions;
 mod addresses;
 mod bounds;
 mod catalogue;
+mod checklist;
 mod children;
 mod closing;
 mod cookies;

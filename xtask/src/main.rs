@@ -53,7 +53,7 @@ enum Command {
         /// Number of walks.
         #[arg(long)]
         walks: u64,
-        /// Seed of the first walk; random when left out.
+        /// Seed of the first walk; 1 when left out.
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -128,15 +128,12 @@ fn bench(name: &str) -> Result<()> {
 }
 
 fn sim(walks: u64, seed: Option<u64>) -> Result<()> {
-    let walks = walks.to_string();
-    let mut args: Vec<String> =
-        ["run", "--quiet", "--workspace", "--bin", "sim", "--", "--walks", &walks]
-            .map(str::to_owned)
-            .to_vec();
+    run::build_simulation()?;
+    let mut args = vec!["--walks".to_owned(), walks.to_string()];
     if let Some(seed) = seed {
         args.extend(["--seed".to_owned(), seed.to_string()]);
     }
-    Program::cargo(args).run()
+    Program::simulation().args(args).run()
 }
 
 /// Everything a lab needs of the machine: root, a TUN device, Debian packages.

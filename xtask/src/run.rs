@@ -23,6 +23,11 @@ impl Program {
         Self::new(name, &target_dir().join("debug").join(name).display().to_string())
     }
 
+    /// The simulation, built by [`build_simulation`].
+    pub(crate) fn simulation() -> Self {
+        Self::new("sim", &target_dir().join("sim/sim").display().to_string())
+    }
+
     /// Any program.
     pub(crate) fn system(name: &str) -> Self {
         Self::new(name, name)
@@ -122,4 +127,20 @@ pub(crate) fn build_lab_programs(failpoints: bool) -> Result<()> {
 /// Builds the optimised `runnel` that benchmarks measure.
 pub(crate) fn build_release_gateway() -> Result<()> {
     Program::cargo(["build", "--release", "-p", "gateway", "--bin", "runnel"]).run()
+}
+
+/// Builds the simulation in a profile of its own: fast code, and only what it needs.
+pub(crate) fn build_simulation() -> Result<()> {
+    Program::cargo([
+        "build",
+        "--quiet",
+        "--profile",
+        "sim",
+        "-p",
+        "tests",
+        "--no-default-features",
+        "--bin",
+        "sim",
+    ])
+    .run()
 }

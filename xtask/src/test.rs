@@ -38,6 +38,7 @@ pub(crate) fn all(fast: bool) -> Result<()> {
     tally.step("failpoints", || {
         Program::cargo(["test", "--quiet", "-p", "pki", "--features", "failpoints"]).run()
     });
+    tally.step("simulation", || crate::sim(WALKS, None));
     tally.step("documents", docs::check);
     tally.step("RFC matrix", matrix::check);
     if !fast && built {
@@ -54,6 +55,10 @@ pub(crate) fn all(fast: bool) -> Result<()> {
     }
     Ok(())
 }
+
+/// Simulation walks of one run: with their build they take less than five minutes on two cores
+/// (about 2.5 ms each, and a minute and a half of compiling). More: `cargo xtask sim`.
+const WALKS: u64 = 100_000;
 
 #[derive(Default)]
 struct Tally {

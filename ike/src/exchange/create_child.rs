@@ -380,9 +380,11 @@ fn abandon_response(ctx: &mut Ctx, sa: &mut IkeSa) {
 }
 
 /// Whether we have something under way that makes, replaces or closes a child
-/// (RFC 7296 2.25.2).
+/// (RFC 7296 2.25.2). What was under way before a restart counts: it may have made a child at the
+/// peer, which can be closed only under the IKE SA it belongs to.
 pub(crate) fn child_work_under_way(sa: &IkeSa) -> bool {
     matches!(sa.requesting.as_deref(), Some(Requesting::Child(_)))
+        || sa.orphan.is_some()
         || matches!(sa.active, Some(Task::DeleteChild(_) | Task::RekeyChild(_)))
 }
 

@@ -179,3 +179,23 @@ fn an_ike_sa_replaced_while_we_were_away_is_given_up() {
     pair.assert_nothing_installed();
     assert!(pair.client.alive().is_empty() && pair.server.alive().is_empty());
 }
+
+/// RFC 7296 2.25.2: what was asked before the restart may have made a child at the peer, which can
+/// be closed only under the IKE SA that it belongs to. So that one is not replaced yet.
+#[test]
+fn an_ike_rekey_waits_for_what_was_asked_before_the_restart() {
+    let mut pair = Pair::connected();
+    let child = *pair.server.plane.keys().next().unwrap();
+    pair.command(Side::Server, Command::RekeyChild(child));
+    pair.step();
+    assert_eq!(pair.client.inbound().len(), 2);
+    pair.lose();
+    pair.restart(Side::Server);
+
+    let ike = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::RekeyIke(ike));
+    pair.run_for(Duration::from_secs(60));
+
+    pair.assert_connected();
+    assert!(pair.client.ends().contains(&CloseReason::Rekeyed), "tried again, and done");
+}

@@ -4,7 +4,8 @@
 //! none of its strength, costs next to nothing, and gives the same bytes for the same seed. It
 //! lives in this crate so that no binary can contain it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use ike::crypto::{
     CipherAlgorithm, CryptoError, CryptoProvider, Encryption, HashFunction, Hasher, Integrity,
@@ -31,11 +32,33 @@ pub static PROVIDER: CryptoProvider = CryptoProvider {
 
 thread_local! {
     static STREAM: Cell<u64> = const { Cell::new(0) };
+    static SEALED: RefCell<BTreeSet<u64>> = const { RefCell::new(BTreeSet::new()) };
+    static REUSED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Restarts the stream of key pairs of this thread.
+/// Restarts the stream of key pairs of this thread, and forgets which IVs were used.
 pub fn reseed(seed: u64) {
     STREAM.with(|stream| stream.set(seed));
+    forget_ivs();
+}
+
+/// Forgets which IVs were used: what is sealed next may repeat what was.
+pub fn forget_ivs() {
+    SEALED.with(|sealed| sealed.borrow_mut().clear());
+    REUSED.with(|reused| reused.set(0));
+}
+
+/// How often this thread has sealed under a key and IV that it had used already.
+pub fn iv_reuses() -> u64 {
+    REUSED.with(Cell::get)
+}
+
+fn note_iv(key: &SecretBytes, iv: &[u8]) {
+    let used = mix(8, 7, &[key.expose(), iv]);
+    let used = used.first_chunk().map_or(0, |octets| u64::from_le_bytes(*octets));
+    if !SEALED.with(|sealed| sealed.borrow_mut().insert(used)) {
+        REUSED.with(|reused| reused.set(reused.get() + 1));
+    }
 }
 
 fn draw() -> u64 {
@@ -56,16 +79,21 @@ pub fn scramble(mut z: u64) -> u64 {
 /// Spreads the parts, with their boundaries, over `len` octets.
 pub fn mix(len: usize, domain: u64, parts: &[&[u8]]) -> Vec<u8> {
     let mut state = scramble(domain);
+    let mut total = 0;
     for part in parts {
-        for chunk in part.chunks(8) {
+        let (words, rest) = part.as_chunks::<8>();
+        for word in words {
+            state = scramble(state.rotate_left(5) ^ u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
             let mut word = [0; 8];
-            for (to, from) in word.iter_mut().zip(chunk) {
+            for (to, from) in word.iter_mut().zip(rest) {
                 *to = *from;
             }
             state = scramble(state.rotate_left(5) ^ u64::from_le_bytes(word));
         }
+        total += part.len();
     }
-    let total: usize = parts.iter().map(|part| part.len()).sum();
     state = scramble(state ^ total as u64);
     let mut out = Vec::with_capacity(len + 8);
     let mut counter = 0;
@@ -233,6 +261,7 @@ impl KeyedCipher for KeyedAead {
     }
 
     fn seal(&self, iv: &[u8], aad: &[u8], plaintext: &mut [u8]) -> Result<Vec<u8>, CryptoError> {
+        note_iv(&self.0, iv);
         self.apply(iv, plaintext);
         Ok(self.tag(iv, aad, plaintext))
     }
@@ -331,6 +360,21 @@ mod tests {
         let publics = |seed| share(seed).into_iter().map(|s| s.public).collect::<Vec<_>>();
         assert_eq!(publics(7), publics(7));
         assert_ne!(publics(7), publics(8));
+    }
+
+    #[test]
+    fn a_second_use_of_an_iv_under_the_same_key_is_noticed() {
+        reseed(1);
+        let keyed = |octet| PROVIDER.ciphers[0].keyed(&SecretBytes::new(vec![octet; 36]), None);
+        let seal = |octet, iv: [u8; 8], text: &[u8]| {
+            keyed(octet).unwrap().seal(&iv, b"aad", &mut text.to_vec()).unwrap()
+        };
+        seal(7, [1; 8], b"one");
+        seal(7, [2; 8], b"one");
+        seal(8, [1; 8], b"one");
+        assert_eq!(iv_reuses(), 0);
+        seal(7, [1; 8], b"two");
+        assert_eq!(iv_reuses(), 1);
     }
 
     #[test]

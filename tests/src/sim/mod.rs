@@ -6,6 +6,7 @@
 pub mod crypto;
 pub mod link;
 pub mod node;
+pub mod ops;
 pub mod rng;
 pub mod walk;
 pub mod world;

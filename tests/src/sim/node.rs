@@ -16,9 +16,10 @@ use ike::config::{
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
 use ike::event::{Blame, Refusal};
 use ike::io::{
-    Authorise, ChildSaId, ChildUse, CredentialId, Grant, InstallChild, LeaseId, PeerProof,
+    Authorise, ChildSaId, ChildUse, CredentialId, Grant, IkeSaId, InstallChild, LeaseId, PeerProof,
     UniquePolicy, VerifiedPeer, VerifyPeer,
 };
+use ike::snapshot::Snapshot;
 use ike::wire::{IdType, Identification, NotifyType, TrafficSelector};
 use ike::{Action, Completion, Engine, Event, Now, Output, Token, WallTime};
 
@@ -32,6 +33,15 @@ pub enum Kind {
     Gateway,
     /// Initiates, asks for an address.
     Client(u8),
+}
+
+/// What happened to a node, for replay.
+#[derive(Debug, Clone)]
+pub enum Happened {
+    /// Its engine was given this.
+    Input(ike::Input),
+    /// Its process ended and began again: the new engine's seed, and what it found.
+    Restart([u8; 32], Vec<Snapshot>),
 }
 
 /// A host.
@@ -50,8 +60,20 @@ pub struct Node {
     pub plane: BTreeMap<ChildSaId, InstallChild>,
     /// Everything the engine reported.
     pub events: Vec<Event>,
-    /// Every input with its time, for replay.
-    pub record: Vec<(Now, ike::Input)>,
+    /// The configuration in force.
+    pub config: EngineConfig,
+    /// What a restart finds: the last checkpoint of each IKE SA.
+    pub snapshots: BTreeMap<IkeSaId, Snapshot>,
+    /// Its process has ended and has not begun again.
+    pub down: bool,
+    /// How often its process began again: what older ones asked for is for nobody.
+    pub life: u32,
+    /// As client: whether it says that it can move (RFC 4555).
+    pub mobike: bool,
+    /// As gateway: who may reach less than others.
+    pub narrowed: BTreeSet<String>,
+    /// Everything that happened to it, with its time, for replay.
+    pub record: Vec<(Now, Happened)>,
     /// Every output, for comparison with a replay.
     pub outputs: Vec<Output>,
     /// Identities whose leases have ended.
@@ -66,6 +88,7 @@ pub struct Node {
     pub lease_life: Duration,
     next_spi: u32,
     used_keys: BTreeSet<Vec<u8>>,
+    provider: &'static CryptoProvider,
 }
 
 /// What a node wants of the world after an output.
@@ -163,8 +186,14 @@ impl Node {
             name: name.to_owned(),
             kind,
             address,
-            engine: Engine::new(config, provider, seed, now)
+            engine: Engine::new(config.clone(), provider, seed, now)
                 .expect("the simulated configuration is valid"),
+            config,
+            snapshots: BTreeMap::new(),
+            down: false,
+            life: 0,
+            mobike: false,
+            narrowed: BTreeSet::new(),
             kex: KexExecutor::new(provider),
             plane: BTreeMap::new(),
             events: Vec::new(),
@@ -177,7 +206,38 @@ impl Node {
             lease_life: Duration::from_secs(7200),
             next_spi: 0x1000,
             used_keys: BTreeSet::new(),
+            provider,
         }
+    }
+
+    /// Its process ends without a word: the engine, the private halves and the data plane go.
+    pub fn crash(&mut self) {
+        self.down = true;
+        self.life += 1;
+        self.plane.clear();
+        self.kex = KexExecutor::new(self.provider);
+    }
+
+    /// Its process begins again with what was checkpointed, as octets.
+    pub fn restart(&mut self, now: Now, seed: [u8; 32]) -> Vec<Effect> {
+        self.down = false;
+        let mut found = Vec::new();
+        for (id, snapshot) in &self.snapshots {
+            match Snapshot::decode(&snapshot.encode()) {
+                Ok(snapshot) => found.push(snapshot),
+                Err(error) => {
+                    self.violations.push(format!("{}: snapshot {id:?}: {error}", self.name))
+                }
+            }
+        }
+        if self.recording {
+            self.record.push((now, Happened::Restart(seed, found.clone())));
+        }
+        match Engine::restore(self.config.clone(), self.provider, seed, now, found) {
+            Ok(engine) => self.engine = engine,
+            Err(error) => self.violations.push(format!("{}: no restart: {error}", self.name)),
+        }
+        self.handle(now, ike::Input::Timeout)
     }
 
     /// What a client asks of a gateway.
@@ -204,15 +264,21 @@ impl Node {
             request_ipv6: false,
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
-            mobike: false,
+            mobike: self.mobike,
             initial_contact: false,
         }
     }
 
     /// Gives the engine an input and collects what it wants of the world.
     pub fn handle(&mut self, now: Now, input: ike::Input) -> Vec<Effect> {
+        if self.down {
+            return Vec::new();
+        }
         if self.recording {
-            self.record.push((now, input.clone()));
+            self.record.push((now, Happened::Input(input.clone())));
+        }
+        if let ike::Input::Command(ike::Command::Reconfigure(config)) = &input {
+            self.config = (**config).clone();
         }
         self.engine.handle(now, input);
         let mut effects = Vec::new();
@@ -232,7 +298,12 @@ impl Node {
                     effects.push(Effect::Complete(token, completion));
                 }
                 Output::Event(event) => self.events.push(event),
-                Output::Checkpoint(_) => {}
+                Output::Checkpoint(checkpoint) => {
+                    match checkpoint.snapshot {
+                        Some(snapshot) => self.snapshots.insert(checkpoint.ike, *snapshot),
+                        None => self.snapshots.remove(&checkpoint.ike),
+                    };
+                }
             }
         }
         effects
@@ -266,8 +337,10 @@ impl Node {
                 Completion::InstallChild(Ok(()))
             }
             Action::ActivateChild(child) => {
-                if let Some(spec) = self.plane.get_mut(&child) {
-                    spec.outbound_active = true;
+                if self.plane.contains_key(&child) {
+                    self.send_through(child);
+                } else {
+                    self.violations.push(format!("{}: {child:?} is not there to send", self.name));
                 }
                 Completion::ActivateChild(Ok(()))
             }
@@ -299,11 +372,31 @@ impl Node {
                 self.name, spec.spi_in, spec.child, twin.child
             ));
         }
-        // One key, one life: the same outbound key in two SAs would repeat (key, IV) pairs.
-        if !self.used_keys.insert(spec.keys_out.encr.clone()) {
-            self.violations.push(format!("{}: outbound key used twice", self.name));
+        // One key, one life: the same outbound key in two SAs would repeat (key, IV) pairs. What
+        // is restored says so, and its sequence numbers go on above those used.
+        if self.used_keys.insert(spec.keys_out.encr.clone()) == spec.restored {
+            self.violations.push(format!(
+                "{}: outbound key of {:?} used before: {}",
+                self.name, spec.child, !spec.restored
+            ));
         }
-        self.plane.insert(spec.child, spec);
+        let (child, active) = (spec.child, spec.outbound_active);
+        self.plane.insert(child, spec);
+        if active {
+            self.send_through(child);
+        }
+    }
+
+    /// Packets leave through this child from now on, and no more through those it replaces.
+    fn send_through(&mut self, child: ChildSaId) {
+        let mut replaced = self.plane.get(&child).and_then(|spec| spec.rekeys);
+        while let Some(spec) = replaced.and_then(|old| self.plane.get_mut(&old)) {
+            spec.outbound_active = false;
+            replaced = spec.rekeys;
+        }
+        if let Some(spec) = self.plane.get_mut(&child) {
+            spec.outbound_active = true;
+        }
     }
 
     fn refusal(&self, code: &'static str, request: &VerifyPeer) -> Refusal {
@@ -359,10 +452,16 @@ impl Node {
                 fix: String::new(),
             });
         }
+        Ok(Box::new(self.grant(now, &name)))
+    }
+
+    /// What a name may do.
+    pub fn grant(&self, now: Now, name: &str) -> Grant {
         let number: u8 = name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
         let gateway = self.kind == Kind::Gateway;
         let life = i64::try_from(self.lease_life.as_micros()).unwrap_or(i64::MAX / 4);
-        Ok(Box::new(Grant {
+        let last = if self.narrowed.contains(name) { 0 } else { 255 };
+        Grant {
             lease: LeaseId(format!("lease-{name}")),
             role: "builder".to_owned(),
             reqid: u32::from(number) + 1,
@@ -373,11 +472,11 @@ impl Node {
                 start_port: 0,
                 end_port: u16::MAX,
                 start: IpAddr::from([10, 20, 0, 0]),
-                end: IpAddr::from([10, 20, 255, 255]),
+                end: IpAddr::from([10, 20, last, 255]),
             }],
             networks: Vec::new(),
             deadline: if gateway { WallTime(now.wall.0.saturating_add(life)) } else { FAR },
             unique: UniquePolicy::Replace,
-        }))
+        }
     }
 }

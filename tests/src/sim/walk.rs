@@ -4,14 +4,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use ike::event::CloseReason;
-use ike::io::{IkeSaId, LeaseId};
-use ike::{Command, SaState};
+use ike::SaState;
 
-use super::crypto::mix;
+use super::crypto::{self, mix};
 use super::link::Weather;
+use super::node::{Happened, Node};
+use super::ops;
 use super::rng::Rng;
-use super::world::{World, client_address};
+use super::world::World;
 
 /// What went wrong in a walk; the seed replays it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,8 @@ pub struct Summary {
     pub lost: u64,
     /// IKE SAs established at the gateway.
     pub established: u64,
-    /// A digest of every byte on the wire and every event: equal for equal seeds.
+    /// A digest of every byte on the wire and every event: equal for equal seeds. Zero when the
+    /// walk was not replayed.
     pub digest: u64,
 }
 
@@ -54,39 +55,77 @@ pub struct Summary {
 /// 42 s), found by a liveness check (10 s), the half-open time (30 s) and some slack.
 const CONVERGENCE: Duration = Duration::from_secs(150);
 
-/// Runs the walk of a seed.
+/// Runs the walk of a seed, and then each engine's part of it again, which must give the same
+/// bytes.
 ///
 /// # Errors
 /// Every broken rule.
 pub fn walk(seed: u64) -> Result<Summary, Failure> {
-    let mut rng = Rng::new(seed, 0x3a1c);
-    let weather = Weather {
-        loss: rng.below(30),
-        duplicate: rng.below(25),
-        delay: Duration::from_millis(1 + rng.below(60)),
-        jitter: Duration::from_millis(rng.below(100)),
-        straggle: rng.below(8),
-    };
-    let clients = 1 + rng.below(4) as u8;
-    let mut world = World::new(seed, weather, clients);
-    for node in &mut world.nodes {
-        node.recording = true;
+    run(seed, true)
+}
+
+/// Runs the walk of a seed once.
+///
+/// # Errors
+/// Every broken rule.
+pub fn walk_once(seed: u64) -> Result<Summary, Failure> {
+    run(seed, false)
+}
+
+/// Everything the hosts of a seed's walk were given and gave, in order: for looking into a failure.
+pub fn tell(seed: u64) -> Vec<String> {
+    let (world, ..) = play(seed, true);
+    let mut lines = Vec::new();
+    for node in &world.nodes {
+        let mut outputs = node.outputs.iter();
+        let mut engine = None;
+        for (now, happened) in &node.record {
+            let given = match happened {
+                Happened::Input(input) => brief(input),
+                Happened::Restart(_, found) => format!("restart with {} snapshots", found.len()),
+            };
+            let at = now.mono.0;
+            lines.push((at, format!("{:11.4} {} < {given}", at as f64 / 1e6, node.name)));
+            for output in again(&mut engine, node, *now, happened).into_iter().zip(&mut outputs) {
+                let text = match output.1 {
+                    ike::Output::Transmit(sent) => {
+                        format!("to {} {}", sent.remote, header(&sent.payload))
+                    }
+                    ike::Output::Checkpoint(_) => continue,
+                    other => short(format!("{other:?}")),
+                };
+                lines.push((at, format!("{:11.4} {}   > {text}", at as f64 / 1e6, node.name)));
+            }
+        }
     }
-    let mut story = vec![format!("{clients} clients, {weather:?}")];
-    for client in 1..=usize::from(clients) {
-        world.connect(client);
+    lines.sort_by_key(|(at, _)| *at);
+    lines.into_iter().map(|(_, line)| line).collect()
+}
+
+fn brief(input: &ike::Input) -> String {
+    match input {
+        ike::Input::Datagram(got) => format!("from {} {}", got.remote, header(&got.payload)),
+        other => short(format!("{other:?}")),
     }
-    for _ in 0..3 + rng.below(12) {
-        let client = 1 + rng.below(u64::from(clients)) as usize;
-        let what = act(&mut world, &mut rng, client);
-        story.push(format!("{:9.3} s: {what}", world.now.mono.0 as f64 / 1e6));
-        world.run(Duration::from_millis(rng.below(8000)));
+}
+
+fn header(message: &[u8]) -> String {
+    match ike::wire::Header::peek(message) {
+        Ok(header) => {
+            let kind = if header.flags.response { "answer" } else { "request" };
+            let (i, r) = (header.spi_i.0 & 0xffff, header.spi_r.0 & 0xffff);
+            format!("{i:04x}/{r:04x} {} {kind} {}", header.exchange, header.message_id)
+        }
+        Err(error) => error.to_string(),
     }
-    let mut broken = Vec::new();
-    settle(&mut world, clients, &mut broken);
-    replay(&world, &mut broken);
-    let established = world.gateway().engine.stats().established;
-    broken.extend(world.leaks_after_shutdown());
+}
+
+fn short(text: String) -> String {
+    text.chars().take(260).collect()
+}
+
+fn run(seed: u64, replayed: bool) -> Result<Summary, Failure> {
+    let (world, broken, story, established) = play(seed, replayed);
     if !broken.is_empty() {
         return Err(Failure { seed, broken, story });
     }
@@ -98,79 +137,58 @@ pub fn walk(seed: u64) -> Result<Summary, Failure> {
     })
 }
 
-fn act(world: &mut World, rng: &mut Rng, client: usize) -> String {
-    let name = world.nodes[client].name.clone();
-    match rng.below(11) {
-        0 | 1 => {
-            world.connect(client);
-            format!("{name} connects (again)")
-        }
-        2 => {
-            for id in live(world, client) {
-                world.command(client, Command::CloseIkeSa(id, CloseReason::Operator));
-            }
-            format!("{name} closes")
-        }
-        3 => {
-            world.gateway().ended.insert(name.clone());
-            let lease = LeaseId(format!("lease-{name}"));
-            world.command(0, Command::CloseLease(lease, CloseReason::Revoked));
-            format!("{name} is revoked")
-        }
-        4 => {
-            let address = client_address(client as u8 - 1);
-            world.link.partition(address, true);
-            world.run(Duration::from_millis(rng.below(60_000)));
-            world.link.partition(address, false);
-            format!("{name} was cut off")
-        }
-        5 => {
-            let count = 1 + rng.below(4) as u32;
-            world.link.drop_next(count);
-            format!("the next {count} datagrams are lost")
-        }
-        6 => {
-            for id in live(world, 0) {
-                if rng.chance(30) {
-                    world.command(0, Command::CloseIkeSa(id, CloseReason::Operator));
-                }
-            }
-            "the gateway closes some".to_owned()
-        }
-        7 | 8 => {
-            let node = if rng.chance(50) { client } else { 0 };
-            for id in live(world, node) {
-                world.command(node, Command::RekeyIke(id));
-            }
-            format!("{} rekeys its IKE SAs", world.nodes[node].name)
-        }
-        9 => {
-            // Both at once: what RFC 7296 2.8 is mostly about.
-            for node in [client, 0] {
-                let children: Vec<_> = world.nodes[node].plane.keys().copied().collect();
-                for child in children {
-                    world.command(node, Command::RekeyChild(child));
-                }
-            }
-            format!("{name} and the gateway rekey their children")
-        }
-        _ => "time passes".to_owned(),
+fn play(seed: u64, replayed: bool) -> (World, Vec<String>, Vec<String>, u64) {
+    let mut rng = Rng::new(seed, 0x3a1c);
+    let weather = Weather {
+        loss: rng.below(30),
+        duplicate: rng.below(25),
+        delay: Duration::from_millis(1 + rng.below(60)),
+        jitter: Duration::from_millis(rng.below(100)),
+        straggle: rng.below(8),
+    };
+    let clients = 1 + rng.below(4) as u8;
+    let mut world = World::new(seed, weather, clients);
+    if rng.chance(30) {
+        world.add_gateway();
     }
-}
-
-fn live(world: &World, node: usize) -> Vec<IkeSaId> {
-    world.nodes[node]
-        .engine
-        .sas()
-        .filter(|sa| sa.state == SaState::Established)
-        .map(|sa| sa.id)
-        .collect()
+    for node in &mut world.nodes {
+        node.recording = replayed;
+        node.mobike = rng.chance(50);
+    }
+    if rng.chance(20) {
+        world.lost_answers = 1 + rng.below(3);
+    }
+    let (gateways, lost) = (world.gateways().len(), world.lost_answers);
+    let scene = format!("{clients} clients, {gateways} gateways, {lost} % of answers lost");
+    let mut story = vec![format!("{scene}, {weather:?}")];
+    for client in 1..=usize::from(clients) {
+        world.connect(client);
+    }
+    for _ in 0..3 + rng.below(12) {
+        let client = 1 + rng.below(u64::from(clients)) as usize;
+        let what = ops::act(&mut world, &mut rng, client);
+        story.push(format!("{:9.3} s: {what}", world.now.mono.0 as f64 / 1e6));
+        world.run(Duration::from_millis(rng.below(8000)));
+    }
+    let mut broken = Vec::new();
+    settle(&mut world, clients, &mut broken);
+    let established =
+        world.gateways().iter().map(|gw| world.nodes[*gw].engine.stats().established).sum();
+    broken.extend(world.leaks_after_shutdown());
+    if crypto::iv_reuses() > 0 {
+        broken.push(format!("{} IKE messages under a key and IV of another", crypto::iv_reuses()));
+    }
+    if replayed {
+        replay(&world, &mut broken);
+    }
+    (world, broken, story, established)
 }
 
 /// The network is fine: both ends must come to agree, and everyone who may connect must be able to.
 fn settle(world: &mut World, clients: u8, broken: &mut Vec<String>) {
     world.link.weather = Weather::FINE;
     world.link.drop_next(0);
+    world.lost_answers = 0;
     world.run(CONVERGENCE);
     for client in 1..=usize::from(clients) {
         let name = world.nodes[client].name.clone();
@@ -178,13 +196,13 @@ fn settle(world: &mut World, clients: u8, broken: &mut Vec<String>) {
         if half > 0 {
             broken.push(format!("{name}: {half} children on one side only after convergence"));
         }
-        if world.gateway().ended.contains(&name) {
-            let left = world
-                .gateway()
-                .plane
-                .values()
-                .filter(|child| child.lease.0 == format!("lease-{name}"))
-                .count();
+        let (ours, theirs) = ike_sas(world, client);
+        if ours != theirs {
+            broken.push(format!("{name}: IKE SAs {ours:x?} here and {theirs:x?} there"));
+        }
+        let home = world.home(client);
+        if world.nodes[home].ended.contains(&name) {
+            let left: usize = world.gateways().iter().map(|gw| children(world, *gw, &name).0).sum();
             if left > 0 {
                 broken.push(format!("{name}: revoked, and {left} children live"));
             }
@@ -197,41 +215,86 @@ fn settle(world: &mut World, clients: u8, broken: &mut Vec<String>) {
         if world.working_children(client) == 0 {
             broken.push(format!("{name}: cannot connect in fine weather"));
         }
-        let outbound = world.nodes[0]
-            .plane
-            .values()
-            .filter(|child| child.lease.0 == format!("lease-{name}") && child.outbound_active)
-            .count();
-        if outbound > 1 {
-            broken.push(format!("{name}: {outbound} live outbound children at the gateway"));
+        for gateway in world.gateways() {
+            let (all, sending) = children(world, gateway, &name);
+            if all > 1 || sending > 1 {
+                let gateway = &world.nodes[gateway].name;
+                broken
+                    .push(format!("{name}: {all} children at {gateway}, {sending} live outbound"));
+            }
         }
     }
+}
+
+/// The established IKE SAs of a client, as it and as the gateways see them.
+fn ike_sas(world: &World, client: usize) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+    let lease = format!("lease-{}", world.nodes[client].name);
+    let of = |node: usize, all: bool| -> Vec<(u64, u64)> {
+        let sas = world.nodes[node].engine.sas().filter(|sa| sa.state == SaState::Established);
+        let mine = sas.filter(|sa| all || sa.lease.as_ref().is_some_and(|l| l.0 == lease));
+        mine.map(|sa| sa.spis).collect()
+    };
+    let mut ours = of(client, true);
+    let mut theirs: Vec<_> = world.gateways().into_iter().flat_map(|gw| of(gw, false)).collect();
+    ours.sort_unstable();
+    theirs.sort_unstable();
+    (ours, theirs)
+}
+
+/// The children of a name at a gateway: all, and those that packets leave through.
+fn children(world: &World, gateway: usize, name: &str) -> (usize, usize) {
+    let lease = format!("lease-{name}");
+    let children = || world.nodes[gateway].plane.values().filter(|child| child.lease.0 == lease);
+    (children().count(), children().filter(|child| child.outbound_active).count())
 }
 
 /// The same inputs give the same bytes.
 fn replay(world: &World, broken: &mut Vec<String>) {
     for node in &world.nodes {
-        let Some((start, _)) = node.record.first() else { continue };
-        let first =
-            ike::Now { mono: start.mono.min(ike::Timestamp(1_000_000)), wall: super::world::EPOCH };
-        let config = super::node::config(&node.name);
-        let Ok(mut again) = ike::Engine::new(config, &super::crypto::PROVIDER, node.seed, first)
-        else {
-            broken.push(format!("{}: the configuration is not accepted again", node.name));
-            continue;
-        };
+        crypto::forget_ivs();
+        let mut engine = None;
         let mut outputs = Vec::with_capacity(node.outputs.len());
-        for (now, input) in &node.record {
-            again.handle(*now, input.clone());
-            while let Some(output) = again.poll_output() {
-                outputs.push(output);
-            }
+        for (now, happened) in &node.record {
+            outputs.extend(again(&mut engine, node, *now, happened));
         }
         if outputs != node.outputs {
             let at = outputs.iter().zip(&node.outputs).position(|(a, b)| a != b);
             broken.push(format!("{}: a replay differs from output {at:?} on", node.name));
         }
     }
+}
+
+/// Gives another engine what a node's was given, and takes what comes out. One that cannot be made
+/// gives nothing, which is a difference.
+fn again(
+    engine: &mut Option<ike::Engine>,
+    node: &Node,
+    now: ike::Now,
+    happened: &Happened,
+) -> Vec<ike::Output> {
+    match happened {
+        Happened::Input(input) => {
+            if engine.is_none() {
+                let start = ike::Timestamp(1_000_000).min(now.mono);
+                let first = ike::Now { mono: start, wall: super::world::EPOCH };
+                let config = super::node::config(&node.name);
+                *engine = ike::Engine::new(config, &crypto::PROVIDER, node.seed, first).ok();
+            }
+            if let Some(engine) = engine {
+                engine.handle(now, input.clone());
+            }
+        }
+        Happened::Restart(seed, snapshots) => {
+            let config = engine
+                .as_ref()
+                .map_or_else(|| super::node::config(&node.name), |old| old.config().clone());
+            let found = snapshots.clone();
+            *engine = ike::Engine::restore(config, &crypto::PROVIDER, *seed, now, found).ok();
+        }
+    }
+    engine
+        .as_mut()
+        .map_or_else(Vec::new, |engine| std::iter::from_fn(|| engine.poll_output()).collect())
 }
 
 fn digest(world: &World) -> u64 {

@@ -29,11 +29,19 @@ pub struct World {
     agenda: BTreeMap<(Timestamp, u64), Happening>,
     sequence: u64,
     delays: Rng,
+    seeds: Rng,
+    /// The gateway each node connects to.
+    home: Vec<usize>,
+    /// Answers to actions that never come, in percent: a helper died, a queue was full.
+    pub lost_answers: u64,
+    /// How many of the addresses for those who move were given out.
+    moves: u16,
 }
 
 enum Happening {
     Arrive(Packet),
-    Complete(usize, Token, Completion),
+    /// A node's answer to an action of one of its lives.
+    Complete(usize, u32, Token, Completion),
 }
 
 /// The gateway's name and address.
@@ -42,6 +50,14 @@ pub const GATEWAY: &str = "gw.example.com";
 /// The gateway's address.
 pub fn gateway_address() -> IpAddr {
     IpAddr::from([192, 0, 2, 1])
+}
+
+/// The second gateway's name.
+pub const OTHER_GATEWAY: &str = "gw2.example.com";
+
+/// The second gateway's address.
+pub fn other_gateway_address() -> IpAddr {
+    IpAddr::from([192, 0, 2, 2])
 }
 
 /// A client's address; every third one sits behind a NAT box.
@@ -83,6 +99,7 @@ impl World {
             let name = format!("client-{number}");
             nodes.push(Node::new(&name, Kind::Client(number), address, seeds.bytes(), now));
         }
+        let home = vec![0; nodes.len()];
         Self {
             seed,
             now,
@@ -91,7 +108,72 @@ impl World {
             agenda: BTreeMap::new(),
             sequence: 0,
             delays: Rng::new(seed, 0xde1a),
+            seeds,
+            home,
+            lost_answers: 0,
+            moves: 0,
         }
+    }
+
+    /// Adds a second gateway, behind all other nodes.
+    pub fn add_gateway(&mut self) -> usize {
+        let (name, address) = (OTHER_GATEWAY, other_gateway_address());
+        let seed = self.seeds.bytes();
+        self.nodes.push(Node::new(name, Kind::Gateway, address, seed, self.now));
+        self.home.push(0);
+        self.nodes.len() - 1
+    }
+
+    /// The nodes that are gateways.
+    pub fn gateways(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].kind == Kind::Gateway).collect()
+    }
+
+    /// The gateway a client connects to.
+    pub fn home(&self, client: usize) -> usize {
+        self.home[client]
+    }
+
+    /// Sends a client to a gateway from now on.
+    pub fn set_home(&mut self, client: usize, gateway: usize) {
+        self.home[client] = gateway;
+    }
+
+    /// Ends a node's process without a word.
+    pub fn crash(&mut self, node: usize) {
+        self.nodes[node].crash();
+    }
+
+    /// Begins it again.
+    pub fn restart(&mut self, node: usize) {
+        if !self.nodes[node].down {
+            return;
+        }
+        let seed = self.seeds.bytes();
+        let effects = self.nodes[node].restart(self.now, seed);
+        self.carry_out(node, effects);
+    }
+
+    /// Gives a client another address, behind a NAT box or not. The old one is gone.
+    pub fn roam(&mut self, client: usize, behind_nat: bool) -> IpAddr {
+        self.moves += 1;
+        let [high, low] = self.moves.to_be_bytes();
+        let address = IpAddr::from([100, 64, high, low]);
+        if behind_nat {
+            self.link.nat(address, IpAddr::from([203, 1, high, low]));
+        }
+        self.nodes[client].address = address;
+        let moved: Vec<_> = self.nodes[client]
+            .engine
+            .sas()
+            .filter(|sa| sa.state == ike::SaState::Established)
+            .map(|sa| (sa.id, sa.local.port()))
+            .collect();
+        for (ike, port) in moved {
+            let local = std::net::SocketAddr::new(address, port);
+            self.command(client, Command::Move { ike, local });
+        }
+        address
     }
 
     /// The gateway.
@@ -101,7 +183,8 @@ impl World {
 
     /// Starts a client's connection.
     pub fn connect(&mut self, client: usize) {
-        let peer = self.nodes[client].peer(gateway_address(), GATEWAY);
+        let gateway = &self.nodes[self.home[client]];
+        let peer = self.nodes[client].peer(gateway.address, &gateway.name);
         self.command(client, Command::Initiate(Box::new(peer)));
     }
 
@@ -114,16 +197,29 @@ impl World {
     pub fn handle(&mut self, node: usize, input: Input) {
         let now = self.now;
         let Some(host) = self.nodes.get_mut(node) else { return };
-        for effect in host.handle(now, input) {
+        let effects = host.handle(now, input);
+        self.carry_out(node, effects);
+    }
+
+    fn carry_out(&mut self, node: usize, effects: Vec<Effect>) {
+        let now = self.now;
+        let (address, life) = (self.nodes[node].address, self.nodes[node].life);
+        for effect in effects {
             match effect {
+                // Nothing is sent from an address the host has no more.
+                Effect::Send(packet) if packet.from.ip() != address => {}
                 Effect::Send(packet) => {
                     for (at, packet) in self.link.carry(now.mono, packet) {
                         self.schedule(at, Happening::Arrive(packet));
                     }
                 }
+                Effect::Complete(..) if self.delays.chance(self.lost_answers) => {}
                 Effect::Complete(token, completion) => {
                     let delay = Duration::from_micros(50 + self.delays.below(3000));
-                    self.schedule(now.mono + delay, Happening::Complete(node, token, completion));
+                    self.schedule(
+                        now.mono + delay,
+                        Happening::Complete(node, life, token, completion),
+                    );
                 }
             }
         }
@@ -152,7 +248,8 @@ impl World {
 
     fn next_time(&self) -> Option<Timestamp> {
         let agenda = self.agenda.keys().next().map(|(at, _)| *at);
-        let timers = self.nodes.iter().filter_map(|node| node.engine.poll_timeout());
+        let up = self.nodes.iter().filter(|node| !node.down);
+        let timers = up.filter_map(|node| node.engine.poll_timeout());
         agenda.into_iter().chain(timers.map(|deadline| deadline.at)).min()
     }
 
@@ -163,8 +260,10 @@ impl World {
                 break;
             }
             match entry.remove() {
-                Happening::Complete(node, token, completion) => {
-                    self.handle(node, Input::Completion(token, completion));
+                Happening::Complete(node, life, token, completion) => {
+                    if self.nodes[node].life == life {
+                        self.handle(node, Input::Completion(token, completion));
+                    }
                 }
                 Happening::Arrive(packet) => {
                     let to = packet.to.ip();
@@ -183,7 +282,8 @@ impl World {
         }
         for node in 0..self.nodes.len() {
             let due = |world: &Self| {
-                world.nodes[node].engine.poll_timeout().is_some_and(|d| d.at <= world.now.mono)
+                let node = &world.nodes[node];
+                !node.down && node.engine.poll_timeout().is_some_and(|d| d.at <= world.now.mono)
             };
             // A timer that re-arms itself for now would hang the world: bounded.
             for _ in 0..64 {
@@ -205,16 +305,18 @@ impl World {
         self.nodes.iter().flat_map(|node| node.violations.clone()).collect()
     }
 
-    /// Children that both a client and the gateway have installed, with keys that fit.
+    /// Children that both a client and a gateway have installed, with keys that fit.
     pub fn working_children(&self, client: usize) -> usize {
-        let (Some(gateway), Some(client)) = (self.nodes.first(), self.nodes.get(client)) else {
+        let Some(client) = self.nodes.get(client) else {
             return 0;
         };
+        let gateways = self.gateways();
+        let theirs = || gateways.iter().flat_map(|gateway| self.nodes[*gateway].plane.values());
         client
             .plane
             .values()
             .filter(|ours| {
-                gateway.plane.values().any(|theirs| {
+                theirs().any(|theirs| {
                     theirs.spi_in == ours.spi_out
                         && theirs.spi_out == ours.spi_in
                         && theirs.keys_in == ours.keys_out
@@ -224,13 +326,16 @@ impl World {
             .count()
     }
 
-    /// Children of a client that the gateway does not have, or the other way round.
+    /// Children of a client that no gateway has, or the other way round.
     pub fn half_children(&self, client: usize) -> usize {
-        let (Some(gateway), Some(node)) = (self.nodes.first(), self.nodes.get(client)) else {
+        let Some(node) = self.nodes.get(client) else {
             return 0;
         };
         let lease = format!("lease-{}", node.name);
-        let theirs = gateway.plane.values().filter(|child| child.lease.0 == lease).count();
+        let at = |gateway: usize| {
+            self.nodes[gateway].plane.values().filter(|child| child.lease.0 == lease).count()
+        };
+        let theirs: usize = self.gateways().into_iter().map(at).sum();
         let working = self.working_children(client);
         (node.plane.len() - working) + (theirs - working)
     }
@@ -241,6 +346,7 @@ impl World {
         for node in 0..self.nodes.len() {
             let address = self.nodes[node].address;
             self.link.partition(address, false);
+            self.restart(node);
             self.command(node, Command::Shutdown);
         }
         self.run(Duration::from_secs(120));
@@ -262,6 +368,9 @@ impl World {
             }
             for child in node.plane.values() {
                 leaks.push(format!("{}: child {:08x} is left", node.name, child.spi_in));
+            }
+            for id in node.snapshots.keys() {
+                leaks.push(format!("{}: a snapshot of {id:?} is left", node.name));
             }
         }
         leaks

@@ -1,0 +1,196 @@
+//! What a walk does to a world: one operation at a time, chosen by its generator.
+
+use std::time::Duration;
+
+use ike::event::CloseReason;
+use ike::io::{IkeSaId, LeaseId};
+use ike::{Command, SaState};
+
+use super::rng::Rng;
+use super::world::World;
+
+/// Operations to choose from; some stand more than once because they matter more.
+const OPERATIONS: [fn(&mut World, &mut Rng, usize) -> String; 20] = [
+    connect,
+    connect,
+    close,
+    close_some,
+    revoke,
+    cut_off,
+    drop_next,
+    rekey_ike,
+    rekey_ike,
+    rekey_child,
+    rekey_child,
+    rekey_both,
+    roam,
+    roam,
+    rebind,
+    restart,
+    restart,
+    change_policy,
+    move_to_another_gateway,
+    wait,
+];
+
+/// Does something to a world, or to one of its clients, and says what.
+pub fn act(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let at = rng.below(OPERATIONS.len() as u64) as usize;
+    OPERATIONS[at](world, rng, client)
+}
+
+/// The established IKE SAs of a node.
+pub fn live(world: &World, node: usize) -> Vec<IkeSaId> {
+    world.nodes[node]
+        .engine
+        .sas()
+        .filter(|sa| sa.state == SaState::Established)
+        .map(|sa| sa.id)
+        .collect()
+}
+
+/// The client or the gateway it belongs to.
+fn either(world: &World, rng: &mut Rng, client: usize) -> usize {
+    if rng.chance(50) { client } else { world.home(client) }
+}
+
+fn connect(world: &mut World, _: &mut Rng, client: usize) -> String {
+    world.connect(client);
+    format!("{} connects (again)", world.nodes[client].name)
+}
+
+fn close(world: &mut World, _: &mut Rng, client: usize) -> String {
+    for id in live(world, client) {
+        world.command(client, Command::CloseIkeSa(id, CloseReason::Operator));
+    }
+    format!("{} closes", world.nodes[client].name)
+}
+
+fn close_some(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let gateway = world.home(client);
+    for id in live(world, gateway) {
+        if rng.chance(30) {
+            world.command(gateway, Command::CloseIkeSa(id, CloseReason::Operator));
+        }
+    }
+    format!("{} closes some", world.nodes[gateway].name)
+}
+
+fn revoke(world: &mut World, _: &mut Rng, client: usize) -> String {
+    let name = world.nodes[client].name.clone();
+    for gateway in world.gateways() {
+        world.nodes[gateway].ended.insert(name.clone());
+        let lease = LeaseId(format!("lease-{name}"));
+        world.command(gateway, Command::CloseLease(lease, CloseReason::Revoked));
+    }
+    format!("{name} is revoked")
+}
+
+fn cut_off(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    let address = world.nodes[node].address;
+    let time = Duration::from_millis(rng.below(60_000));
+    world.link.partition(address, true);
+    world.run(time);
+    world.link.partition(address, false);
+    format!("{} was cut off for {time:?}", world.nodes[node].name)
+}
+
+fn drop_next(world: &mut World, rng: &mut Rng, _: usize) -> String {
+    let count = 1 + rng.below(4) as u32;
+    world.link.drop_next(count);
+    format!("the next {count} datagrams are lost")
+}
+
+fn rekey_ike(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    for id in live(world, node) {
+        world.command(node, Command::RekeyIke(id));
+    }
+    format!("{} rekeys its IKE SAs", world.nodes[node].name)
+}
+
+fn rekey_children(world: &mut World, node: usize) {
+    let children: Vec<_> = world.nodes[node].plane.keys().copied().collect();
+    for child in children {
+        world.command(node, Command::RekeyChild(child));
+    }
+}
+
+fn rekey_child(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    rekey_children(world, node);
+    format!("{} rekeys its children", world.nodes[node].name)
+}
+
+/// Both at once: what RFC 7296 2.8 is mostly about.
+fn rekey_both(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let gateway = world.home(client);
+    rekey_children(world, client);
+    if rng.chance(50) {
+        rekey_children(world, gateway);
+        return format!("{} and its gateway rekey their children", world.nodes[client].name);
+    }
+    for id in live(world, gateway) {
+        world.command(gateway, Command::RekeyIke(id));
+    }
+    format!("{} rekeys its children and the gateway the IKE SA", world.nodes[client].name)
+}
+
+fn roam(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let behind_nat = rng.chance(50);
+    let address = world.roam(client, behind_nat);
+    let nat = if behind_nat { ", behind NAT" } else { "" };
+    format!("{} moves to {address}{nat}", world.nodes[client].name)
+}
+
+fn rebind(world: &mut World, _: &mut Rng, client: usize) -> String {
+    let address = world.nodes[client].address;
+    world.link.rebind(address);
+    format!("the NAT in front of {} forgets its mappings", world.nodes[client].name)
+}
+
+fn restart(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    let time = Duration::from_millis(rng.below(8000));
+    world.crash(node);
+    world.run(time);
+    world.restart(node);
+    format!("{} was restarted after {time:?}", world.nodes[node].name)
+}
+
+fn change_policy(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let gateway = world.home(client);
+    if rng.chance(50) {
+        let mut config = world.nodes[gateway].config.clone();
+        config.ike_suites.reverse();
+        config.esp_suites.reverse();
+        world.command(gateway, Command::Reconfigure(Box::new(config)));
+        return format!("{} prefers other suites", world.nodes[gateway].name);
+    }
+    let name = world.nodes[client].name.clone();
+    for gateway in world.gateways() {
+        let narrowed = &mut world.nodes[gateway].narrowed;
+        if !narrowed.remove(&name) {
+            narrowed.insert(name.clone());
+        }
+        let grant = world.nodes[gateway].grant(world.now, &name);
+        world.command(gateway, Command::UpdateLease(grant.lease.clone(), grant));
+    }
+    format!("what {name} may reach changes")
+}
+
+fn move_to_another_gateway(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let gateways = world.gateways();
+    let other = gateways[rng.below(gateways.len() as u64) as usize];
+    if other != world.home(client) {
+        close(world, rng, client);
+        world.set_home(client, other);
+    }
+    world.connect(client);
+    format!("{} connects to {}", world.nodes[client].name, world.nodes[other].name)
+}
+
+fn wait(_: &mut World, _: &mut Rng, _: usize) -> String {
+    "time passes".to_owned()
+}

@@ -133,6 +133,12 @@ pub struct SavedChild {
     pub hosts: Hosts,
     /// Packets leave through it.
     pub outbound_active: bool,
+    /// What has replaced it; it only waits for its DELETE.
+    pub replaced_by: Option<ChildSaId>,
+    /// A rekey of the peer's made it.
+    pub by_peer: bool,
+    /// Its DELETE is queued or on its way: it is not installed again, only deleted.
+    pub closing: bool,
     /// Time since it was installed.
     pub age: Duration,
     /// Time until it is to be rekeyed.

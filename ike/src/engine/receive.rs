@@ -198,7 +198,7 @@ impl Engine {
                     if sync::waiting(sa) && !sync::fits(sa, &opened) {
                         return;
                     }
-                    sa.window.answered();
+                    sa.unfinished = sa.window.answered();
                     sa.inbox.clear(true);
                     ctx.timers.cancel(TimerKey::new(id, TimerKind::Retransmit));
                     exchange::process_response(ctx, sa, &opened);

@@ -257,6 +257,15 @@ pub(crate) fn proposed_spi(sa: &IkeSa) -> Option<u32> {
     }
 }
 
+/// Whether our request is answered, and what it makes is not in place yet.
+pub(crate) fn unfinished(sa: &IkeSa) -> bool {
+    match sa.requesting.as_deref() {
+        Some(Requesting::Child(request)) => request.is_answered(),
+        Some(Requesting::Ike(request)) => request.is_answered(),
+        None => false,
+    }
+}
+
 /// After a restart, the answer to a CREATE_CHILD_SA whose nonce and keys are lost. A child that it
 /// made is deleted; the old one lives on. A successor of the IKE SA that it made has taken the
 /// children along on the peer's side: nothing is left to be used.

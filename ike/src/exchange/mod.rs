@@ -54,6 +54,9 @@ pub(crate) enum Task {
 
 /// Sends the next request when the window is free (RFC 7296 2.3: one at a time).
 pub(crate) fn advance(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if sa.requesting.is_none() {
+        sa.unfinished = None;
+    }
     if !matches!(sa.phase, Phase::Established | Phase::Rekeyed | Phase::Closing) {
         return;
     }

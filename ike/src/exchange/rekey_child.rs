@@ -27,7 +27,7 @@ pub(crate) use respond::{
 };
 
 /// How long we send on the old child when the peer does not delete it.
-const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
 
 /// The peer's rekey of the child that we are rekeying too.
 #[derive(Debug)]

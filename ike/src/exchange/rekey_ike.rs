@@ -40,6 +40,13 @@ pub(crate) struct IkeRequest {
     collision: Option<Collision>,
 }
 
+impl IkeRequest {
+    /// The peer has answered it; its successor is not made yet.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answer.is_some()
+    }
+}
+
 /// The peer's rekey, which crosses ours.
 #[derive(Debug)]
 struct Collision {

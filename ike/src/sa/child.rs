@@ -47,6 +47,8 @@ pub(crate) struct Child {
     pub(crate) removed: bool,
     /// Rekeyed: the successor, which survives this one.
     pub(crate) replaced_by: Option<ChildSaId>,
+    /// A rekey of the peer's made it: the peer deletes what it replaces.
+    pub(crate) by_peer: bool,
 }
 
 impl Child {
@@ -129,6 +131,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         outbound_active: new.outbound_active,
         removed: false,
         replaced_by: None,
+        by_peer: !new.outbound_active,
     };
     let action = InstallChild {
         ike: sa.id,

@@ -25,7 +25,7 @@ use crate::policy::narrowing;
 use crate::rng::SaRng;
 use crate::sa::child::Child;
 use crate::sa::protect::{Inbox, Protection};
-use crate::sa::window::Window;
+use crate::sa::window::{Outstanding, Window};
 use crate::time::{Timestamp, WallTime};
 use crate::view::{IkeSaView, SaRole, SaState};
 use crate::wire::{
@@ -149,6 +149,9 @@ pub(crate) struct IkeSa {
     pub(crate) unproven: bool,
     /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
     pub(crate) orphan: Option<Option<u32>>,
+    /// Our last request for a new SA, kept until what its answer made is in place: a restart in
+    /// between asks again.
+    pub(crate) unfinished: Option<Outstanding>,
     /// Synchronisations of message ids.
     pub(crate) sync: Option<Box<Sync>>,
     /// The peer's crash token (RFC 6290).
@@ -198,6 +201,7 @@ impl IkeSa {
             counted: false,
             unproven: false,
             orphan: None,
+            unfinished: None,
             sync: None,
             peer_token: None,
             strayed: None,

@@ -4,8 +4,8 @@ use crate::config::EngineConfig;
 use crate::crypto::CryptoProvider;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::exchange::{self, create_child, dpd, sync};
-use crate::io::{Action, IkeSaId, InstallChild, TimerKind};
+use crate::exchange::{self, Task, create_child, dpd, rekey_child, sync};
+use crate::io::{Action, ChildSaId, IkeSaId, InstallChild, TimerKind};
 use crate::sa::child::{Child, ChildState};
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::lifecycle;
@@ -44,14 +44,14 @@ impl IkeSa {
             next_request: self.window.next_request(),
             next_expected: self.window.next_expected(),
             // A synchronisation is not sent again: the next start makes its own.
-            outstanding: self.window.outstanding().filter(|_| !sync::waiting(self)).map(
-                |request| SavedRequest {
+            outstanding: outstanding(self).filter(|_| !sync::waiting(self)).map(|request| {
+                SavedRequest {
                     message_id: request.message_id,
                     exchange: request.exchange,
                     packets: request.packets.clone(),
                     child_spi: create_child::proposed_spi(self),
-                },
-            ),
+                }
+            }),
             cached: self.window.cached().map(|response| SavedResponse {
                 message_id: response.message_id,
                 packets: response.packets.clone(),
@@ -75,7 +75,7 @@ impl IkeSa {
             children: self
                 .children
                 .values()
-                .filter(|child| child.state == ChildState::Up && !child.removed)
+                .filter(|child| child.state != ChildState::Installing)
                 .map(|child| SavedChild {
                     id: child.id,
                     spi_in: child.spi_in,
@@ -88,12 +88,23 @@ impl IkeSa {
                     ts_remote: child.ts_remote.clone(),
                     hosts: child.hosts,
                     outbound_active: child.outbound_active,
+                    replaced_by: child.replaced_by,
+                    by_peer: child.by_peer,
+                    closing: child.state == ChildState::Deleting,
                     age: now.since(child.installed_at),
                     rekey_in: left(TimerKey::sub(self.id, TimerKind::RekeyChild, child.id.0)),
                 })
                 .collect(),
         })
     }
+}
+
+/// The request to be sent again after a restart: the one that waits for its answer, or the one
+/// whose answer is being put into effect. What that would make is then made once more by nobody:
+/// the peer repeats its answer, and is told to delete it.
+fn outstanding(sa: &IkeSa) -> Option<&Outstanding> {
+    let unfinished = sa.unfinished.as_ref().filter(|_| create_child::unfinished(sa));
+    sa.window.outstanding().or(unfinished)
 }
 
 impl Engine {
@@ -183,6 +194,15 @@ impl Engine {
         for child in saved.children {
             self.restore_child(&mut sa, child);
         }
+        // What we were closing is closed, and so is what our own rekey has replaced.
+        let ours = |new: &ChildSaId| sa.children.get(new).is_none_or(|new| !new.by_peer);
+        let replaced: Vec<ChildSaId> = sa
+            .children
+            .values()
+            .filter(|child| child.removed || child.replaced_by.as_ref().is_some_and(ours))
+            .map(|child| child.id)
+            .collect();
+        sa.tasks.extend(replaced.into_iter().map(Task::DeleteChild));
         let ctx = &mut self.ctx;
         // A rekey that was under way had no timer; it begins again.
         if !ctx.config.timers.rekey_ike.is_zero() {
@@ -227,12 +247,12 @@ impl Engine {
             rekeys: None,
             restored: true,
         };
-        ctx.lease_child_in(&action.lease, saved.id);
+        let state = if saved.closing { ChildState::Deleting } else { ChildState::Up };
         sa.children.insert(
             saved.id,
             Box::new(Child {
                 id: saved.id,
-                state: ChildState::Up,
+                state,
                 spi_in: saved.spi_in,
                 spi_out: saved.spi_out,
                 suite: saved.suite,
@@ -244,11 +264,21 @@ impl Engine {
                 hosts: saved.hosts,
                 installed_at: now - saved.age,
                 outbound_active: saved.outbound_active,
-                removed: false,
-                replaced_by: None,
+                removed: saved.closing,
+                replaced_by: saved.replaced_by,
+                by_peer: saved.by_peer,
             }),
         );
-        if !ctx.config.timers.rekey_child.is_zero() {
+        if saved.closing {
+            return;
+        }
+        ctx.lease_child_in(&action.lease, saved.id);
+        if !saved.outbound_active {
+            // The peer may never have got the answer that made it; then it asks again.
+            let key = TimerKey::sub(sa.id, TimerKind::Activate, saved.id.0);
+            ctx.timers.set(key, now.after(rekey_child::ACTIVATE_AFTER));
+        }
+        if saved.replaced_by.is_none() && !ctx.config.timers.rekey_child.is_zero() {
             let left = saved.rekey_in.unwrap_or(ctx.config.timers.dpd);
             let key = TimerKey::sub(sa.id, TimerKind::RekeyChild, saved.id.0);
             ctx.timers.set(key, now + left);

@@ -14,7 +14,7 @@ use crate::time::WallTime;
 use crate::wire::{Identification, IkeSpi, TrafficSelector};
 
 /// The version written.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 impl Snapshot {
     /// The octets; erased when dropped.
@@ -240,6 +240,9 @@ impl Out {
         self.socket(child.hosts.remote);
         self.bool(child.hosts.encap);
         self.bool(child.outbound_active);
+        self.option(child.replaced_by.as_ref(), |w, new| w.u64(new.0));
+        self.bool(child.by_peer);
+        self.bool(child.closing);
         self.duration(child.age);
         self.option(child.rekey_in.as_ref(), |w, left| w.duration(*left));
     }
@@ -378,6 +381,9 @@ impl<'a> In<'a> {
             ts_remote: self.list(Self::selector)?,
             hosts: Hosts { local: self.socket()?, remote: self.socket()?, encap: self.bool()? },
             outbound_active: self.bool()?,
+            replaced_by: self.option(Self::u64)?.map(ChildSaId),
+            by_peer: self.bool()?,
+            closing: self.bool()?,
             age: self.duration()?,
             rekey_in: self.option(Self::duration)?,
         })

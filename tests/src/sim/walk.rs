@@ -226,10 +226,13 @@ fn settle(world: &mut World, clients: u8, broken: &mut Vec<String>) {
     }
 }
 
+/// IKE SAs by both their SPIs.
+type IkeSas = Vec<(u64, u64)>;
+
 /// The established IKE SAs of a client, as it and as the gateways see them.
-fn ike_sas(world: &World, client: usize) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+fn ike_sas(world: &World, client: usize) -> (IkeSas, IkeSas) {
     let lease = format!("lease-{}", world.nodes[client].name);
-    let of = |node: usize, all: bool| -> Vec<(u64, u64)> {
+    let of = |node: usize, all: bool| -> IkeSas {
         let sas = world.nodes[node].engine.sas().filter(|sa| sa.state == SaState::Established);
         let mine = sas.filter(|sa| all || sa.lease.as_ref().is_some_and(|l| l.0 == lease));
         mine.map(|sa| sa.spis).collect()

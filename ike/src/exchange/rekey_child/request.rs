@@ -80,7 +80,7 @@ impl ChildRequest {
     }
 
     /// The peer has answered it; what it makes is being installed.
-    pub(super) fn is_answered(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         self.answer.is_some() || self.installing.is_some()
     }
 
@@ -414,6 +414,7 @@ fn delete_uninstalled(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, spi_out: u32, 
         outbound_active: false,
         removed: true,
         replaced_by: None,
+        by_peer: false,
     };
     sa.children.insert(id, Box::new(child));
     sa.enqueue(Task::DeleteChild(id));

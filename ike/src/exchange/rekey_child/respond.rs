@@ -7,7 +7,7 @@ use crate::exchange::auth::{ChildRefused, child_refused, esp_refused, ts_unaccep
 use crate::exchange::create_child::{
     self, Kex, Requesting, Responding, abandon_request, ike_rekey_under_way, respond_error,
 };
-use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision};
+use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision, successor_gone};
 use crate::exchange::send_response;
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::narrowing;
@@ -72,6 +72,7 @@ pub(crate) fn process_request(
     if ike_rekey_under_way(sa) {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
+    forget_unheard(ctx, sa, payloads);
     let awaiting = awaits_answer(sa);
     let rekeys = match rekeyed_child(sa, payloads, awaiting) {
         Ok(rekeys) => rekeys,
@@ -96,6 +97,30 @@ pub(crate) fn process_request(
             respond_error(ctx, sa, refused.notify);
         }
     }
+}
+
+/// The peer rekeys again what it has rekeyed already: it never got our answer, and has asked anew
+/// after message ids were synchronised (RFC 6311). What we made for it is of no use.
+fn forget_unheard(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    let named = payloads.notify(NotifyType::RekeySa).and_then(Notify::child_spi);
+    let old = named.and_then(|spi| sa.children.values().find(|child| child.spi_out == spi.0));
+    let Some((old, new)) = old
+        .filter(|old| old.state == ChildState::Up)
+        .and_then(|old| old.replaced_by.map(|new| (old.id, new)))
+        .filter(|(_, new)| sa.children.get(new).is_some_and(|new| new.by_peer))
+    else {
+        return;
+    };
+    if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut()
+        && request.collision.as_ref().is_some_and(|collision| collision.child == new)
+    {
+        request.collision = None;
+    }
+    remove_from_dataplane(ctx, sa, new, CloseReason::Rekeyed);
+    successor_gone(sa, new);
+    sa.children.remove(&new);
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, new.0));
+    ctx.act(sa.id, Purpose::Activate(old), Action::ActivateChild(old));
 }
 
 /// Whether our own request for a child is out: the peer may have the child that it makes already,

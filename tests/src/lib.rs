@@ -4,7 +4,9 @@
 //! This crate is only ever run by developers and CI. It prints to the terminal and needs root for
 //! everything that builds a network.
 
+pub mod alloc;
 pub mod guest;
+pub mod handshake;
 pub mod hostile;
 pub mod lab;
 pub mod labs;

@@ -121,6 +121,11 @@ fn demo() -> Result<()> {
 }
 
 fn bench(name: &str) -> Result<()> {
+    if name == "handshake" {
+        // No network, no root: engines only.
+        let words = ["run", "--release", "--quiet", "-p", "tests", "--bin", "handshake"];
+        return Program::cargo(words).run();
+    }
     prepare_labs()?;
     run::build_release_gateway()?;
     Program::cargo(["build", "--quiet", "--workspace", "--bin", "labs"]).run()?;
@@ -175,6 +180,7 @@ mod tests {
             "sim --walks 10 --seed 3",
             "fuzz message --seconds 5",
             "bench tunnel",
+            "bench handshake",
             "bench --list",
         ] {
             let words = std::iter::once("xtask").chain(line.split(' '));

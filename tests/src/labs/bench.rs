@@ -18,10 +18,13 @@ use crate::lab::world::{STORE, Shape, World};
 use crate::lab::{Lab, cleanup, wait};
 
 /// A benchmark's name and what it measures.
-pub const ALL: &[(&str, &str)] = &[(
-    "tunnel",
-    "TCP through the tunnel and handshake time, Runnel and kernel-libipsec as gateway in turns",
-)];
+pub const ALL: &[(&str, &str)] = &[
+    (
+        "tunnel",
+        "TCP through the tunnel and handshake time, Runnel and kernel-libipsec as gateway in turns",
+    ),
+    ("handshake", "handshakes of the engine alone against their cryptography; memory per IKE SA"),
+];
 
 /// Turns of each gateway.
 const TURNS: usize = 4;

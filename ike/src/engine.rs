@@ -165,6 +165,11 @@ impl Engine {
         self.sas.get(id).map(|sa| sa.view(self.ctx.now.mono))
     }
 
+    /// What an IKE SA waits for, in no particular order.
+    pub fn timers(&self, id: IkeSaId) -> Vec<Deadline> {
+        self.ctx.timers.of(id, self.ctx.now)
+    }
+
     /// Counters.
     pub fn stats(&self) -> EngineStats {
         EngineStats {

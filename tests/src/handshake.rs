@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use ike::crypto::keymat::{IkeKeys, Nonces, skeyseed};
 use ike::crypto::{
-    CryptoProvider, EspSuite, HashFunction, IkeSuite, KexExecutor, KexRequest, KexResponse, SignatureScheme,
-    Signer, prf_plus,
+    CryptoProvider, EspSuite, HashFunction, IkeSuite, KexExecutor, KexRequest, KexResponse,
+    SignatureScheme, Signer, prf_plus,
 };
 use ike::io::{Command, Datagram, Grant, LeaseId, UniquePolicy};
 use ike::wire::{Identification, TrafficSelector};

@@ -280,8 +280,38 @@ pub struct Sa {
     pub addresses: Vec<String>,
     /// Established.
     pub established: String,
+    /// Which side of the first exchange we were: `initiator` or `responder`.
+    pub side: String,
+    /// A NAT in front of the peer, of us, both or none.
+    pub nat: String,
+    /// It ends then at the latest.
+    pub ends: Option<String>,
     /// Its children.
     pub children: Vec<Child>,
+    /// What it waits for (only in `sa show`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timers: Vec<Timer>,
+    /// What happened to its lease's tunnels, oldest first (only in `sa show`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Moment>,
+}
+
+/// A timer of an IKE SA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timer {
+    /// What for.
+    pub what: String,
+    /// Seconds until then.
+    pub seconds: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// When.
+    pub time: String,
+    /// What.
+    pub what: String,
 }
 
 /// One child SA.

@@ -117,6 +117,9 @@ fn show(sa: &Sa) -> String {
         ("SPIs", format!("{} {}", sa.spi_i, sa.spi_r)),
         ("addresses", sa.addresses.join(", ")),
         ("established", sa.established.clone()),
+        ("ends", sa.ends.clone().unwrap_or_else(|| "never".to_owned())),
+        ("our side", sa.side.clone()),
+        ("NAT", sa.nat.clone()),
     ]);
     for child in &sa.children {
         let idle = child.idle_seconds.map_or_else(|| "never".to_owned(), |s| format!("{s} s ago"));
@@ -130,6 +133,18 @@ fn show(sa: &Sa) -> String {
             ("  out", format!("{} bytes, {} packets", child.bytes_out, child.packets_out)),
             ("  dropped", child.drops.to_string()),
         ]));
+    }
+    if !sa.timers.is_empty() {
+        text.push_str("\nwaits for\n");
+        for timer in &sa.timers {
+            text.push_str(&format!("  in {} s: {}\n", timer.seconds, timer.what));
+        }
+    }
+    if !sa.history.is_empty() {
+        text.push_str("\nwhat happened to its lease's tunnels\n");
+        for moment in &sa.history {
+            text.push_str(&format!("  {}  {}\n", moment.time, moment.what));
+        }
     }
     text
 }

@@ -10,7 +10,7 @@ use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
 use pki::{Actor, AuditEvent, Authority, Lease, UnixTime};
 
 use super::Tunnels;
-use crate::obs::{Refusals, Report};
+use crate::obs::{Lives, Refusals, Report};
 use crate::site::Sites;
 use crate::sys::clock;
 
@@ -20,6 +20,7 @@ pub struct Follower {
     authority: Arc<Authority>,
     tunnels: Tunnels,
     refusals: Arc<Refusals>,
+    lives: Arc<Lives>,
     sites: Arc<Sites>,
     up: BTreeMap<LeaseId, BTreeSet<IkeSaId>>,
     tallies: BTreeMap<IkeSaId, Tally>,
@@ -41,13 +42,23 @@ impl Follower {
         authority: Arc<Authority>,
         tunnels: Tunnels,
         refusals: Arc<Refusals>,
+        lives: Arc<Lives>,
         sites: Arc<Sites>,
     ) -> Self {
-        Self { authority, tunnels, refusals, sites, up: BTreeMap::new(), tallies: BTreeMap::new() }
+        Self {
+            authority,
+            tunnels,
+            refusals,
+            lives,
+            sites,
+            up: BTreeMap::new(),
+            tallies: BTreeMap::new(),
+        }
     }
 
     /// Acts on one event.
     pub fn event(&mut self, event: &Event) {
+        self.lives.note(event, clock::unix_seconds());
         self.sites.event(event, Instant::now());
         match event {
             Event::IkeUp { ike, local, remote, identity, lease, suite, addresses, .. } => {

@@ -3,8 +3,11 @@
 
 pub mod audit;
 mod journal;
+mod lives;
 pub mod log;
+mod plain;
 mod refusals;
 
 pub use journal::Journal;
+pub use lives::Lives;
 pub use refusals::{Refusals, Report};

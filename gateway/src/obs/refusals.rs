@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use ike::time::{Now, Timestamp};
 use ike::wire::{IdType, Identification};
 
+use super::plain::{field, plain};
 use crate::admin::view::RefusalView;
 use crate::sys::clock::rfc3339;
 
@@ -58,6 +59,21 @@ impl From<&ike::event::Refusal> for Report {
     }
 }
 
+impl Report {
+    /// The same without what a stranger could have put into it to forge or flood the log.
+    fn clean(&self) -> Self {
+        Self {
+            code: field(&self.code),
+            peer: field(&self.peer),
+            source: self.source,
+            identity: field(&self.identity),
+            told: field(&self.told),
+            what: plain(&self.what),
+            fix: plain(&self.fix),
+        }
+    }
+}
+
 /// Names in DER are printed as people write them.
 fn identity(identity: &Identification) -> String {
     match identity.id_type {
@@ -90,6 +106,7 @@ pub struct Refusals {
 impl Refusals {
     /// Records a refusal and writes its line unless the source has used up its allowance.
     pub fn report(&self, report: &Report, now: Now) {
+        let report = &report.clean();
         if let Some(suppressed) = self.record(report, now) {
             tracing::warn!(
                 code = %report.code,
@@ -218,6 +235,16 @@ mod tests {
         assert_eq!(refusals.record(&noisy, at(5)), Some(90));
         assert_eq!(refusals.record(&noisy, at(5)), None);
         assert_eq!(refusals.total(), 103);
+    }
+
+    #[test]
+    fn what_a_stranger_wrote_is_one_short_line() {
+        let refusals = Refusals::default();
+        let identity = format!("CN={}\nWARN forged", "x".repeat(60_000));
+        let forged = Report { identity, ..report("192.0.2.1", "unknown_issuer") };
+        refusals.report(&forged, at(0));
+        let kept = refusals.recent().remove(0);
+        assert!(kept.identity.len() < 250 && !kept.identity.contains('\n'), "{}", kept.identity);
     }
 
     #[test]

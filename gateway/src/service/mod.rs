@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::driver::{EngineHandle, Message};
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
-use crate::obs::Refusals;
+use crate::obs::{Lives, Refusals};
 use crate::policy;
 use crate::site::Sites;
 use crate::sys::{clock, failpoint};
@@ -77,6 +77,8 @@ pub struct Instance {
     pub peers: Arc<Peers>,
     /// Recent refusals.
     pub refusals: Arc<Refusals>,
+    /// What became of each lease's tunnels.
+    pub lives: Arc<Lives>,
     /// The configuration in force.
     pub config: LiveConfig,
     /// The gateway's keys and certificate.
@@ -157,10 +159,7 @@ impl Instance {
                 value(views::ca(&self.authority.ca_status(), &crl))
             }
             Request::SaList => value(self.sas()?),
-            Request::SaShow { id } => {
-                let sa = self.sas()?.into_iter().find(|sa| sa.id == id);
-                value(sa.ok_or_else(|| no_sa(id))?)
-            }
+            Request::SaShow { id } => value(self.sa(id)?),
             Request::SaRekey { id } => value(self.sa_rekey(actor, id)?),
             Request::SaClose { id } => value(self.sa_close(actor, id)?),
             Request::SiteList => value(self.site_list()?),
@@ -381,6 +380,16 @@ impl Instance {
         let children = sas.iter().flat_map(|sa| sa.children.iter().map(|c| c.id)).collect();
         let usages = self.plane.usages(children).wait(PATIENCE).map_err(failed)?;
         Ok(sas.iter().map(|sa| views::sa(sa, &usages)).collect())
+    }
+
+    /// One IKE SA with what it waits for and what happened to it.
+    fn sa(&self, id: u64) -> Result<view::Sa, AdminError> {
+        let found = self.sas()?.into_iter().find(|sa| sa.id == id);
+        let mut sa = found.ok_or_else(|| no_sa(id))?;
+        let look = move |engine: &ike::Engine| engine.timers(IkeSaId(id));
+        sa.timers = views::timers(&self.engine.look(look, PATIENCE).map_err(failed)?);
+        sa.history = sa.lease.as_deref().map(|lease| self.lives.of(lease)).unwrap_or_default();
+        Ok(sa)
     }
 
     fn sa_rekey(&self, actor: &Actor, id: u64) -> Result<String, AdminError> {

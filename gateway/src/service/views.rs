@@ -123,12 +123,56 @@ pub(super) fn sa(sa: &IkeSaView, usages: &BTreeMap<u64, Usage>) -> view::Sa {
         spi_r: format!("{:016x}", sa.spis.1),
         addresses: sa.addresses.iter().map(ToString::to_string).collect(),
         established: sa.established_at.map(since).unwrap_or_default(),
+        side: match sa.role {
+            ike::SaRole::Initiator => "initiator",
+            ike::SaRole::Responder => "responder",
+        }
+        .to_owned(),
+        nat: match sa.nat {
+            (false, false) => "none",
+            (true, false) => "in front of the peer",
+            (false, true) => "in front of us",
+            (true, true) => "in front of both",
+        }
+        .to_owned(),
+        ends: sa.deadline.map(|end| clock::rfc3339(end.0.div_euclid(1_000_000))),
+        timers: Vec::new(),
+        history: Vec::new(),
         children: sa
             .children
             .iter()
             .map(|child| view_child(child, usages.get(&child.id.0).copied().unwrap_or_default()))
             .collect(),
     }
+}
+
+/// What an IKE SA waits for, soonest first.
+pub(super) fn timers(deadlines: &[ike::Deadline]) -> Vec<view::Timer> {
+    use ike::io::TimerKind;
+    let now = clock::mono();
+    let what = |kind| match kind {
+        TimerKind::Retransmit => "send the request again",
+        TimerKind::HalfOpen => "give the handshake up",
+        TimerKind::Action => "give our own work up",
+        TimerKind::Dpd => "see whether the peer lives",
+        TimerKind::RekeyIke => "rekey the IKE SA",
+        TimerKind::RekeyChild => "rekey a child SA",
+        TimerKind::Deadline => "the end of lease or certificate",
+        TimerKind::Activate => "send on the new child SA",
+        TimerKind::Keepalive => "keep the NAT open",
+        TimerKind::Tombstone => "forget the closed SA",
+        TimerKind::CookieSecret => "new cookie secret",
+        TimerKind::Reassembly => "give the fragments up",
+    };
+    let mut timers: Vec<_> = deadlines
+        .iter()
+        .map(|deadline| view::Timer {
+            what: what(deadline.reason).to_owned(),
+            seconds: deadline.at.since(now).as_secs(),
+        })
+        .collect();
+    timers.sort_by_key(|timer| timer.seconds);
+    timers
 }
 
 fn view_child(child: &ChildView, usage: Usage) -> view::Child {

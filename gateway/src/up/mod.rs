@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::driver::{EngineHandle, EventLoop};
 use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
-use crate::obs::{Journal, Refusals};
+use crate::obs::{Journal, Lives, Refusals};
 use crate::service::{self, Admin, Facts, GatewayIdentity, Instance};
 use crate::site::Sites;
 use crate::state::{StateDir, StateError};
@@ -195,6 +195,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let ender = LeaseEnder::new(Arc::clone(&authority), tunnels.clone());
     let sites = Arc::new(Sites::default());
     let refusals = Arc::new(Refusals::default());
+    let lives = Arc::new(Lives::default());
     let journal = Journal::default();
     let provider = default_provider();
     let peers =
@@ -256,6 +257,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         ender,
         peers: Arc::clone(&peers),
         refusals: Arc::clone(&refusals),
+        lives: Arc::clone(&lives),
         config,
         identity: Arc::clone(&identity),
         facts,
@@ -270,7 +272,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         .map_err(|error| UpError::Other(format!("cannot open the audit file: {error}")))?;
     let mut threads = Threads::default();
     threads.receiver(receiving, &engine)?;
-    threads.follower(Arc::clone(&authority), tunnels, refusals, sites, &journal)?;
+    threads.follower(Arc::clone(&authority), tunnels, refusals, lives, sites, &journal)?;
     threads.housekeeping(Arc::clone(&instance), audit)?;
     let event_loop = EventLoop::new(protocol, engine, sockets, dispatcher, peers, journal.clone());
     Ok((Running { instance, threads, journal, stopped }, event_loop))

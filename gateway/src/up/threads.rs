@@ -14,7 +14,7 @@ use crate::actions::{PlaneHandle, PlaneThread};
 use crate::driver::{EngineHandle, EventLoop, Message, Receiver};
 use crate::lease::{Follower, Tunnels};
 use crate::obs::audit::AuditFile;
-use crate::obs::{Journal, Refusals};
+use crate::obs::{Journal, Lives, Refusals};
 use crate::service::Instance;
 use crate::site::{self, Sites};
 
@@ -80,11 +80,12 @@ impl Threads {
         authority: Arc<Authority>,
         tunnels: Tunnels,
         refusals: Arc<Refusals>,
+        lives: Arc<Lives>,
         sites: Arc<Sites>,
         journal: &Journal,
     ) -> Result<(), UpError> {
         let journal = journal.clone();
-        let mut follower = Follower::new(authority, tunnels, refusals, sites);
+        let mut follower = Follower::new(authority, tunnels, refusals, lives, sites);
         self.follower = Some(spawn("journal", move || {
             while !journal.is_finished() {
                 if let Some(event) = journal.take(Duration::from_secs(1)) {

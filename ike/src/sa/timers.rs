@@ -123,6 +123,21 @@ impl TimerQueue {
         }
     }
 
+    /// Every timer of an SA.
+    pub(crate) fn of(&self, sa: IkeSaId, now: Now) -> Vec<Deadline> {
+        let low = TimerKey { sa, kind: TimerKind::Retransmit, sub: 0 };
+        let mono = self
+            .at
+            .range(low..)
+            .take_while(|(key, _)| key.sa == sa)
+            .map(|(key, at)| Deadline { at: *at, reason: key.kind });
+        let wall = self
+            .wall
+            .get(&sa)
+            .map(|at| Deadline { at: now.mono + at.until(now.wall), reason: TimerKind::Deadline });
+        mono.chain(wall).collect()
+    }
+
     /// Number of timers set.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {

@@ -7,9 +7,11 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use anyhow::{Result, anyhow};
 use ike::config::{
     Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
 };
+use ike::crypto::ring::Pkcs8Signer;
 use ike::crypto::{
     CryptoProvider, EspSuite, IkeSuite, KexExecutor, SignatureError, SignatureScheme, Signer,
 };
@@ -19,6 +21,8 @@ use ike::io::{
 };
 use ike::wire::{Identification, NotifyType, TrafficSelector};
 use ike::{Action, Completion, Engine, EngineError, Event, Input, Now, Output, Transmit, WallTime};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 
 /// The only local key's name.
 const CREDENTIAL: CredentialId = CredentialId(1);
@@ -289,6 +293,20 @@ pub fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A fresh P-256 key and its SubjectPublicKeyInfo.
+///
+/// # Errors
+/// When the system gives no randomness.
+pub fn p256_key() -> Result<(Pkcs8Signer, Vec<u8>)> {
+    let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
+    let unusable = |_| anyhow!("no P-256 key");
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(unusable)?;
+    let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random)
+        .map_err(|error| anyhow!("no P-256 key: {error}"))?;
+    let public_key = p256_public_key(pair.public_key().as_ref());
+    Ok((Pkcs8Signer::from_pkcs8(pkcs8.as_ref())?, public_key))
+}
+
 /// SubjectPublicKeyInfo of a P-256 key from its uncompressed point (RFC 5480).
 pub fn p256_public_key(point: &[u8]) -> Vec<u8> {
     const ALGORITHM: [u8; 21] = [
@@ -302,7 +320,10 @@ pub fn p256_public_key(point: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// When the key is no P-256 key.
-pub fn p256_request(signer: &dyn Signer, public_key: &[u8]) -> Result<Vec<u8>, SignatureError> {
+pub fn p256_request(
+    signer: &dyn Signer,
+    public_key: &[u8],
+) -> std::result::Result<Vec<u8>, SignatureError> {
     /// `SEQUENCE { ecdsa-with-SHA256 }` (RFC 5758 3.2).
     const ECDSA_SHA256: [u8; 12] =
         [0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];

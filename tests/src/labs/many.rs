@@ -8,14 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine as _;
-use ike::crypto::ring::{PROVIDER, Pkcs8Signer};
+use ike::crypto::ring::PROVIDER;
 use ike::crypto::{EspSuite, IkeSuite};
 use ike::event::Event;
 use ike::io::{Command, Datagram};
 use ike::wire::Identification;
 use ike::{Input, Now, Timestamp, Transmit, WallTime};
-use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::scene::Scene;
@@ -24,7 +22,7 @@ use crate::lab::Lab;
 use crate::lab::gateway::{ID, Settings};
 use crate::lab::wait;
 use crate::lab::world::{GATEWAY, Shape};
-use crate::real::{Identity, Party, any_grant, config, p256_public_key, p256_request, target};
+use crate::real::{Identity, Party, any_grant, config, p256_key, p256_request, target};
 
 /// Runners behind the one address.
 const RUNNERS: usize = 200;
@@ -136,7 +134,7 @@ fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
                         if number >= RUNNERS {
                             return Ok(());
                         }
-                        let (signer, public_key) = new_key()?;
+                        let (signer, public_key) = p256_key()?;
                         let request = dir.join(format!("request-{number}.der"));
                         std::fs::write(&request, p256_request(&signer, &public_key)?)?;
                         let said = est.enrol(host, &request, &format!("builder:{token}"))?;
@@ -163,16 +161,6 @@ fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
     })
     .with_context(|| scene.lab.tails())?;
     identities.into_inner().map_err(|_| anyhow!("an enrolment panicked"))
-}
-
-fn new_key() -> Result<(Pkcs8Signer, Vec<u8>)> {
-    let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_ASN1_SIGNING);
-    let unusable = |_| anyhow!("no P-256 key");
-    let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(unusable)?;
-    let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random)
-        .map_err(|error| anyhow!("no P-256 key: {error}"))?;
-    let public_key = p256_public_key(pair.public_key().as_ref());
-    Ok((Pkcs8Signer::from_pkcs8(pkcs8.as_ref())?, public_key))
 }
 
 fn from_pem(text: &str) -> Result<Vec<u8>> {

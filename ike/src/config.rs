@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::crypto::{EspSuite, IkeSuite, KeMethod, SecretBytes, SignatureScheme};
 use crate::io::CredentialId;
-use crate::wire::{Identification, TrafficSelector};
+use crate::wire::{Identification, RedirectGateway, TrafficSelector};
 
 /// The engine's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -200,4 +200,9 @@ pub struct PeerConfig {
     /// Say that no other SA with the peer is known (RFC 7296 2.4): the peer lets go of what an
     /// earlier run of ours left with it. Never when another SA with it is to live on.
     pub initial_contact: bool,
+    /// Go to another gateway when the peer says so (RFC 5685). The driver is told by
+    /// [`crate::Event::Redirected`], connects, and sees to it that this comes to an end.
+    pub follow_redirects: bool,
+    /// The gateway that sent us to this one.
+    pub redirected_from: Option<RedirectGateway>,
 }

@@ -12,7 +12,8 @@ use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
 use crate::event::{Blame, CloseReason, Event};
 use crate::exchange::{
-    self, Task, advance, auth, dpd, init, mobike, mobility, rekey_child, rekey_ike,
+    self, Task, advance, auth, dpd, init, mobike, mobility, reauth, redirect, rekey_child,
+    rekey_ike,
 };
 use crate::io::{
     ChildSaId, Command, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId, Output,
@@ -211,6 +212,9 @@ impl Engine {
             if !self.ctx.leases.is_empty() {
                 out.push(format!("leases {:?}", self.ctx.leases));
             }
+            if !self.ctx.reauths.is_empty() {
+                out.push(format!("reauthentications {:?}", self.ctx.reauths));
+            }
             if !self.ctx.lease_children.is_empty() {
                 out.push(format!("children {:?}", self.ctx.lease_children));
             }
@@ -243,6 +247,16 @@ impl Engine {
                         lifecycle::close(ctx, sa, CloseReason::PeerDeleted, Tell::Nobody);
                     });
                 }
+                Deferred::Overlap { lease, keep } => reauth::limit_overlap(self, &lease, keep),
+                Deferred::Activated { ike, child } => {
+                    self.with_sa(ike, |ctx, sa| rekey_child::activated(ctx, sa, child));
+                }
+                Deferred::Superseded(id) => {
+                    self.with_sa(id, |ctx, sa| {
+                        lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer);
+                    });
+                }
+                Deferred::ReauthFailed(old) => reauth::again(self, old),
                 Deferred::Redundant(id) => {
                     // The peer closes it. If it does not, the timer does.
                     let at = self.ctx.now.mono + self.ctx.config.timers.tombstone;
@@ -330,6 +344,9 @@ impl Engine {
             }
             return;
         }
+        if key.kind == TimerKind::Reauth {
+            return reauth::start(self, key.sa);
+        }
         if key.kind == TimerKind::Action {
             return self.lost(Token(key.sub));
         }
@@ -359,7 +376,14 @@ impl Engine {
             TimerKind::Tombstone => lifecycle::finish(ctx, sa),
             TimerKind::Activate => rekey_child::activate(ctx, sa, ChildSaId(key.sub)),
             TimerKind::Reassembly => sa.inbox.clear(key.sub != 0),
-            TimerKind::Action | TimerKind::Deadline | TimerKind::CookieSecret => {}
+            TimerKind::Overlap if key.sub == redirect::SENT_AWAY => {
+                lifecycle::close(ctx, sa, CloseReason::Redirected, Tell::Peer);
+            }
+            TimerKind::Overlap => lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer),
+            TimerKind::Action
+            | TimerKind::Deadline
+            | TimerKind::Reauth
+            | TimerKind::CookieSecret => {}
         });
     }
 
@@ -377,7 +401,9 @@ impl Engine {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Initiate(peer) => init::initiate(self, *peer),
+            Command::Initiate(peer) => init::initiate(self, *peer, None),
+            Command::Redirect { to, existing } => redirect::set(self, to, existing),
+            Command::Reauthenticate(id) => reauth::start(self, id),
             Command::CloseIkeSa(id, reason) => {
                 self.with_sa(id, |ctx, sa| lifecycle::close(ctx, sa, reason, Tell::Peer));
             }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
-use crate::wire::{Identification, NotifyType};
+use crate::wire::{Identification, NotifyType, RedirectGateway};
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +90,15 @@ pub enum Event {
         /// After.
         to: SocketAddr,
     },
+    /// As initiator: the peer sent us to another gateway, and the SA is closed.
+    Redirected {
+        /// The SA.
+        ike: IkeSaId,
+        /// The name of the connection.
+        connection: String,
+        /// Where to.
+        to: RedirectGateway,
+    },
     /// Half-open IKE SAs crossed the cookie threshold, upwards (`true`) or downwards.
     CookieMode(bool),
 }
@@ -111,6 +120,8 @@ pub enum CloseReason {
     Replaced,
     /// Rekeyed; the successor lives.
     Rekeyed,
+    /// The peer was sent to another gateway, or sent us.
+    Redirected,
     /// The operator closed it.
     Operator,
     /// The gateway stops.
@@ -129,6 +140,7 @@ impl fmt::Display for CloseReason {
             Self::Expired => f.write_str("certificate or lease expired"),
             Self::Replaced => f.write_str("replaced by a newer connection of the same lease"),
             Self::Rekeyed => f.write_str("rekeyed"),
+            Self::Redirected => f.write_str("redirected to another gateway"),
             Self::Operator => f.write_str("closed by the operator"),
             Self::Shutdown => f.write_str("gateway stops"),
             Self::Failed(why) => write!(f, "failed: {why}"),

@@ -19,7 +19,7 @@ use crate::event::{CloseReason, Event, Refusal};
 use crate::snapshot::Snapshot;
 use crate::time::{Timestamp, WallTime};
 use crate::view::SaRole;
-use crate::wire::{Identification, TrafficSelector};
+use crate::wire::{Identification, RedirectGateway, TrafficSelector};
 
 /// Names one IKE SA for its whole life; never reused by an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +81,17 @@ pub enum Command {
     CloseLease(LeaseId, CloseReason),
     /// Close one child SA.
     CloseChild(ChildSaId, CloseReason),
+    /// Send peers that support it to another gateway (RFC 5685): new ones from now on, and with
+    /// `existing` those that are connected. Without a gateway nobody is sent any more.
+    Redirect {
+        /// Where to.
+        to: Option<RedirectGateway>,
+        /// Also those that are connected.
+        existing: bool,
+    },
+    /// As initiator: authenticate again, make-before-break (RFC 7296 2.8.3), because our own
+    /// certificate is another, or the operator wants it.
+    Reauthenticate(IkeSaId),
     /// Rekey an IKE SA now (RFC 7296 1.3.2).
     RekeyIke(IkeSaId),
     /// Rekey a child SA now (RFC 7296 1.3.3).
@@ -501,6 +512,10 @@ pub enum TimerKind {
     /// As responder of a child's rekey: send on the new child even without the old one's DELETE
     /// (RFC 7296 2.8).
     Activate,
+    /// As initiator: authenticate again before something ends (RFC 4478, RFC 7296 2.8.3).
+    Reauth,
+    /// A newer SA of the same lease was given time to take over.
+    Overlap,
     /// Keep a NAT mapping alive (RFC 3948 4).
     Keepalive,
     /// A closed SA's DELETE is answered or given up.

@@ -98,6 +98,8 @@ pub struct SavedTraits {
     pub nat_detection: bool,
     /// MOBIKE was agreed on.
     pub mobike: bool,
+    /// It can be sent to another gateway (RFC 5685).
+    pub redirect: bool,
     /// We faked NAT detection.
     pub force_encap: bool,
     /// Hashes it verifies.

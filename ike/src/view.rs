@@ -119,6 +119,8 @@ pub struct EngineStats {
     pub replayed_responses: u64,
     /// Our requests sent again.
     pub retransmissions: u64,
+    /// Peers sent to another gateway at their first request.
+    pub redirected: u64,
     /// Cookies asked for.
     pub cookies: u64,
     /// IKE SAs established.

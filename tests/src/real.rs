@@ -100,6 +100,8 @@ pub fn target(
         ts_remote: vec![TrafficSelector::any_v4()],
         mobike: false,
         initial_contact: false,
+        follow_redirects: false,
+        redirected_from: None,
     })
 }
 

@@ -110,6 +110,11 @@ pub enum Request {
         /// Its id.
         id: u64,
     },
+    /// Send clients to another gateway: new ones from now on, and those that are connected.
+    Drain {
+        /// Its name or address; none: nobody is sent any more.
+        to: Option<String>,
+    },
     /// Tunnels to other gateways.
     SiteList,
     /// Connect a site at once, also when its lease was revoked.

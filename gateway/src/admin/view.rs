@@ -31,6 +31,8 @@ pub struct Status {
     pub ike_sas: usize,
     /// Installed child SAs.
     pub child_sas: usize,
+    /// The gateway that clients are sent to, while this one is drained.
+    pub draining_to: Option<String>,
     /// Tunnels to other gateways.
     pub sites: SiteCounts,
     /// SAs without a live lease; must be 0.

@@ -5,6 +5,7 @@ mod cert;
 mod check;
 mod debug;
 mod doctor;
+mod drain;
 mod lease;
 mod output;
 mod reload;
@@ -55,6 +56,7 @@ enum Command {
     Reload(reload::Args),
     Status(status::Args),
     Doctor(doctor::Args),
+    Drain(drain::Args),
     #[command(subcommand)]
     Token(token::Command),
     #[command(subcommand)]
@@ -162,6 +164,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Reload(args) => reload::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),
         Command::Doctor(args) => doctor::run(&context, &args),
+        Command::Drain(args) => drain::run(&context, &args),
         Command::Token(command) => token::run(&context, command),
         Command::Lease(command) => lease::run(&context, command),
         Command::Cert(command) => cert::run(&context, command),

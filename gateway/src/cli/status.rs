@@ -56,6 +56,9 @@ fn text(status: &Status) -> String {
         ("refused", format!("{} (see `runnel doctor`)", status.refusals)),
         ("CA", format!("until {}, CRL number {}", status.ca_expires, status.crl_number)),
     ];
+    if let Some(to) = &status.draining_to {
+        rows.push(("draining", format!("clients are sent to {to}; end with `runnel drain --off`")));
+    }
     for pool in &status.pools {
         rows.push(("pool", format!("{} {}", pool.name, pool.addresses.join(", "))));
     }

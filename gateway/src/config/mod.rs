@@ -68,5 +68,10 @@ impl Config {
     }
 }
 
+/// Whether a text is a DNS name or an IP address.
+pub fn is_host(text: &str) -> bool {
+    value::dns_name(text) || text.parse::<std::net::IpAddr>().is_ok()
+}
+
 #[cfg(test)]
 mod tests;

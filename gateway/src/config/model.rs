@@ -60,6 +60,8 @@ pub struct Gateway {
     pub dataplane: DataplaneChoice,
     /// Name of the tunnel interface.
     pub interface: String,
+    /// Send new clients to this gateway, those that can be (RFC 5685).
+    pub redirect_to: Option<String>,
 }
 
 /// `dataplane = ...`
@@ -82,6 +84,8 @@ pub struct Ike {
     pub child: Duration,
     /// Silence before a liveness check; zero turns it off.
     pub dpd: Duration,
+    /// Grants that end sooner are not announced to clients (AUTH_LIFETIME, RFC 4478).
+    pub announce_lifetime: Duration,
     /// IKE suites like `aes256gcm16-prfsha384-ecp384`, preferred first; empty: the default list.
     pub proposals: Vec<String>,
     /// ESP suites like `aes256gcm16`, preferred first; empty: the default list.
@@ -163,6 +167,8 @@ pub struct Site {
     pub id: String,
     /// Connect to it, and again whenever the tunnel is lost.
     pub connect: bool,
+    /// Go to another gateway when it says so (RFC 5685).
+    pub follow_redirects: bool,
     /// File with the root certificates it is trusted by; `None`: our own CA.
     pub ca: Option<PathBuf>,
     /// Where `ca` stands in the file, for messages.

@@ -100,11 +100,13 @@ pub(super) fn built_in() -> Config {
             listen: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
             dataplane: DataplaneChoice::Auto,
             interface: "runnel0".to_owned(),
+            redirect_to: None,
         },
         ike: Ike {
             rekey: HOUR,
             child: 25 * MINUTE,
             dpd: Duration::from_secs(10),
+            announce_lifetime: 30 * MINUTE,
             proposals: Vec::new(),
             esp_proposals: Vec::new(),
             fragment_size: 1232,
@@ -179,6 +181,13 @@ fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings
             ),
         }
     }
+    if let Some((host, at)) = section.string("redirect_to", found) {
+        if value::dns_name(&host) || host.parse::<IpAddr>().is_ok() {
+            out.redirect_to = Some(host);
+        } else {
+            found.error(at, format!("`redirect_to = \"{host}\"` must be a DNS name or an IP address of another gateway"));
+        }
+    }
     if let Some((name, at)) = section.string("interface", found) {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if (1..=15).contains(&name.len()) && name.chars().all(fits) {
@@ -202,6 +211,9 @@ fn ike(mut section: Section<'_, '_>, out: &mut Ike, found: &mut Findings<'_>) {
     }
     if let Some(dpd) = section.duration("dpd", Duration::ZERO..=HOUR, found) {
         out.dpd = dpd;
+    }
+    if let Some(least) = section.duration("announce_lifetime", Duration::ZERO..=30 * DAY, found) {
+        out.announce_lifetime = least;
     }
     if let Some(list) = section.strings("proposals", found) {
         out.proposals = proposals(list, "proposals", found, |text| {

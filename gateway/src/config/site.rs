@@ -100,6 +100,7 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         },
         None => remote.is_some(),
     };
+    let follow_redirects = section.boolean("follow_redirects", found).unwrap_or(false);
     let ca_at = section.place("ca");
     let ca = section.string("ca", found).map(|(path, _)| PathBuf::from(path));
     let local = networks(section, "local_networks", &name, found);
@@ -128,6 +129,7 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         remote,
         id,
         connect,
+        follow_redirects,
         ca,
         ca_line: found.line(ca_at),
         psk_file,

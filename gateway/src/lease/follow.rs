@@ -113,6 +113,9 @@ impl Follower {
             Event::Moved { ike, from, to } => {
                 tracing::info!(ike = ike.0, %from, %to, "peer moved");
             }
+            Event::Redirected { ike, connection, to } => {
+                tracing::info!(ike = ike.0, site = %connection, ?to, "sent to another gateway");
+            }
             Event::CookieMode(on) => {
                 if *on {
                     tracing::warn!("many half-open IKE SAs: new peers must return a cookie");

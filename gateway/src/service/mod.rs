@@ -1,6 +1,7 @@
 //! What the running instance can be asked: the admin API's operations over PKI, engine and data
 //! plane.
 
+mod drain;
 mod identity;
 mod setup;
 mod sites;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 use xfrm::model::Capabilities;
 
+pub use drain::{gateway as redirect_gateway, host as redirect_host};
 pub use identity::GatewayIdentity;
 pub use setup::{
     client_host, engine_config, enrol_url, gateway_id, identification, pki_settings, server_names,
@@ -29,7 +31,7 @@ use crate::actions::{PeerKeys, Peers, PlaneHandle};
 use crate::admin::Handler;
 use crate::admin::proto::{AdminError, ErrorCode, Request};
 use crate::admin::view;
-use crate::config::Config;
+use crate::config::{Config, Gateway};
 use crate::driver::{EngineHandle, Message};
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
@@ -85,6 +87,8 @@ pub struct Instance {
     pub identity: Arc<GatewayIdentity>,
     /// Tunnels to other gateways.
     pub sites: Arc<Sites>,
+    /// The gateway that clients are sent to.
+    pub drain: std::sync::Mutex<Option<String>>,
     /// The rest.
     pub facts: Facts,
     /// True: stop.
@@ -162,6 +166,7 @@ impl Instance {
             Request::SaShow { id } => value(self.sa(id)?),
             Request::SaRekey { id } => value(self.sa_rekey(actor, id)?),
             Request::SaClose { id } => value(self.sa_close(actor, id)?),
+            Request::Drain { to } => value(self.drain(actor, to)?),
             Request::SiteList => value(self.site_list()?),
             Request::SiteConnect { name } => value(self.site_connect(actor, &name)?),
             Request::Doctor => value(self.doctor()),
@@ -176,6 +181,12 @@ impl Instance {
         if self.identity.renew(now()).map_err(failed)? {
             let engine = self.engine_config(&self.config.get())?;
             self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
+            // Sites hold us to the certificate we showed them.
+            for sa in self.engine.sas(PATIENCE).map_err(failed)? {
+                if sa.role == ike::SaRole::Initiator {
+                    self.engine.post(Message::Command(Command::Reauthenticate(sa.id)));
+                }
+            }
             tracing::info!("the gateway's certificate was renewed");
         }
         Ok(())
@@ -242,6 +253,7 @@ impl Instance {
             },
             ike_sas: established.len(),
             child_sas: established.iter().map(|sa| sa.children.len()).sum(),
+            draining_to: self.draining_to(),
             sites: self.site_counts(&config, &sas),
             sas_without_lease: without,
             refusals: self.refusals.total(),
@@ -275,7 +287,12 @@ impl Instance {
         self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
         let roles = config.roles.len();
         self.peers.replace_keys(keys);
+        let redirect = config.gateway.redirect_to.clone();
+        let changed = redirect != before.gateway.redirect_to;
         self.replace_sites(&before, config)?;
+        if changed {
+            self.redirect(redirect.as_deref(), false);
+        }
         self.regrant()?;
         let event = AuditEvent::new("config.reload", actor, now());
         self.authority.record_audit(&event).map_err(pki_error)?;
@@ -469,7 +486,8 @@ impl Instance {
 
 /// What a reload cannot apply.
 fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
-    if before.gateway != after.gateway {
+    let fixed = |gateway: &Gateway| Gateway { redirect_to: None, ..gateway.clone() };
+    if fixed(&before.gateway) != fixed(&after.gateway) {
         return Some("[gateway]");
     }
     if before.pki != after.pki || before.enrol != after.enrol {

@@ -140,6 +140,7 @@ pub fn engine_config(
             dpd: config.ike.dpd,
             rekey_ike: config.ike.rekey,
             rekey_child: config.ike.child,
+            min_auth_lifetime: config.ike.announce_lifetime,
             ..Timers::default()
         },
         limits: Limits {

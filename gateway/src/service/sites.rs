@@ -128,7 +128,7 @@ fn same_tunnel(before: &Site, after: &Site) -> bool {
         (
             site.remote.clone(),
             site.id.clone(),
-            site.connect,
+            (site.connect, site.follow_redirects),
             site.anchors.clone(),
             site.psk.clone(),
             site.local.clone(),

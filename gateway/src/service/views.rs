@@ -163,6 +163,8 @@ pub(super) fn timers(deadlines: &[ike::Deadline]) -> Vec<view::Timer> {
         TimerKind::Tombstone => "forget the closed SA",
         TimerKind::CookieSecret => "new cookie secret",
         TimerKind::Reassembly => "give the fragments up",
+        TimerKind::Reauth => "authenticate again",
+        TimerKind::Overlap => "give way to a newer SA",
     };
     let mut timers: Vec<_> = deadlines
         .iter()

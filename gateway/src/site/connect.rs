@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ike::config::{EngineConfig, LocalAuth, PeerConfig, RemoteAuth};
 use ike::event::CloseReason;
 use ike::io::Command;
+use ike::wire::RedirectGateway;
 
 use super::Step;
 use crate::config::{Config, Site};
@@ -48,11 +49,14 @@ fn tick(instance: &Instance) {
 }
 
 fn connect(instance: &Instance, config: &Config, site: &Site) -> Result<(), String> {
-    let host = site.remote.as_deref().ok_or("it has no remote")?;
+    let (target, from) = instance.sites.target(&site.name);
+    let host = target.as_deref().or(site.remote.as_deref()).ok_or("it has no remote")?;
     let remote = resolve(host, &config.gateway.listen)?;
+    instance.sites.aimed(&site.name, remote.ip());
     let local = local_address(remote, &config.gateway.listen)?;
     let engine = instance.engine_config(config).map_err(|error| error.message)?;
-    let peer = peer(site, &instance.facts.id, (local, remote), &engine)?;
+    let mut peer = peer(site, &instance.facts.id, (local, remote), &engine)?;
+    peer.redirected_from = from.map(RedirectGateway::Address);
     tracing::info!(site = %site.name, %remote, "connecting");
     instance.engine.post(Message::Command(Command::Initiate(Box::new(peer))));
     Ok(())
@@ -88,6 +92,8 @@ fn peer(
         ts_remote: policy::selectors(&site.networks),
         mobike: false,
         initial_contact: true,
+        follow_redirects: site.follow_redirects,
+        redirected_from: None,
     })
 }
 

@@ -8,6 +8,7 @@ mod backoff;
 mod connect;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +30,12 @@ const CHILDLESS_LIMIT: Duration = Duration::from_secs(10);
 
 /// A tunnel that has been up so long was no failure: the next attempt after it comes soon.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
+
+/// Redirects that are followed in [`REDIRECT_PERIOD`] (RFC 5685 10).
+const MAX_REDIRECTS: usize = 5;
+
+/// See [`MAX_REDIRECTS`].
+const REDIRECT_PERIOD: Duration = Duration::from_secs(300);
 
 /// What is known of one site's tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +71,12 @@ struct Held {
     /// Since when an SA has no child.
     childless: Option<Instant>,
     last_error: Option<String>,
+    /// Where it sent us, and which gateway did (RFC 5685).
+    target: Option<String>,
+    aimed_at: Option<IpAddr>,
+    redirected_from: Option<IpAddr>,
+    /// When it did, lately.
+    redirects: Vec<Instant>,
 }
 
 impl Held {
@@ -75,6 +88,10 @@ impl Held {
             up_since: None,
             childless: None,
             last_error: None,
+            target: None,
+            aimed_at: None,
+            redirected_from: None,
+            redirects: Vec::new(),
         }
     }
 }
@@ -123,6 +140,16 @@ impl Sites {
                     if had && held.ikes.values().all(BTreeSet::is_empty) {
                         held.childless = Some(now);
                     }
+                }
+            }
+            Event::Redirected { connection, to, .. } => {
+                if let Some(held) = inner.get_mut(connection) {
+                    redirected(held, crate::service::redirect_host(to), now);
+                }
+            }
+            Event::IkeDown { ike, reason: CloseReason::Redirected, .. } => {
+                for held in inner.values_mut() {
+                    held.ikes.remove(ike);
                 }
             }
             Event::IkeDown { ike, reason, connection, .. } => {
@@ -190,6 +217,20 @@ impl Sites {
         }
     }
 
+    /// Where a site sent us instead of its configured remote, and which gateway did.
+    pub fn target(&self, site: &str) -> (Option<String>, Option<IpAddr>) {
+        let inner = self.lock();
+        let held = inner.get(site);
+        held.map(|held| (held.target.clone(), held.redirected_from)).unwrap_or_default()
+    }
+
+    /// An attempt goes to this address.
+    pub fn aimed(&self, site: &str, address: IpAddr) {
+        if let Some(held) = self.lock().get_mut(site) {
+            held.aimed_at = Some(address);
+        }
+    }
+
     /// Nothing is connected until [`Self::go_on`]: the configuration is changing.
     pub fn hold(&self) {
         self.held.store(true, Ordering::Relaxed);
@@ -234,7 +275,26 @@ fn down(held: &mut Held, ike: IkeSaId, reason: &CloseReason, now: Instant) {
     fail(held, reason.to_string(), now);
 }
 
+/// Goes where the peer sent us, unless it does so all the time (RFC 5685 5).
+fn redirected(held: &mut Held, to: Option<String>, now: Instant) {
+    held.redirects.retain(|at| now.duration_since(*at) < REDIRECT_PERIOD);
+    let Some(to) = to else {
+        return fail(held, "sent to a gateway that is no host".to_owned(), now);
+    };
+    if held.redirects.len() >= MAX_REDIRECTS {
+        let minutes = REDIRECT_PERIOD.as_secs() / 60;
+        let why = format!("sent on {MAX_REDIRECTS} times in {minutes} minutes, now to {to}");
+        return fail(held, why, now);
+    }
+    held.redirects.push(now);
+    held.redirected_from = held.aimed_at;
+    held.target = Some(to);
+    held.state = SiteState::Due(now);
+}
+
 fn fail(held: &mut Held, why: String, now: Instant) {
+    held.target = None;
+    held.redirected_from = None;
     held.up_since = None;
     held.childless = None;
     held.last_error = Some(why);

@@ -128,3 +128,43 @@ fn an_operator_need_not_wait_for_the_backoff() {
         sites.event(&ike_down(1, CloseReason::PeerDead), start);
     }
 }
+
+fn redirect(to: &str) -> Event {
+    Event::Redirected {
+        ike: IkeSaId(1),
+        connection: NAME.to_owned(),
+        to: crate::service::redirect_gateway(to),
+    }
+}
+
+#[test]
+fn a_redirect_is_followed_at_once_and_a_loop_of_them_is_not() {
+    let (sites, start) = (Sites::default(), Instant::now());
+    for turn in 1..=MAX_REDIRECTS {
+        assert_eq!(sites.due(&configured(), start), connect(), "turn {turn}");
+        sites.aimed(NAME, "192.0.2.1".parse().unwrap());
+        sites.event(&redirect("gw2.example.com"), start);
+        sites.event(&ike_down(1, CloseReason::Redirected), start);
+        let (target, from) = sites.target(NAME);
+        assert_eq!(target.as_deref(), Some("gw2.example.com"));
+        assert_eq!(from, Some("192.0.2.1".parse().unwrap()));
+    }
+    // RFC 5685 10: five in five minutes; then the configured gateway is tried again, later.
+    assert_eq!(sites.due(&configured(), start), connect());
+    sites.event(&redirect("gw3.example.com"), start);
+    sites.event(&ike_down(1, CloseReason::Redirected), start);
+    assert_eq!(sites.due(&configured(), start), []);
+    assert_eq!(sites.target(NAME), (None, None));
+    assert!(sites.report(NAME).unwrap().last_error.unwrap().contains("5 times in 5 minutes"));
+}
+
+#[test]
+fn a_gateway_that_we_were_sent_to_and_that_fails_is_given_up() {
+    let (sites, start) = (Sites::default(), Instant::now());
+    sites.due(&configured(), start);
+    sites.event(&redirect("192.0.2.9"), start);
+    sites.event(&ike_down(1, CloseReason::Redirected), start);
+    assert_eq!(sites.due(&configured(), start), connect());
+    sites.event(&ike_down(2, CloseReason::PeerDead), start);
+    assert_eq!(sites.target(NAME), (None, None));
+}

@@ -161,6 +161,9 @@ async fn start(
             running.threads.plane(enforcer, &plane_handle, &engine_handle, &instance)?;
             running.threads.engine(event_loop, &instance)?;
             running.threads.sites(Arc::clone(&instance))?;
+            if let Some(to) = &config.gateway.redirect_to {
+                instance.redirect(Some(to), false);
+            }
             failpoint::hit("up.before_ready");
             Ok(running)
         }
@@ -262,6 +265,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         identity: Arc::clone(&identity),
         facts,
         sites: Arc::clone(&sites),
+        drain: std::sync::Mutex::default(),
         stop,
     });
     listeners::serve(&instance, enrol, status, page, &stopped)?;

@@ -1,7 +1,7 @@
 //! INFORMATIONAL requests of the peer (RFC 7296 1.4): deletes, notifications, liveness.
 
 use crate::event::{Blame, CloseReason};
-use crate::exchange::{about, crash, delete, mobike, rekey_ike, send_response};
+use crate::exchange::{about, crash, delete, mobike, reauth, redirect, rekey_ike, send_response};
 use crate::sa::context::{Ctx, refusal};
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads};
@@ -26,6 +26,9 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
             answer.push(Payload::Delete(ours));
         }
     }
+    if sa.is_established() && reauth::heard(ctx, sa, payloads) {
+        reauth::arm(ctx, sa);
+    }
     // RFC 4555 3.7: return routability is proven by echoing the data.
     if let Some(cookie2) = payloads.notify(NotifyType::Cookie2) {
         answer.push_notify(cookie2.clone());
@@ -47,6 +50,12 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
         return lifecycle::close(ctx, sa, reason, lifecycle::Tell::Nobody);
     }
     send_response(ctx, sa, ExchangeType::Informational, &answer);
+    // RFC 5685 4: answered first, then we go.
+    if sa.is_established()
+        && let Some(to) = redirect::in_protected(sa, payloads)
+    {
+        return redirect::follow(ctx, sa, to, lifecycle::Tell::Peer);
+    }
     mobike::probe_if_moved(ctx, sa);
 }
 

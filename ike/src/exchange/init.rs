@@ -13,7 +13,7 @@ mod responder;
 use crate::crypto::keymat::Nonces;
 use crate::crypto::{IkeSuite, KexRequest, KexResponse, SharedSecret};
 use crate::event::{Blame, CloseReason, Refusal};
-use crate::exchange::{about, auth, certs, natd};
+use crate::exchange::{about, auth, certs, natd, redirect};
 use crate::io::{Action, Datagram};
 use crate::policy::proposal;
 use crate::sa::context::{Ctx, Purpose, refusal};
@@ -138,6 +138,7 @@ fn read_traits(ctx: &Ctx, payloads: &Payloads, header: &Header, path: Path) -> P
             .and_then(|notify| notify.hash_algorithms().ok())
             .unwrap_or_default(),
         childless: payloads.has_notify(NotifyType::ChildlessIkev2Supported),
+        redirect: redirect::supported(payloads) && !redirect::came_from_there(ctx, payloads),
         force_encap: ctx.config.force_encap,
         ..PeerTraits::default()
     };

@@ -15,6 +15,8 @@ pub(crate) mod init;
 pub(crate) mod mobike;
 pub(crate) mod mobility;
 pub(crate) mod natd;
+pub(crate) mod reauth;
+pub(crate) mod redirect;
 pub(crate) mod rekey_child;
 pub(crate) mod rekey_ike;
 pub(crate) mod sync;
@@ -44,6 +46,8 @@ pub(crate) enum Task {
     RekeyIke,
     /// MOBIKE: tell the peer where we are now.
     UpdateAddresses,
+    /// Send the peer to another gateway (RFC 5685 4).
+    Redirect,
     /// MOBIKE: see whether the peer is where it says.
     Routability(mobike::Probe),
     /// Agree on message ids after a restart.
@@ -84,6 +88,7 @@ fn build(ctx: &mut Ctx, sa: &mut IkeSa, task: &Task) -> bool {
         Task::RekeyChild(child) => create_child::build_child_rekey(ctx, sa, *child),
         Task::RekeyIke => create_child::build_ike_rekey(ctx, sa),
         Task::UpdateAddresses => mobike::build_update(ctx, sa),
+        Task::Redirect => redirect::build(ctx, sa),
         Task::Routability(probe) => mobike::build_probe(ctx, sa, probe),
         Task::Synchronise => sync::build(ctx, sa),
         Task::CrashToken => crash::build(ctx, sa),
@@ -118,6 +123,7 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         (Some(Task::UpdateAddresses), Phase::Established) => {
             mobike::process_update_response(ctx, sa, &payloads);
         }
+        (Some(Task::Redirect), Phase::Established) => redirect::told(ctx, sa),
         (Some(Task::Routability(probe)), Phase::Established) => {
             mobike::process_probe_response(ctx, sa, &probe, &payloads);
         }

@@ -58,11 +58,20 @@ pub(crate) fn predecessor_gone(ctx: &mut Ctx, sa: &mut IkeSa, old: ChildSaId) {
 /// Sends on a child from now on.
 pub(crate) fn activate(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) {
     ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
+    ctx.reauths.settled(id);
     let Some(child) = sa.children.get_mut(&id).filter(|child| !child.removed) else {
         return;
     };
     if !std::mem::replace(&mut child.outbound_active, true) {
         ctx.act(sa.id, Purpose::Activate(id), Action::ActivateChild(id));
+    }
+}
+
+/// The data plane was told already.
+pub(crate) fn activated(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) {
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
+    if let Some(child) = sa.children.get_mut(&id) {
+        child.outbound_active = true;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::exchange::create_child::{
     self, Kex, Requesting, Responding, abandon_request, child_work_under_way, ike_rekey_answering,
     may_request, respond_error, retry_later,
 };
-use crate::exchange::{Task, about, advance, crash, send_request, send_response};
+use crate::exchange::{Task, about, advance, crash, redirect, send_request, send_response};
 use crate::io::{ChildSaId, IkeSaId, TimerKind};
 use crate::policy::proposal::{self, Chosen};
 use crate::sa::context::{Ctx, Deferred, refusal};
@@ -314,6 +314,7 @@ fn successor(
     new.traits = old.traits.clone();
     new.auth = old.auth.clone();
     new.peer = old.peer.clone();
+    new.reauth_by = old.reauth_by;
     if let Some(auth) = &mut new.auth {
         auth.established_at = now;
     }
@@ -337,10 +338,20 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
             }
         }
     }
+    // Nor does a newer SA of the lease wait for longer than it was to.
+    for sub in [0, redirect::SENT_AWAY] {
+        if let Some(at) = ctx.timers.at(TimerKey::sub(old.id, TimerKind::Overlap, sub)) {
+            ctx.timers.set(TimerKey::sub(new.id, TimerKind::Overlap, sub), at);
+        }
+    }
+    ctx.reauths.succeeded(old.id, new.id);
     // What was queued for the children goes along; what was about the old SA does not.
     let tasks = std::mem::take(&mut old.tasks);
     new.tasks.extend(tasks.into_iter().filter(|task| {
-        matches!(task, Task::DeleteChild(_) | Task::RekeyChild(_) | Task::UpdateAddresses)
+        matches!(
+            task,
+            Task::DeleteChild(_) | Task::RekeyChild(_) | Task::UpdateAddresses | Task::Redirect
+        )
     }));
     new.auth = old.auth.clone();
     if let Some(auth) = &mut new.auth {

@@ -86,6 +86,8 @@ pub(crate) fn remove_from_dataplane(
     let was_up = child.state != ChildState::Installing;
     child.state = ChildState::Deleting;
     ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0));
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
+    ctx.reauths.settled(id);
     let lease = sa.lease_id();
     let last = lease.as_ref().is_none_or(|lease| ctx.lease_child_out(lease, id));
     ctx.removing(sa.id);

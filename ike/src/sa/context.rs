@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::config::EngineConfig;
 use crate::crypto::{CryptoProvider, KexRequest};
 use crate::event::{Blame, CloseReason, Event, Refusal};
+use crate::exchange::reauth::Reauths;
 use crate::io::{
     Action, Checkpoint, ChildSaId, IkeSaId, LeaseId, Output, TimerKind, Token, Transmit,
 };
@@ -15,7 +16,7 @@ use crate::sa::IkeSa;
 use crate::sa::timers::{TimerKey, TimerQueue};
 use crate::time::Now;
 use crate::view::EngineStats;
-use crate::wire::NotifyType;
+use crate::wire::{NotifyType, RedirectGateway};
 
 /// What an action in flight is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,14 @@ pub(crate) enum Deferred {
     Retire(IkeSaId),
     /// The peer will delete the SA, which never had children.
     Redundant(IkeSaId),
+    /// A newer SA of the lease is up beside the others, which may stay for a while.
+    Overlap { lease: LeaseId, keep: IkeSaId },
+    /// The data plane was told to send on a child.
+    Activated { ike: IkeSaId, child: ChildSaId },
+    /// As initiator: the SA has a complete successor.
+    Superseded(IkeSaId),
+    /// As initiator: the SA's successor did not come about.
+    ReauthFailed(IkeSaId),
 }
 
 /// See the module.
@@ -107,6 +116,10 @@ pub(crate) struct Ctx {
     /// Children of each lease in the data plane, over all of its IKE SAs: the filter goes with
     /// the last of them.
     pub(crate) lease_children: BTreeMap<LeaseId, BTreeSet<ChildSaId>>,
+    /// Where peers are sent that can be (RFC 5685).
+    pub(crate) redirect: Option<RedirectGateway>,
+    /// Reauthentications under way and lately.
+    pub(crate) reauths: Reauths,
     /// IKE SAs whose children are being removed from the data plane: how many, and the report of
     /// the SA's own end, which waits for theirs.
     removing: BTreeMap<IkeSaId, (u32, Option<Event>)>,
@@ -136,6 +149,8 @@ impl Ctx {
             stats: EngineStats::default(),
             leases: BTreeMap::new(),
             lease_children: BTreeMap::new(),
+            redirect: None,
+            reauths: Reauths::default(),
             removing: BTreeMap::new(),
             next_id: first_id.max(1),
         }
@@ -260,6 +275,7 @@ impl Ctx {
             *held = held.saturating_sub(1);
             if *held == 0 {
                 self.leases.remove(lease);
+                self.reauths.forget(lease);
             }
         }
     }

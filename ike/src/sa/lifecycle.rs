@@ -42,6 +42,7 @@ pub(crate) fn established(ctx: &mut Ctx, sa: &mut IkeSa) {
     arm_keepalive(ctx, sa);
     let deadline = sa.auth.as_ref().map(|auth| auth.grant.deadline);
     ctx.timers.set_wall(sa.id, deadline);
+    exchange::reauth::arm(ctx, sa);
 }
 
 /// NAT keepalives are ours to send only when the NAT is in front of us (RFC 3948 4). What we fake
@@ -90,6 +91,7 @@ pub(crate) fn close(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason, tell: Te
 
 /// Takes all children out of the data plane.
 pub(crate) fn clear_dataplane(ctx: &mut Ctx, sa: &mut IkeSa, reason: &CloseReason) {
+    exchange::reauth::hand_over(ctx, sa);
     let children: Vec<ChildSaId> = sa.children.keys().copied().collect();
     for child in children {
         remove_from_dataplane(ctx, sa, child, reason.clone());
@@ -100,6 +102,9 @@ pub(crate) fn clear_dataplane(ctx: &mut Ctx, sa: &mut IkeSa, reason: &CloseReaso
 pub(crate) fn down(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason) {
     if sa.close_reason.is_some() {
         return;
+    }
+    if let Some(old) = sa.replaces.take() {
+        ctx.deferred.push_back(Deferred::ReauthFailed(old));
     }
     uncount(ctx, sa);
     ctx.forget(sa.id);

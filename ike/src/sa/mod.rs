@@ -66,6 +66,8 @@ pub(crate) struct PeerTraits {
     pub(crate) we_behind_nat: bool,
     /// It took part in NAT detection at all; without it there is no UDP encapsulation.
     pub(crate) nat_detection: bool,
+    /// It can be sent to another gateway (RFC 5685 3).
+    pub(crate) redirect: bool,
     /// MOBIKE was agreed on (RFC 4555 3.1).
     pub(crate) mobike: bool,
     /// It accepts an IKE SA without a child (RFC 6023).
@@ -145,6 +147,10 @@ pub(crate) struct IkeSa {
     pub(crate) redundant: bool,
     /// It counts as one of its lease's established SAs.
     pub(crate) counted: bool,
+    /// As initiator: the SA this one is to replace when it is complete.
+    pub(crate) replaces: Option<IkeSaId>,
+    /// As initiator: when the peer wants us to have authenticated again (RFC 4478).
+    pub(crate) reauth_by: Option<Timestamp>,
     /// MOBIKE: the peer has moved, and whether it is there is not known yet.
     pub(crate) unproven: bool,
     /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
@@ -199,6 +205,8 @@ impl IkeSa {
             use_idle: None,
             redundant: false,
             counted: false,
+            replaces: None,
+            reauth_by: None,
             unproven: false,
             orphan: None,
             unfinished: None,

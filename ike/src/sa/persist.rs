@@ -62,6 +62,7 @@ impl IkeSa {
                 we_behind_nat: traits.we_behind_nat,
                 nat_detection: traits.nat_detection,
                 mobike: traits.mobike,
+                redirect: traits.redirect,
                 force_encap: traits.force_encap,
                 hashes: traits.hashes.clone(),
                 message_id_sync: traits.message_id_sync,
@@ -135,6 +136,7 @@ impl Engine {
         for snapshot in snapshots {
             engine.restore_one(snapshot)?;
         }
+        exchange::reauth::restored(&mut engine);
         Ok(engine)
     }
 
@@ -177,6 +179,7 @@ impl Engine {
             we_behind_nat: saved.peer.we_behind_nat,
             nat_detection: saved.peer.nat_detection,
             mobike: saved.peer.mobike,
+            redirect: saved.peer.redirect,
             childless: false,
             force_encap: saved.peer.force_encap,
             message_id_sync: saved.peer.message_id_sync,

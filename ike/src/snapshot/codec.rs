@@ -52,6 +52,7 @@ impl Snapshot {
             peer.we_behind_nat,
             peer.nat_detection,
             peer.mobike,
+            peer.redirect,
             peer.force_encap,
         ] {
             w.bool(flag);
@@ -116,6 +117,7 @@ impl Snapshot {
                 we_behind_nat: r.bool()?,
                 nat_detection: r.bool()?,
                 mobike: r.bool()?,
+                redirect: r.bool()?,
                 force_encap: r.bool()?,
                 hashes: r.list(|r| Ok(r.u16()?.into()))?,
                 message_id_sync: r.bool()?,

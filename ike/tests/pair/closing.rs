@@ -171,6 +171,8 @@ fn final_counters_arrive_with_the_end_of_a_child() {
 fn the_grants_deadline_ends_everything() {
     let mut setup = Setup::new().quiet();
     setup.grant.as_mut().unwrap().deadline = WallTime(START + 3_600_000_000);
+    // A client that is not told of the end does not authenticate again before it.
+    setup.server.timers.min_auth_lifetime = Duration::from_secs(86_400);
     let mut pair = Pair::connected_with(setup);
 
     pair.run_for(Duration::from_secs(3599));

@@ -98,6 +98,8 @@ fn a_lease_that_ends_while_the_child_is_installed_does_not_come_up() {
 #[test]
 fn a_newer_connection_replaces_the_older() {
     let mut pair = Pair::connected();
+    // RFC 7296 2.4: nothing of an earlier connection is wanted.
+    pair.target.initial_contact = true;
     let old = pair.server.inbound();
 
     pair.initiate();

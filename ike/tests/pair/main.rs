@@ -27,6 +27,8 @@ mod loss;
 mod mobike;
 mod psk;
 mod puzzles;
+mod reauth;
+mod redirect;
 mod refusals;
 mod rekey_child;
 mod rekey_ike;

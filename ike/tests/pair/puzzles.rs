@@ -70,6 +70,7 @@ fn who_solves_the_puzzle_connects_though_every_place_is_taken() {
 #[test]
 fn who_cannot_solve_it_is_served_when_there_is_room_again() {
     let mut pair = besieged();
+    pair.target.initial_contact = true;
     pair.client.hold = |action| matches!(action, Action::SolvePuzzle(_));
     pair.initiate();
     pair.step();

@@ -45,6 +45,8 @@ pub struct Options {
     pub revocation: Option<String>,
     /// `/etc/hosts` for the daemon, when it must resolve names.
     pub hosts: Option<PathBuf>,
+    /// Reauthenticate with the new IKE SA first.
+    pub make_before_break: bool,
     /// Half-open SAs at which peers must return a cookie.
     pub cookie_threshold: u32,
     /// ESP in the kernel instead of kernel-libipsec's own; only the guest's kernel has it.
@@ -61,6 +63,7 @@ impl Default for Options {
             fetch: false,
             revocation: None,
             hosts: None,
+            make_before_break: false,
             cookie_threshold: 30,
             kernel_esp: crate::guest::inside(),
         }
@@ -274,6 +277,7 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
             .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
             .set("retransmit_tries", &options.retransmit_tries.to_string())
             .set("retransmit_base", "1.4")
+            .set("make_before_break", if options.make_before_break { "yes" } else { "no" })
             .set("cookie_threshold", &options.cookie_threshold.to_string())
             .set(
                 "signature_authentication",

@@ -14,6 +14,8 @@ mod kernel_plane;
 mod many;
 mod paths;
 mod psk;
+mod reauth;
+mod redirect;
 mod refusals;
 mod scene;
 mod sites;
@@ -116,6 +118,26 @@ pub const ALL: &[Entry] = &[
         "psk",
         "shared keys: right, wrong, unknown, changed and revoked, and a gateway with a certificate",
         psk::run,
+    ),
+    entry(
+        "reauth-mbb",
+        "reauthentication, make-before-break: same address, every ping answered",
+        reauth::make_before_break,
+    ),
+    waiting(
+        "reauth-early",
+        "AUTH_LIFETIME makes the client authenticate again; a loop is stopped",
+        reauth::early,
+    ),
+    entry(
+        "reauth-revoked",
+        "revoked between two authentications: the tunnel ends, the second is refused",
+        reauth::revoked,
+    ),
+    entry(
+        "redirect",
+        "a drained gateway sends its client to another one, connected or new",
+        redirect::run,
     ),
     entry(
         "release",

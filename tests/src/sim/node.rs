@@ -265,7 +265,9 @@ impl Node {
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
             mobike: self.mobike,
-            initial_contact: false,
+            follow_redirects: false,
+            redirected_from: None,
+            initial_contact: !self.engine.sas().any(|sa| sa.state == ike::SaState::Established),
         }
     }
 

@@ -10,14 +10,14 @@ use crate::exchange::auth::{
     AuthTask, Exchanged, Own, check_grant, remember, shared, still_granted, up,
 };
 use crate::exchange::certs;
-use crate::exchange::{about, config, continuity, send_request};
+use crate::exchange::{about, config, continuity, reauth, redirect, send_request};
 use crate::io::{
     Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, SharedKey, SharedKeyRequest,
     VerifiedPeer, VerifyPeer,
 };
 use crate::policy::{narrowing, proposal};
 use crate::sa::child::{self, NewChild};
-use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Phase};
@@ -262,6 +262,7 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     let (id, remote) = (sa.id, sa.path.remote);
     let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
     continuity::heard(ctx, sa, payloads);
+    reauth::heard(ctx, sa, payloads);
     let connection = sa.connection();
     let (Some(protection), Some(initiator)) = (&sa.protection, initiator_in(&mut sa.phase)) else {
         return;
@@ -391,6 +392,10 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
         Ok(grant) => *grant,
         Err(refused) => return fail_with(ctx, sa, refused),
     };
+    // RFC 5685 6: a gateway that has proved who it is may send us on.
+    if let Some(to) = redirect::in_protected(sa, &response) {
+        return redirect::follow(ctx, sa, to, Tell::Peer);
+    }
     if let Err(refused) = check_grant(ctx, sa, &grant, &killed) {
         return fail_with(ctx, sa, *refused);
     }
@@ -486,10 +491,18 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
     if let Err(refused) = still_granted(ctx, sa) {
         return fail_with(ctx, sa, *refused);
     }
+    if child.is_none() && sa.replaces.is_some() {
+        // It would carry nothing, and the one it is to replace does.
+        let what = "the peer authenticated us again, but made no child SA".to_owned();
+        return fail(ctx, sa, Blame::Incompatible, "reauth_without_child", what);
+    }
     sa.phase = Phase::Established;
     up(ctx, sa, false);
     if let Some(id) = child {
         child::up(ctx, sa, id, None);
+    }
+    if let Some(old) = sa.replaces.take() {
+        ctx.deferred.push_back(Deferred::Superseded(old));
     }
     ctx.checkpoint(sa);
 }

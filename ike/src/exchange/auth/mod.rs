@@ -11,7 +11,7 @@ mod shared;
 use crate::crypto::keymat::auth_octets;
 use crate::event::{Blame, CloseReason, Event, Refusal};
 use crate::exchange::certs::SigningMethod;
-use crate::exchange::{about, malformed};
+use crate::exchange::{about, malformed, reauth};
 use crate::io::{ChildSaId, CredentialId, Grant, LeaseId, SharedKey, UniquePolicy, VerifiedPeer};
 use crate::policy::limits::Source;
 use crate::policy::narrowing;
@@ -309,8 +309,11 @@ fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
         connection,
     };
     let lease = grant.lease.clone();
-    if grant.unique == UniquePolicy::Replace || initial_contact {
-        ctx.deferred.push_back(Deferred::ReplaceOthers { lease: lease.clone(), keep: sa.id });
+    let keep = sa.id;
+    if initial_contact {
+        ctx.deferred.push_back(Deferred::ReplaceOthers { lease: lease.clone(), keep });
+    } else if reauth::overlaps(ctx, grant, initial_contact) {
+        ctx.deferred.push_back(Deferred::Overlap { lease: lease.clone(), keep });
     }
     sa.counted = true;
     ctx.lease_up(&lease);

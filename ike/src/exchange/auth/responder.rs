@@ -12,7 +12,9 @@ use crate::exchange::auth::{
 };
 use crate::exchange::certs;
 use crate::exchange::config::{self, Wanted};
-use crate::exchange::{about, continuity, seal_response, send_response, send_sealed};
+use crate::exchange::{
+    about, continuity, reauth, redirect, seal_response, send_response, send_sealed,
+};
 use crate::io::{
     Action, Authorise, Grant, LeaseId, OwnProof, PeerProof, SharedKey, SharedKeyRequest,
     VerifiedPeer, VerifyPeer,
@@ -328,6 +330,12 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
     if let Err(refused) = check_grant(ctx, sa, &grant, &killed) {
         return fail(ctx, sa, Refusal { identity: Some(identity), ..*refused });
     }
+    let initial_contact = self::responder(sa).is_some_and(|responder| responder.initial_contact);
+    if reauth::overlaps(ctx, &grant, initial_contact)
+        && let Err(refused) = reauth::check(ctx, sa, &grant, &verified)
+    {
+        return fail(ctx, sa, Refusal { identity: Some(identity), ..*refused });
+    }
     remember(ctx, sa, &verified, identity, grant);
     sign(ctx, sa);
     first_child::plan(ctx, sa);
@@ -447,6 +455,11 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         payloads.push_notify(lifetime);
     }
     continuity::reply(ctx, sa, &mut payloads);
+    let sent_away = redirect::of_authenticated(ctx, sa);
+    let sent_away = sent_away.filter(|_| child_up.is_none());
+    if let Some(notify) = &sent_away {
+        payloads.push_notify(notify.clone());
+    }
     // Nothing is established that the peer cannot be told of.
     let Some(packets) = seal_response(ctx, sa, ExchangeType::IkeAuth, &payloads) else {
         lifecycle::clear_dataplane(ctx, sa, &CloseReason::Failed("encode".to_owned()));
@@ -455,6 +468,9 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     up(ctx, sa, responder.initial_contact);
     if let Some(id) = child_up {
         child::up(ctx, sa, id, None);
+    }
+    if sent_away.is_some() {
+        redirect::told(ctx, sa);
     }
     send_sealed(ctx, sa, packets);
 }

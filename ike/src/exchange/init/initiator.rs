@@ -6,7 +6,7 @@ use crate::crypto::{IkeSuite, KexRequest};
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{MAX_INIT_LEN, NONCE_LEN, read_traits};
-use crate::exchange::{about, arm_retransmit, certs, natd};
+use crate::exchange::{about, arm_retransmit, certs, natd, redirect};
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
 use crate::policy::proposal;
 use crate::sa::context::{Ctx, Purpose, refusal};
@@ -56,8 +56,8 @@ pub(super) struct InitAnswer {
     pub(super) message: Vec<u8>,
 }
 
-/// Starts a handshake as initiator.
-pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
+/// Starts a handshake as initiator, perhaps to replace an SA with the same peer.
+pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig, replaces: Option<IkeSaId>) {
     if engine.stopping {
         return;
     }
@@ -91,6 +91,7 @@ pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
     let spis = (spi_i, IkeSpi::ZERO);
     let mut sa = Box::new(IkeSa::new(id, SaRole::Initiator, spis, path, rng, phase, now));
     sa.peer = Some(Box::new(peer));
+    sa.replaces = replaces;
     sa.traits.force_encap = engine.ctx.config.force_encap;
     engine.sas.insert(sa);
     let request = KexRequest::Generate { handle, group };
@@ -101,6 +102,7 @@ pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig) {
 pub(super) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
     let (spis, path) = ((sa.spi_i, IkeSpi::ZERO), sa.path);
     let header = sa.header(ExchangeType::IkeSaInit, false, 0);
+    let announced = redirect::announce(sa);
     let (Phase::InitSent(init), Some(peer)) = (&mut sa.phase, &sa.peer) else {
         return;
     };
@@ -118,6 +120,7 @@ pub(super) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
     natd.iter().for_each(|payload| payloads.push(payload.clone()));
     payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));
     payloads.push_notify(certs::hashes_notify());
+    announced.into_iter().for_each(|payload| payloads.push(payload));
     if let Some(solution) = &init.solution {
         let kind = PayloadType::PuzzleSolution;
         payloads.push_front(Payload::Unknown { kind, body: solution.clone() });
@@ -151,12 +154,19 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
     if payloads.check_critical().is_err() {
         return;
     }
-    let (Phase::InitSent(init), Some(peer)) = (&mut sa.phase, &sa.peer) else {
+    let Phase::InitSent(init) = &sa.phase else {
         return;
     };
     if init.answer.is_some() || init.public.is_empty() {
         return;
     }
+    let ni = init.ni.clone();
+    if let Some(to) = redirect::in_init(sa, payloads, &ni) {
+        return redirect::follow(ctx, sa, to, lifecycle::Tell::Nobody);
+    }
+    let (Phase::InitSent(init), Some(peer)) = (&mut sa.phase, &sa.peer) else {
+        return;
+    };
     let restartable = init.restarts < MAX_RESTARTS;
     if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
         // The one in use again is a late copy of the answer that gave it.

@@ -5,6 +5,7 @@ use crate::crypto::{CryptoProvider, HashFunction, IkeSuite, KexKind, KexRequest,
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{HalfOpenSa, MAX_INIT_LEN, NONCE_LEN, Secret, read_traits};
+use crate::exchange::redirect;
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
 use crate::policy::limits::{Admission, Proof, Source};
 use crate::policy::proposal;
@@ -89,6 +90,11 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         return engine.dropped();
     }
 
+    // RFC 5685 3: nothing is kept of a peer that is sent away.
+    if let Some(notify) = redirect::of_request(&engine.ctx, payloads) {
+        engine.ctx.stats.redirected = engine.ctx.stats.redirected.saturating_add(1);
+        return answer_stateless(engine, &datagram, &header, notify);
+    }
     let Some(chosen) = proposal::choose_ike(&engine.ctx.config.ike_suites, offer, ke.method) else {
         if engine.may_answer_stranger() {
             let refused = no_proposal(&engine.ctx.config.ike_suites, offer);

@@ -88,6 +88,8 @@ impl Setup {
             ts_remote: vec![TrafficSelector::any_v4(), TrafficSelector::any_v6()],
             mobike: false,
             initial_contact: false,
+            follow_redirects: false,
+            redirected_from: None,
         };
         let grant = Some(Grant {
             lease: LeaseId(LEASE.to_owned()),

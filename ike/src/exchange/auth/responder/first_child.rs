@@ -5,6 +5,7 @@ use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason};
 use crate::exchange::auth::{ChildRefused, child_refused, ts_unacceptable};
 use crate::exchange::config::{self, Wanted};
+use crate::exchange::{reauth, redirect};
 use crate::io::{Action, ChildSaId};
 use crate::policy::narrowing;
 use crate::policy::proposal::{self, Chosen, EspKex};
@@ -69,6 +70,13 @@ pub(super) fn plan(ctx: &mut Ctx, sa: &mut IkeSa) {
         },
         None => return,
     };
+    // RFC 5685 6: who is sent away gets no child.
+    if redirect::of_authenticated(ctx, sa).is_some() {
+        if let Some(responder) = responder(sa) {
+            responder.child = ChildOutcome::None;
+        }
+        return;
+    }
     let wanted = responder(sa).map(|responder| responder.wanted).unwrap_or_default();
     let outcome = match decide(ctx, sa, &offer, wanted) {
         Ok(plan) => {
@@ -190,6 +198,9 @@ fn unavailable(sa: &IkeSa, why: &str) -> Box<ChildRefused> {
 }
 
 fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
+    let initial_contact = responder(sa).is_some_and(|responder| responder.initial_contact);
+    let grant = sa.auth.as_ref().map(|auth| &auth.grant);
+    let overlaps = grant.is_some_and(|grant| reauth::overlaps(ctx, grant, initial_contact));
     let nonces = responder(sa)
         .map(|responder| (responder.exchanged.ni.clone(), responder.exchanged.nr.clone()));
     let (Some((ni, nr)), Some(protection)) = (nonces, &sa.protection) else {
@@ -209,11 +220,17 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
         keys_out,
         ts_local: plan.ts_local.clone(),
         ts_remote: plan.ts_remote.clone(),
-        outbound_active: true,
+        // Beside an SA that is in use: the peer receives on this one when our answer is there.
+        outbound_active: !overlaps,
         rekeys: None,
     };
     match child::install(ctx, sa, new) {
-        Some(id) => ChildOutcome::Installing(id, plan),
+        Some(id) => {
+            if overlaps {
+                reauth::wait_to_send(ctx, sa, id);
+            }
+            ChildOutcome::Installing(id, plan)
+        }
         None => ChildOutcome::Refused(unavailable(sa, "no lease")),
     }
 }

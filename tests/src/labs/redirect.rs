@@ -1,0 +1,121 @@
+//! Draining a gateway: an unmodified client moves to another one (RFC 5685).
+//!
+//! ```text
+//! runner ── internet ── gateway   (203.0.113.2) ── private 10.20.0.10
+//!               └────── gateway2  (192.0.2.2)   ──────┘
+//! ```
+//! Both gateways have one identity and one CA: the second begins with a copy of the first's state.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::scene::{Scene, ping};
+use crate::lab::gateway::{Gateway, Settings};
+use crate::lab::host::{Host, cable};
+use crate::lab::pkitool::P256;
+use crate::lab::world::{STORE, Shape, World};
+use crate::lab::{Lab, wait};
+
+/// The second gateway's outer address.
+const SECOND: &str = "192.0.2.2";
+const SOON: Duration = Duration::from_secs(15);
+
+/// The host of the second gateway, which reaches the same private machine.
+fn second_host(world: &World) -> Result<Host> {
+    let host = Host::new(&world.lab, "gateway2")?;
+    host.forward()?;
+    cable(&host, "wan", &world.internet, "south", 1500)?;
+    host.address("wan", "192.0.2.2/24")?;
+    world.internet.address("south", "192.0.2.1/24")?;
+    host.route("default via 192.0.2.1")?;
+    cable(&host, "lan", &world.private, "eth1", 1500)?;
+    host.address("lan", "10.21.0.1/24")?;
+    world.private.address("eth1", "10.21.0.10/24")?;
+    host.route("10.20.0.0/16 via 10.21.0.10")?;
+    Ok(host)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+    Ok(())
+}
+
+fn count(gateway: &Gateway) -> Result<usize> {
+    Ok(gateway.sas()?.len())
+}
+
+/// A client moves while connected, at its next connection, and stays when draining is over.
+pub(super) fn run(lab: &Lab) -> Result<()> {
+    // The private machine knows one way back, so the second gateway speaks for its clients.
+    let settings = Settings {
+        pool: "masquerade = true".to_owned(),
+        allow: vec![STORE.to_owned()],
+        ..Settings::default()
+    };
+    let mut scene = Scene::new(lab, Shape::default(), &settings)?;
+    let host = scene.world.runner().clone();
+    let credentials = scene.enrol(&host, "enrolled", P256)?;
+    scene.gateway.stop()?;
+    let beside = second_host(&scene.world)?;
+    let mut second = Gateway::prepare(&beside, &settings)?;
+    copy(&scene.gateway.state(), &second.state())?;
+    scene.gateway.up(&[])?;
+    second.up(&[])?;
+
+    let charon = scene.runner(&host, &credentials, |_| {})?;
+    charon.initiate("net")?;
+    if (count(&scene.gateway)?, count(&second)?) != (1, 0) {
+        bail!("the client did not connect to the first gateway");
+    }
+    let address = charon.virtual_addresses()?;
+
+    lab.step("the first gateway is drained: the connected client moves");
+    scene.gateway.told(&["drain", "--to", SECOND])?;
+    wait::holds(lab, "the client at the second gateway", SOON, || {
+        Ok((count(&scene.gateway)?, count(&second)?) == (0, 1))
+    })?;
+    if charon.virtual_addresses()? != address {
+        bail!("the address changed from {address:?} to {:?}", charon.virtual_addresses()?);
+    }
+    let (sent, received) = ping(&host, STORE, 5, 0.1)?;
+    if sent != received {
+        bail!("{received} of {sent} pings through the second gateway\n{}", lab.tails());
+    }
+    let status = scene.gateway.json(&["status"])?;
+    if status["draining_to"] != SECOND {
+        bail!("`status` does not say that the gateway is drained: {status}");
+    }
+
+    lab.step("a new connection to the first gateway ends at the second");
+    charon.terminate("net")?;
+    let from = charon.log().len();
+    charon.initiate("net")?;
+    charon.expect_log(from, "REDIR", SOON)?;
+    wait::holds(lab, "the new connection at the second gateway", SOON, || {
+        Ok((count(&scene.gateway)?, count(&second)?) == (0, 1))
+    })?;
+
+    lab.step("when draining is over, new connections stay");
+    charon.terminate("net")?;
+    scene.gateway.told(&["drain", "--off"])?;
+    charon.initiate("net")?;
+    wait::holds(lab, "the connection at the first gateway", SOON, || {
+        Ok(count(&scene.gateway)? == 1)
+    })?;
+    charon.terminate("net")?;
+    let code = second.stop().context("the second gateway")?;
+    if code != 0 {
+        bail!("the second gateway stopped with {code}");
+    }
+    scene.finish()
+}

@@ -18,6 +18,8 @@ pub struct EngineConfig {
     pub credentials: Vec<Credential>,
     /// SHA-1 of each trust anchor's SubjectPublicKeyInfo, for CERTREQ (RFC 7296 3.7).
     pub trust_anchor_hashes: Vec<[u8; 20]>,
+    /// Ask peers for OCSP answers about their certificates (RFC 4806).
+    pub request_ocsp: bool,
     /// Accepted IKE suites, preferred first.
     pub ike_suites: Vec<IkeSuite>,
     /// Accepted ESP suites, preferred first.
@@ -62,6 +64,9 @@ pub struct Credential {
     /// SHA-1 of the SubjectPublicKeyInfo of each authority above the end entity, the root
     /// included: a CERTREQ that names one of them asks for this credential (RFC 7296 3.7).
     pub authorities: Vec<[u8; 20]>,
+    /// OCSP answers about the chain (DER), for peers that ask for them (RFC 4806). The driver keeps
+    /// them fresh.
+    pub ocsp: Vec<Vec<u8>>,
 }
 
 /// Timers, all durations of monotonic time.

@@ -277,6 +277,8 @@ pub struct VerifyPeer {
     pub expected: Option<Identification>,
     /// As initiator: the name of the connection ([`PeerConfig::name`]).
     pub connection: Option<String>,
+    /// OCSP answers it brought along (DER, RFC 4806); nothing in them is verified yet.
+    pub ocsp: Vec<Vec<u8>>,
 }
 
 /// What is known of a verified peer.

@@ -45,6 +45,18 @@ pub(crate) fn request(trust_anchors: &[[u8; 20]]) -> Option<Payload> {
     (!trust_anchors.is_empty()).then(|| Payload::CertReq(CertRequest::x509(trust_anchors)))
 }
 
+/// CERTREQ for OCSP answers of any responder (RFC 4806 3.1).
+pub(crate) fn ocsp_request(wanted: bool) -> Option<Payload> {
+    let request = CertRequest { encoding: CertEncoding::OcspContent, authorities: Vec::new() };
+    wanted.then_some(Payload::CertReq(request))
+}
+
+/// Whether the peer asks for OCSP answers about our certificate. Which responders it trusts does
+/// not matter: there is one answer (RFC 4806 3.2).
+pub(crate) fn wants_ocsp(payloads: &Payloads) -> bool {
+    payloads.cert_requests().any(|request| request.encoding == CertEncoding::OcspContent)
+}
+
 /// The authorities a peer would accept; empty when it did not say.
 pub(crate) fn requested(payloads: &Payloads) -> Vec<[u8; 20]> {
     payloads
@@ -100,6 +112,22 @@ fn signing_method(
 /// CERT payloads of a chain, end entity first.
 pub(crate) fn payloads(chain: &[Vec<u8>]) -> impl Iterator<Item = Payload> + '_ {
     chain.iter().map(|der| Payload::Cert(Certificate::x509(der.clone())))
+}
+
+/// CERT payloads of OCSP answers.
+pub(crate) fn staples(answers: &[Vec<u8>]) -> impl Iterator<Item = Payload> + '_ {
+    let cert = |answer: &Vec<u8>| Certificate::new(CertEncoding::OcspContent, answer.clone());
+    answers.iter().map(cert).map(Payload::Cert)
+}
+
+/// OCSP answers the peer brought along, as many as it may bring certificates.
+pub(crate) fn received_ocsp(payloads: &Payloads, max: usize) -> Vec<Vec<u8>> {
+    payloads
+        .certs()
+        .filter(|cert| cert.encoding == CertEncoding::OcspContent)
+        .take(max)
+        .map(|cert| cert.data.clone())
+        .collect()
 }
 
 /// The peer's X.509 certificates, in order.
@@ -199,6 +227,7 @@ mod tests {
             chain: Vec::new(),
             schemes: schemes.to_vec(),
             authorities: vec![[authority; 20]],
+            ocsp: Vec::new(),
         }
     }
 

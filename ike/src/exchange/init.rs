@@ -132,6 +132,7 @@ fn overloaded(sa: &IkeSa, why: &str) -> Refusal {
 
 fn read_traits(ctx: &Ctx, payloads: &Payloads, header: &Header, path: Path) -> PeerTraits {
     let mut traits = PeerTraits {
+        wants_ocsp: certs::wants_ocsp(payloads),
         fragmentation: payloads.has_notify(NotifyType::FragmentationSupported),
         hashes: payloads
             .notify(NotifyType::SignatureHashAlgorithms)
@@ -170,6 +171,9 @@ fn respond(ctx: &mut Ctx, sa: &mut IkeSa, public: Vec<u8>) {
     }
     if let Some(request) = certs::request(&ctx.config.trust_anchor_hashes) {
         payloads.push(request);
+        if let Some(request) = certs::ocsp_request(ctx.config.request_ocsp) {
+            payloads.push(request);
+        }
     }
     if sa.traits.fragmentation {
         payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));

@@ -56,6 +56,8 @@ impl Path {
 /// What IKE_SA_INIT told about the peer and the way to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PeerTraits {
+    /// It asked for the status of our certificate (RFC 4806); used in IKE_AUTH only.
+    pub(crate) wants_ocsp: bool,
     /// It reassembles fragments (RFC 7383).
     pub(crate) fragmentation: bool,
     /// Hashes it verifies (RFC 7427); empty when it did not say.

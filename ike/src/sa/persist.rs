@@ -173,6 +173,7 @@ impl Engine {
             }),
         );
         sa.traits = PeerTraits {
+            wants_ocsp: false,
             fragmentation: saved.peer.fragmentation,
             hashes: saved.peer.hashes,
             peer_behind_nat: saved.peer.peer_behind_nat,

@@ -25,6 +25,7 @@ mod lease;
 mod liveness;
 mod loss;
 mod mobike;
+mod ocsp;
 mod psk;
 mod puzzles;
 mod reauth;

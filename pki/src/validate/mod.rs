@@ -2,16 +2,22 @@
 
 mod cert;
 mod constraints;
+mod crl;
 mod der;
 mod identity;
 pub(crate) mod name;
 pub(crate) mod path;
+mod pattern;
 mod policy;
 mod rules;
 mod signature;
+mod status;
 
+pub use crl::RevocationList;
 pub use identity::render as render_ike_id;
 pub use name::{render_der as render_dn, same as same_dn};
+pub use pattern::{DnPattern, SanPattern};
+pub use status::{Standing, StatusError, StatusQuestion, questions};
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;

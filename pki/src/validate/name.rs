@@ -51,12 +51,12 @@ pub(super) struct Normal(pub(super) Vec<Vec<Attribute>>);
 /// One attribute in comparable form.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Attribute {
-    kind: String,
-    value: Value,
+    pub(super) kind: String,
+    pub(super) value: Value,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Value {
+pub(super) enum Value {
     Text(String),
     Other(u32, Vec<u8>),
 }
@@ -88,7 +88,7 @@ pub(super) fn normalise(name: &X509Name<'_>) -> Normal {
 }
 
 /// Lower case, no outer white space, inner runs of it as one space.
-fn fold(text: &str) -> String {
+pub(super) fn fold(text: &str) -> String {
     text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -130,29 +130,36 @@ fn shown(attribute: &AttributeTypeAndValue<'_>) -> String {
     }
 }
 
+/// Attribute types by the short names people write.
+const LABELS: [(&str, &str); 17] = [
+    ("2.5.4.3", "CN"),
+    ("2.5.4.4", "S"),
+    ("2.5.4.5", "serialNumber"),
+    ("2.5.4.6", "C"),
+    ("2.5.4.7", "L"),
+    ("2.5.4.8", "ST"),
+    ("2.5.4.9", "STREET"),
+    ("2.5.4.10", "O"),
+    ("2.5.4.11", "OU"),
+    ("2.5.4.12", "T"),
+    ("2.5.4.13", "D"),
+    ("2.5.4.42", "G"),
+    ("2.5.4.43", "I"),
+    ("2.5.4.46", "dnQualifier"),
+    ("1.2.840.113549.1.9.1", "E"),
+    ("0.9.2342.19200300.100.1.1", "UID"),
+    ("0.9.2342.19200300.100.1.25", "DC"),
+];
+
 fn label(attribute: &AttributeTypeAndValue<'_>) -> String {
     let oid = attribute.attr_type().to_id_string();
-    let known = match oid.as_str() {
-        "2.5.4.3" => "CN",
-        "2.5.4.4" => "S",
-        "2.5.4.5" => "serialNumber",
-        "2.5.4.6" => "C",
-        "2.5.4.7" => "L",
-        "2.5.4.8" => "ST",
-        "2.5.4.9" => "STREET",
-        "2.5.4.10" => "O",
-        "2.5.4.11" => "OU",
-        "2.5.4.12" => "T",
-        "2.5.4.13" => "D",
-        "2.5.4.42" => "G",
-        "2.5.4.43" => "I",
-        "2.5.4.46" => "dnQualifier",
-        "1.2.840.113549.1.9.1" => "E",
-        "0.9.2342.19200300.100.1.1" => "UID",
-        "0.9.2342.19200300.100.1.25" => "DC",
-        _ => return oid,
-    };
-    known.to_owned()
+    let known = LABELS.iter().find(|(known, _)| *known == oid);
+    known.map_or(oid.clone(), |(_, label)| (*label).to_owned())
+}
+
+/// The type of a short name.
+pub(super) fn oid_of(label: &str) -> Option<&'static str> {
+    LABELS.iter().find(|(_, known)| known.eq_ignore_ascii_case(label)).map(|(oid, _)| *oid)
 }
 
 #[cfg(test)]

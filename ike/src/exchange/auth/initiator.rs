@@ -63,7 +63,8 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
             let id = IdPayload::from(peer.identity.clone());
             let message = exchanged.octets(protection, SaRole::Initiator, &id.body());
             sign = Some(Action::Sign { credential: wanted, scheme: how.scheme, message });
-            Own::Certificate { credential: wanted, how, chain: ours.chain.clone() }
+            let ocsp = if sa.traits.wants_ocsp { ours.ocsp.clone() } else { Vec::new() };
+            Own::Certificate { credential: wanted, how, chain: ours.chain.clone(), ocsp }
         }
     };
     let shares =
@@ -206,13 +207,16 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     let mut payloads = Payloads::from(vec![Payload::id_i(peer.identity.clone())]);
-    if let Own::Certificate { chain, .. } = &own {
-        certs::payloads(chain).for_each(|cert| payloads.push(cert));
+    if let Own::Certificate { chain, ocsp, .. } = &own {
+        certs::payloads(chain).chain(certs::staples(ocsp)).for_each(|cert| payloads.push(cert));
     }
     if peer.remote_auth == RemoteAuth::Certificate
         && let Some(request) = certs::request(&ctx.config.trust_anchor_hashes)
     {
         payloads.push(request);
+        if let Some(request) = certs::ocsp_request(ctx.config.request_ocsp) {
+            payloads.push(request);
+        }
     }
     if let Some(expected) = &peer.expected {
         payloads.push(Payload::id_r(expected.clone()));
@@ -316,6 +320,7 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         signature: proof.signature,
         expected,
         connection,
+        ocsp: certs::received_ocsp(payloads, ctx.config.limits.max_certificates),
     };
     ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
 }

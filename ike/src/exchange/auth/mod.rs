@@ -61,7 +61,13 @@ impl Exchanged {
 #[derive(Debug, Clone)]
 pub(crate) enum Own {
     /// By a signature with the key of a certificate.
-    Certificate { credential: CredentialId, how: SigningMethod, chain: Vec<Vec<u8>> },
+    Certificate {
+        credential: CredentialId,
+        how: SigningMethod,
+        chain: Vec<Vec<u8>>,
+        /// For a peer that asked.
+        ocsp: Vec<Vec<u8>>,
+    },
     /// With the key shared with the peer.
     SharedKey,
 }

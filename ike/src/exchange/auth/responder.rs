@@ -44,6 +44,8 @@ pub(crate) struct Responder {
     id_r: Identification,
     /// Authorities the peer named in CERTREQ.
     authorities: Vec<[u8; 20]>,
+    /// The peer asked for OCSP answers about our certificate (RFC 4806).
+    wants_ocsp: bool,
     /// How we authenticate; with a shared key that is known when the key is.
     own: Option<Own>,
     /// The peer's AUTH, until the key it was made with is here.
@@ -129,6 +131,7 @@ fn examine(
         id_i,
         id_r: ctx.config.identity.clone(),
         authorities: certs::requested(payloads),
+        wants_ocsp: certs::wants_ocsp(payloads),
         own: None,
         peer_mic: None,
         shared: SecretBytes::default(),
@@ -169,7 +172,7 @@ fn examine(
                    (strongSwan: `auth = pubkey`, `signature_authentication = yes`)";
         refuse(Blame::Incompatible, failed, "auth_method", error.to_string(), fix)
     })?;
-    let own = own_certificate(ctx, &responder.authorities, &sa.traits.hashes);
+    let own = own_certificate(ctx, &responder.authorities, &sa.traits.hashes, responder.wants_ocsp);
     responder.own = Some(own.map_err(|refused| {
         Box::new(about(sa, Refusal { identity: identity.clone(), ..*refused }))
     })?);
@@ -184,6 +187,7 @@ fn examine(
         signature: proof.signature,
         expected: None,
         connection: None,
+        ocsp: certs::received_ocsp(payloads, max),
     };
     Ok((responder, Purpose::Verify, Action::VerifyPeer(Box::new(verify))))
 }
@@ -193,11 +197,13 @@ fn own_certificate(
     ctx: &Ctx,
     authorities: &[[u8; 20]],
     hashes: &[HashAlgorithm],
+    wants_ocsp: bool,
 ) -> Result<Own, Box<Refusal>> {
     match certs::choose(ctx.config.credentials.iter(), authorities, hashes) {
         Some((credential, how)) => {
+            let ocsp = if wants_ocsp { credential.ocsp.clone() } else { Vec::new() };
             let (credential, chain) = (credential.id, credential.chain.clone());
-            Ok(Own::Certificate { credential, how, chain })
+            Ok(Own::Certificate { credential, how, chain, ocsp })
         }
         None => Err(Box::new(refusal(
             Blame::Incompatible,
@@ -261,7 +267,7 @@ pub(super) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Share
                 OwnProof::SharedKey => Ok(Own::SharedKey),
                 OwnProof::Certificate => {
                     let (authorities, hashes) = (&responder.authorities, &sa.traits.hashes);
-                    own_certificate(ctx, authorities, hashes)
+                    own_certificate(ctx, authorities, hashes, responder.wants_ocsp)
                 }
             };
             match own {
@@ -420,8 +426,8 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     };
     let mut responder = *responder;
     let mut payloads = Payloads::from(vec![Payload::id_r(responder.id_r.clone())]);
-    if let Some(Own::Certificate { chain, .. }) = &responder.own {
-        certs::payloads(chain).for_each(|cert| payloads.push(cert));
+    if let Some(Own::Certificate { chain, ocsp, .. }) = &responder.own {
+        certs::payloads(chain).chain(certs::staples(ocsp)).for_each(|cert| payloads.push(cert));
     }
     if let Some(auth) = responder.auth.take() {
         payloads.push(auth);

@@ -23,6 +23,7 @@ pub mod lease;
 pub mod live;
 pub mod obs;
 pub mod policy;
+pub mod revocation;
 pub mod service;
 pub mod site;
 pub mod state;

@@ -91,7 +91,7 @@ pub enum AccessError {
     /// The holder's lease was revoked, and it still has the key it had then.
     #[error(
         "lease {lease} of {name} was revoked at {at}, which holds until the key is changed: give \
-         {name} another key, or remove its [[psk]] section"
+         {name} another key or certificate"
     )]
     HolderRevoked {
         /// Who.

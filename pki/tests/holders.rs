@@ -13,7 +13,13 @@ use pki::*;
 const KEY: &[u8] = b"correct horse battery staple";
 
 fn holder<'a>(name: &'a str, key: &'a [u8]) -> KeyHolder<'a> {
-    KeyHolder { id: IkeId { kind: 2, data: name.as_bytes() }, name, role: "builder", key }
+    KeyHolder {
+        id: IkeId { kind: 2, data: name.as_bytes() },
+        name,
+        role: "builder",
+        key,
+        door: KeyHolder::DOOR,
+    }
 }
 
 fn connect(authority: &Authority, name: &str, key: &[u8], at: u64) -> Access {

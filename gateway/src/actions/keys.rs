@@ -78,6 +78,7 @@ impl PeerKey {
             name: &name,
             role: &self.psk.role,
             key: self.key.expose(),
+            door: KeyHolder::DOOR,
         })
     }
 }

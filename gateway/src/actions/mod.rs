@@ -4,6 +4,7 @@
 //! on a few worker threads; everything about packets runs on the data plane's thread, in the
 //! order it was asked for.
 
+mod externals;
 mod keys;
 mod peers;
 mod plane;
@@ -16,6 +17,7 @@ use ike::crypto::{CryptoProvider, KexExecutor, KexOutcome, KexRequest};
 use ike::io::{Action, Completion, CredentialId, Token};
 use ike::wire::KeMethod;
 
+pub use externals::{ExternalPeer, Externals, spki_sha1};
 pub use keys::PeerKeys;
 pub use peers::{Peers, distinguished_name};
 pub use plane::{Confirmation, PlaneHandle, PlaneThread};
@@ -81,11 +83,16 @@ impl Dispatcher {
                 })
             }
             Action::VerifyPeer(request) => {
-                let peers = Arc::clone(&self.peers);
+                let (peers, engine) = (Arc::clone(&self.peers), self.engine.clone());
                 let refusal = peers.busy(Some(request.ike), Some(request.remote));
-                self.work(Completion::VerifyPeer(Err(refusal)), move || {
-                    Message::Completion(token, Completion::VerifyPeer(peers.verify(&request)))
-                })
+                // The answer may wait for others; this worker does not.
+                let job = move || {
+                    peers.verify(&request, move |result| {
+                        engine.post(Message::Completion(token, Completion::VerifyPeer(result)));
+                    });
+                };
+                let accepted = self.workers.submit(Rank::Peer, Box::new(job));
+                if accepted { None } else { Some(Completion::VerifyPeer(Err(refusal))) }
             }
             Action::SharedKey(request) => {
                 Some(Completion::SharedKey(self.peers.shared_key(&request)))

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use ike::crypto::CryptoProvider;
@@ -20,12 +20,16 @@ use pki::validate::PeerError;
 use pki::{Access, AccessError, Authority, IkeId, KeyHolder, Lease, UnixTime};
 
 use super::PeerKeys;
+use super::externals::{ExternalPeer, Externals};
 use crate::config::Site;
 use crate::lease::{Epoch, LeaseRegistry};
 use crate::live::LiveConfig;
 use crate::policy;
+use crate::revocation::RevocationChecks;
 use crate::service::identification;
 use crate::sys::clock;
+
+mod external;
 
 /// Verifies and authorises peers.
 #[derive(Debug)]
@@ -35,15 +39,20 @@ pub struct Peers {
     config: LiveConfig,
     keys: RwLock<Arc<PeerKeys>>,
     provider: &'static CryptoProvider,
+    externals: RwLock<Arc<Externals>>,
+    checks: OnceLock<RevocationChecks>,
+    /// The certificates behind live leases of external CAs.
+    live: Mutex<BTreeMap<String, ExternalPeer>>,
     /// Verified, not yet authorised: the engine carries a digest of this between the two.
     verified: Mutex<BTreeMap<IkeSaId, Known>>,
 }
 
-/// A verified peer, and the site it is.
+/// A verified peer, and the site it is, or what the external CA of its certificate says.
 #[derive(Debug)]
 struct Known {
     peer: pki::VerifiedPeer,
     site: Option<String>,
+    external: Option<ExternalPeer>,
 }
 
 /// What was proved with a shared key is to be proved again in this time.
@@ -63,7 +72,17 @@ impl Peers {
         provider: &'static CryptoProvider,
     ) -> Self {
         let keys = RwLock::new(Arc::new(keys));
-        Self { authority, registry, config, keys, provider, verified: Mutex::default() }
+        Self {
+            authority,
+            registry,
+            config,
+            keys,
+            provider,
+            externals: RwLock::default(),
+            checks: OnceLock::new(),
+            live: Mutex::default(),
+            verified: Mutex::default(),
+        }
     }
 
     /// Replaces the shared keys. Tunnels made with others end with [`Peers::regrant`].
@@ -75,19 +94,37 @@ impl Peers {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Validates the chain, matches the identity and verifies the AUTH signature
-    /// (RFC 7296 2.15).
-    ///
-    /// # Errors
-    /// The refusal, explained.
-    pub fn verify(&self, request: &VerifyPeer) -> Result<Box<VerifiedPeer>, Refusal> {
+    /// Validates the chain, matches the identity, verifies the AUTH signature (RFC 7296 2.15) and,
+    /// for certificates of external CAs, asks for their standing. Tells `done` the answer, at once
+    /// or when those asked have said theirs.
+    pub fn verify(
+        self: &Arc<Self>,
+        request: &VerifyPeer,
+        done: impl FnOnce(Result<Box<VerifiedPeer>, Refusal>) + Send + 'static,
+    ) {
         let context = Context {
             ike: Some(request.ike),
             remote: Some(request.remote),
             identity: Some(request.identity.clone()),
         };
+        match self.prove(request, &context) {
+            Err(refusal) => done(Err(refusal)),
+            Ok((known, answer)) if known.external.is_none() => {
+                self.remember(request.ike, known);
+                done(Ok(answer));
+            }
+            Ok((known, answer)) => self.look_into(request, known, answer, context, done),
+        }
+    }
+
+    /// Chain, identity and signature.
+    fn prove(
+        &self,
+        request: &VerifyPeer,
+        context: &Context,
+    ) -> Result<(Known, Box<VerifiedPeer>), Refusal> {
         let id = IkeId { kind: request.identity.id_type.value(), data: &request.identity.data };
-        let site = self.site_of(request, &context)?;
+        let site = self.site_of(request, context)?;
         if let Some(site) = site.as_ref().filter(|site| site.psk_file.is_some()) {
             return Err(context.refuse(
                 "psk_expected",
@@ -97,12 +134,15 @@ impl Peers {
             ));
         }
         let anchors = site.as_ref().map(|site| site.anchors.as_slice()).unwrap_or_default();
-        let verified = if anchors.is_empty() {
-            self.authority.verify_peer(&request.certificates, Some(id), now())
+        let chain = &request.certificates;
+        let validated = if !anchors.is_empty() {
+            pki::validate::verify_peer(chain, anchors, Some(id), now()).map(|peer| (peer, None))
+        } else if site.is_some() {
+            self.authority.verify_peer(chain, Some(id), now()).map(|peer| (peer, None))
         } else {
-            pki::validate::verify_peer(&request.certificates, anchors, Some(id), now())
+            self.validate(chain, id)
         };
-        let peer = verified.map_err(|error| context.peer(&error))?;
+        let (peer, external) = validated.map_err(|error| context.peer(&error))?;
         if let Some(expected) = &request.expected
             && *expected != request.identity
         {
@@ -145,12 +185,16 @@ impl Peers {
                 not_after: WallTime(peer.not_after.micros()),
             },
         };
-        let mut verified = self.verified();
-        verified.insert(request.ike, Known { peer, site: site.map(|site| site.name) });
+        let known = Known { peer, site: site.map(|site| site.name), external };
+        Ok((known, Box::new(answer)))
+    }
+
+    fn remember(&self, ike: IkeSaId, known: Known) {
+        let mut verified = lock(&self.verified);
+        verified.insert(ike, known);
         if verified.len() > WAITING {
             verified.pop_first();
         }
-        Ok(Box::new(answer))
     }
 
     /// Finds the key that a peer shares with the gateway (RFC 7296 2.15).
@@ -235,10 +279,6 @@ impl Peers {
         }
     }
 
-    fn verified(&self) -> MutexGuard<'_, BTreeMap<IkeSaId, Known>> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn grant(&self, request: &Authorise) -> Result<Box<Grant>, Refusal> {
         let context = Context::of(request);
         if request.peer.proof == PeerProof::SharedKey {
@@ -247,16 +287,19 @@ impl Peers {
             }
             return self.grant_holder(request, &context);
         }
-        let Known { peer, site } = self.verified().remove(&request.ike).ok_or_else(|| {
+        let known = lock(&self.verified).remove(&request.ike).ok_or_else(|| {
             // Thousands of handshakes overtook this one; the client tries again.
             self.busy(Some(request.ike), Some(request.remote))
         })?;
+        let Known { peer, site, external } = known;
         if let Some(site) = site {
             return self.grant_site(&site, &peer, &context);
         }
-        let access =
-            self.authority.authorise(&peer, now()).map_err(|error| context.access(&error))?;
-        self.grant_lease(&access, &context)
+        let access = match external {
+            Some(external) => self.authorise_external(request, external),
+            None => self.authority.authorise(&peer, now()),
+        };
+        self.grant_lease(&access.map_err(|error| context.access(&error))?, &context)
     }
 
     /// What a client's lease grants it.
@@ -399,7 +442,12 @@ impl Peers {
                 unique: UniquePolicy::Replace,
             });
         }
-        if lease.door == KeyHolder::DOOR && !self.is_still_shared(lease) {
+        let holds = match lease.door.as_str() {
+            KeyHolder::DOOR => self.is_still_shared(lease),
+            KeyHolder::EXTERNAL => self.is_still_matched(lease),
+            _ => true,
+        };
+        if !holds {
             return None;
         }
         let (role, pool) = (config.role(&lease.role)?, config.pool(&lease.pool)?);
@@ -518,6 +566,10 @@ pub fn distinguished_name(der: &[u8]) -> Option<String> {
     use x509_parser::prelude::FromDer;
     let (_, name) = x509_parser::x509::X509Name::from_der(der).ok()?;
     Some(name.to_string())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn now() -> UnixTime {

@@ -1,7 +1,7 @@
 //! `runnel check`
 
 use super::{Context, Failure, output};
-use crate::actions::PeerKeys;
+use crate::actions::{Externals, PeerKeys};
 use crate::config::Config;
 use crate::policy;
 
@@ -18,6 +18,7 @@ pub(super) struct Args {}
 pub(super) fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     let config = load(context)?;
     PeerKeys::load(&config).map_err(|errors| Failure::failed(errors.join("\n")))?;
+    Externals::load(&config).map_err(|errors| Failure::failed(errors.join("\n")))?;
     for warning in &config.warnings {
         output::error_line(&format!("warning: {warning}"));
     }

@@ -4,6 +4,7 @@
 //! built-in pool and role when there is no file. It opens nothing but the file itself.
 
 mod error;
+mod external;
 mod keys;
 mod model;
 mod read;
@@ -15,7 +16,8 @@ use std::path::Path;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use model::{
-    AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, PeerId, Pki, Pool, Psk, Role, Site,
+    AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, MatchRule, PeerId, Pki,
+    Pool, Psk, Revocation, Role, Site,
 };
 pub use value::{duration_text, hex};
 

@@ -26,6 +26,8 @@ pub struct Config {
     pub sites: Vec<Site>,
     /// `[[psk]]`
     pub psks: Vec<Psk>,
+    /// `[[ca]]`
+    pub cas: Vec<ExternalCa>,
     /// Where it came from; `None` for the built-in configuration.
     pub source: Option<PathBuf>,
     /// What is odd but not wrong, as `FILE:LINE: sentence`.
@@ -154,6 +156,49 @@ pub struct Role {
     pub max_lease: Duration,
     /// Allowed destinations; everything else is dropped.
     pub allow: Vec<AllowEntry>,
+    /// Certificates of external CAs that have this role.
+    pub matches: Vec<MatchRule>,
+}
+
+/// A CA of somebody else whose certificates are accepted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExternalCa {
+    /// Its name in rules.
+    pub name: String,
+    /// PEM file with the root, and sub-CAs if peers leave them out.
+    pub certificate: PathBuf,
+    /// What an unknown standing of a certificate means.
+    pub revocation: Revocation,
+    /// An OCSP responder instead of those that certificates name.
+    pub ocsp: Option<String>,
+    /// Revocation lists (URLs and files) beside those that certificates name.
+    pub crl: Vec<String>,
+    /// Patience with one place.
+    pub timeout: Duration,
+    /// An answer or list is asked for again after this time at the latest.
+    pub refresh: Duration,
+}
+
+/// `revocation = ...`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revocation {
+    /// Nobody is asked.
+    Off,
+    /// Revoked certificates are refused; those of unknown standing are not.
+    Soft,
+    /// Certificates must be shown to be good.
+    Strict,
+}
+
+/// One `[[role.match]]`: every field that is there must match.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MatchRule {
+    /// The CA's name.
+    pub ca: String,
+    /// The subject.
+    pub subject: Option<pki::validate::DnPattern>,
+    /// One of the alternative names.
+    pub san: Option<pki::validate::SanPattern>,
 }
 
 /// Another gateway with networks behind it.

@@ -8,8 +8,11 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::error::{ConfigError, ConfigErrors};
+use super::external;
 use super::keys;
-use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
+use super::model::{
+    AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, Pki, Pool, Role,
+};
 use super::section::{Findings, Section};
 use super::site::site_list;
 use super::value;
@@ -50,13 +53,16 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         }
         let pools = top.tables("pool", "[[pool]]", &mut found);
         let roles = top.tables("role", "[[role]]", &mut found);
+        if let Some(sections) = top.tables("ca", "[[ca]]", &mut found) {
+            config.cas = external::cas(sections, &mut found);
+        }
         let built_in = built_in();
         config.pools = match pools {
             Some(sections) => pool_list(sections, &mut found),
             None => built_in.pools,
         };
         config.roles = match roles {
-            Some(sections) => role_list(sections, &config.pools, &mut found),
+            Some(sections) => role_list(sections, &config.pools, &config.cas, &mut found),
             None => default_roles(&config.pools),
         };
         if let Some(sections) = top.tables("site", "[[site]]", &mut found) {
@@ -118,6 +124,7 @@ pub(super) fn built_in() -> Config {
         roles: default_roles(&pools),
         sites: Vec::new(),
         psks: Vec::new(),
+        cas: Vec::new(),
         pools,
         source: None,
         warnings: Vec::new(),
@@ -147,6 +154,7 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
                     ports: Some((STATUS_PAGE_PORT, STATUS_PAGE_PORT)),
                 })
                 .collect(),
+            matches: Vec::new(),
         })
         .into_iter()
         .collect()
@@ -374,6 +382,7 @@ fn pool_network(text: &str) -> Result<IpNet, String> {
 fn role_list(
     sections: Vec<Section<'_, '_>>,
     pools: &[Pool],
+    cas: &[ExternalCa],
     found: &mut Findings<'_>,
 ) -> Vec<Role> {
     let mut roles: BTreeMap<String, Role> = BTreeMap::new();
@@ -417,8 +426,10 @@ fn role_list(
         allow.sort();
         allow.dedup();
         order.push(name.clone());
-        roles.insert(name.clone(), Role { name, pool, ttl, max_lease, allow });
-        section.finish(&[("match", "enrolment with OIDC tokens")], found);
+        let matches = section.tables("match", "[[role.match]]", found).unwrap_or_default();
+        let matches = external::rules(&name, matches, cas, found);
+        roles.insert(name.clone(), Role { name, pool, ttl, max_lease, allow, matches });
+        section.finish(&[], found);
     }
     order.into_iter().filter_map(|name| roles.remove(&name)).collect()
 }

@@ -296,3 +296,71 @@ fn the_example_of_the_guide_is_accepted() {
     }
     assert!(examples >= 2, "{examples}");
 }
+
+#[test]
+fn external_cas_and_their_rules() {
+    let config = Config::parse(
+        r#"
+[[role]]
+name = "builder"
+allow = ["10.20.0.10"]
+
+[[role.match]]
+ca = "corp"
+subject = "C=CH, O=*, OU=CI, CN=*"
+
+[[role.match]]
+ca = "corp"
+san = "*.ci.corp.example"
+
+[[ca]]
+name = "corp"
+certificate = "/etc/runnel/corp.pem"
+revocation = "strict"
+ocsp = "http://ocsp.corp.example"
+crl = ["http://crl.corp.example/1.crl", "/var/lib/corp.crl"]
+timeout = "2s"
+"#,
+        "runnel.toml",
+    )
+    .unwrap();
+    let ca = &config.cas[0];
+    assert_eq!((ca.name.as_str(), ca.revocation), ("corp", Revocation::Strict));
+    assert_eq!((ca.timeout, ca.refresh), (Duration::from_secs(2), Duration::from_secs(600)));
+    assert_eq!(ca.crl.len(), 2);
+    assert_eq!(config.roles[0].matches.len(), 2);
+    assert!(config.warnings.is_empty());
+
+    let found = errors(
+        r#"
+[[role]]
+name = "builder"
+allow = ["10.20.0.10"]
+[[role.match]]
+ca = "corb"
+subject = "CI"
+[[role.match]]
+san = "a.*.b"
+[[ca]]
+name = "corp"
+revocation = "hard"
+ocsp = "https://ocsp.corp.example"
+"#,
+    );
+    for (line, part) in [
+        (6, "did you mean \"corp\""),
+        (7, "not TYPE=VALUE"),
+        (8, "names no ca"),
+        (10, "has no certificate"),
+        (12, "\"off\", \"soft\" or \"strict\""),
+        (13, "must begin with http://"),
+    ] {
+        let at = format!("runnel.toml:{line}:");
+        let here = found.iter().any(|error| error.starts_with(&at) && error.contains(part));
+        assert!(here, "{line} {part}: {found:#?}");
+    }
+    let text = "[[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n[[role.match]]\nca = \"corp\"\n\
+                [[ca]]\nname = \"corp\"\ncertificate = \"/x\"\n";
+    let config = Config::parse(text, "runnel.toml").unwrap();
+    assert!(config.warnings[0].contains("every certificate of ca \"corp\""));
+}

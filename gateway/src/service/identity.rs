@@ -3,15 +3,16 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ike::config::Credential;
-use ike::crypto::{HashFunction, SignatureScheme, default_provider};
+use ike::crypto::SignatureScheme;
 use ike::io::CredentialId;
 use pki::signer::{KeyAlgorithm, SignatureScheme as PkiScheme, Signer};
 use pki::{Authority, ServerIdentity, ServerNames, UnixTime};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::actions::Signers;
+use crate::actions::{Signers, spki_sha1};
 use crate::http::CertificateSlot;
+use crate::sys::clock;
 
 /// The only credential so far.
 const CREDENTIAL: CredentialId = CredentialId(0);
@@ -76,7 +77,21 @@ impl GatewayIdentity {
             ],
         };
         let authorities = self.trust_anchor_hashes();
-        Credential { id: CREDENTIAL, chain: current.chain.clone(), schemes, authorities }
+        let chain = current.chain.clone();
+        Credential { id: CREDENTIAL, ocsp: self.staples(&chain), chain, schemes, authorities }
+    }
+
+    /// OCSP answers about our certificates, leaf first.
+    fn staples(&self, chain: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let now = UnixTime::from_micros(clock::wall().0);
+        let answer = |der: &Vec<u8>| match self.authority.ocsp_for(der, now) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!(%error, "no OCSP answer about the gateway's certificate");
+                None
+            }
+        };
+        chain.iter().filter_map(answer).collect()
     }
 
     /// The authorities above our certificate and those of our peers, as CERTREQ names them:
@@ -119,12 +134,6 @@ impl Signers for GatewayIdentity {
         };
         current.signer.sign_with(scheme, message).map_err(|error| error.to_string())
     }
-}
-
-pub(super) fn spki_sha1(certificate: &[u8]) -> Option<[u8; 20]> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let spki = certificate.public_key().raw;
-    default_provider().digest(HashFunction::Sha1, &[spki]).try_into().ok()
 }
 
 fn certified(identity: &ServerIdentity) -> Result<Arc<CertifiedKey>, String> {

@@ -27,9 +27,9 @@ pub use setup::{
     client_host, engine_config, enrol_url, gateway_id, identification, pki_settings, server_names,
 };
 
-use crate::actions::{PeerKeys, Peers, PlaneHandle};
+use crate::actions::{Externals, PeerKeys, Peers, PlaneHandle};
 use crate::admin::Handler;
-use crate::admin::proto::{AdminError, ErrorCode, Request};
+use crate::admin::proto::{AdminError, ErrorCode, Request, Selector};
 use crate::admin::view;
 use crate::config::{Config, Gateway};
 use crate::driver::{EngineHandle, Message};
@@ -37,6 +37,7 @@ use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
 use crate::obs::{Lives, Refusals};
 use crate::policy;
+use crate::revocation::Verdict;
 use crate::site::Sites;
 use crate::sys::{clock, failpoint};
 
@@ -192,6 +193,37 @@ impl Instance {
         Ok(())
     }
 
+    /// Renews the OCSP answers that the gateway staples to its certificates (RFC 4806).
+    ///
+    /// # Errors
+    /// One sentence; the engine then goes on with what it has.
+    pub fn renew_staples(&self) -> Result<(), AdminError> {
+        let engine = self.engine_config(&self.config.get())?;
+        self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
+        Ok(())
+    }
+
+    /// Asks again whether the certificates of external CAs with live tunnels are still good, and
+    /// ends the tunnels of those that are not.
+    pub fn recheck_externals(&self) {
+        let Some(checks) = self.peers.checks() else { return };
+        for (lease, peer) in self.peers.live_externals() {
+            let ender = self.ender.clone();
+            let ca = peer.ca;
+            checks.check(peer.sources, &peer.peer.path, Vec::new(), move |verdict| {
+                let Verdict::Revoked(what) = verdict else { return };
+                tracing::warn!(%lease, %ca, "{what}: its tunnel ends");
+                // Ending waits for the store and the data plane.
+                drop(tokio::task::spawn_blocking(move || {
+                    let selector = Selector::Id(lease.clone());
+                    if let Err(error) = ender.revoke(&selector, "unspecified", &Actor::System) {
+                        tracing::error!(%lease, %error, "tunnel of a revoked certificate");
+                    }
+                }));
+            });
+        }
+    }
+
     /// What the engine is configured with.
     ///
     /// # Errors
@@ -199,7 +231,8 @@ impl Instance {
     pub fn engine_config(&self, config: &Config) -> Result<ike::EngineConfig, AdminError> {
         let facts = &self.facts;
         let (id, plane, secret) = (&facts.id, &facts.capabilities, &facts.crash_secret);
-        setup::engine_config(config, id, &self.identity, plane, secret).map_err(failed)
+        let engine = setup::engine_config(config, id, &self.identity, plane, secret);
+        engine.map(|engine| self.peers.externals().asked_for(engine)).map_err(failed)
     }
 
     fn status(&self) -> Result<view::Status, AdminError> {
@@ -280,9 +313,11 @@ impl Instance {
             ));
         }
         let keys = PeerKeys::load(&config).map_err(|errors| failed(errors.join("\n")))?;
+        let externals = Externals::load(&config).map_err(|errors| failed(errors.join("\n")))?;
         let settings = setup::pki_settings(&config, &self.facts.id);
         self.authority.reconfigure(settings).map_err(pki_error)?;
         self.plane.replace_roles(policy::role_filters(&config)).wait(PATIENCE).map_err(failed)?;
+        self.peers.replace_externals(externals);
         let engine = self.engine_config(&config)?;
         self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));
         let roles = config.roles.len();

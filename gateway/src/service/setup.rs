@@ -132,6 +132,7 @@ pub fn engine_config(
         identity: identification(id),
         credentials: vec![identity.credential()],
         trust_anchor_hashes: anchor_hashes(config, identity),
+        request_ocsp: false,
         ike_suites,
         esp_suites,
         force_encap: !capabilities.plain_esp,
@@ -159,7 +160,7 @@ pub fn engine_config(
 fn anchor_hashes(config: &Config, identity: &GatewayIdentity) -> Vec<[u8; 20]> {
     let mut hashes = identity.trust_anchor_hashes();
     for anchor in config.sites.iter().flat_map(|site| &site.anchors) {
-        hashes.extend(super::identity::spki_sha1(anchor).filter(|hash| !hashes.contains(hash)));
+        hashes.extend(crate::actions::spki_sha1(anchor).filter(|hash| !hashes.contains(hash)));
     }
     hashes
 }

@@ -12,9 +12,17 @@ const TICK: Duration = Duration::from_millis(250);
 /// The gateway's own certificate.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
 
+/// The answers stapled to the gateway's certificate, which are good for five minutes.
+const STAPLE_EVERY: Duration = Duration::from_secs(60);
+
+/// The standing of external certificates, most of which is known from the last time.
+const RECHECK_EVERY: Duration = Duration::from_secs(5);
+
 /// Works until `stop` becomes true, then copies the last audit events.
 pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) {
     let mut renewed = Instant::now();
+    let mut stapled = Instant::now();
+    let mut checked = Instant::now();
     let mut troubled = Troubles::default();
     while !stop.load(Ordering::Relaxed) {
         troubled.say("leases", instance.ender.expire().map_err(|e| e.to_string()));
@@ -22,6 +30,14 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
         if renewed.elapsed() >= RENEW_EVERY {
             renewed = Instant::now();
             troubled.say("identity", instance.renew_identity().map_err(|e| e.message));
+        }
+        if stapled.elapsed() >= STAPLE_EVERY {
+            stapled = Instant::now();
+            troubled.say("staples", instance.renew_staples().map_err(|e| e.message));
+        }
+        if checked.elapsed() >= RECHECK_EVERY {
+            checked = Instant::now();
+            instance.recheck_externals();
         }
         std::thread::sleep(TICK);
     }

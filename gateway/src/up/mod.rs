@@ -28,6 +28,7 @@ use crate::driver::{EngineHandle, EventLoop};
 use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
 use crate::obs::{Journal, Lives, Refusals};
+use crate::revocation::RevocationChecks;
 use crate::service::{self, Admin, Facts, GatewayIdentity, Instance};
 use crate::site::Sites;
 use crate::state::{StateDir, StateError};
@@ -191,7 +192,7 @@ struct Parts<'a> {
 fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let Parts { options, state, preflight, authority, identity, engine, plane, .. } = parts;
     let other = |error: &dyn std::fmt::Display| UpError::Other(error.to_string());
-    let Preflight { id, kind, why, keys, sockets, enrol, status } = preflight;
+    let Preflight { id, kind, why, keys, externals, sockets, enrol, status } = preflight;
     let config = LiveConfig::new(options.config.clone());
     let registry = Arc::new(LeaseRegistry::default());
     let tunnels = Tunnels::new(engine.clone(), plane.clone(), Arc::clone(&registry));
@@ -203,6 +204,9 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let provider = default_provider();
     let peers =
         Arc::new(Peers::new(Arc::clone(&authority), registry, config.clone(), keys, provider));
+    let checks = RevocationChecks::new(tokio::runtime::Handle::current());
+    peers.replace_externals(externals);
+    peers.check_with(checks);
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let workers = Arc::new(Workers::start(cores).map_err(|error| other(&error))?);
     let dispatcher = Dispatcher::new(
@@ -216,6 +220,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let crash_secret = state.secret("crash.key", seed()?)?;
     let engine_config =
         service::engine_config(&options.config, &id, &identity, &parts.capabilities, &crash_secret)
+            .map(|engine| peers.externals().asked_for(engine))
             .map_err(UpError::Other)?;
     let protocol = Engine::new(engine_config, provider, seed()?, clock::now())
         .map_err(|error| other(&error))?;

@@ -6,7 +6,7 @@ use xfrm::model::PlaneKind;
 use xfrm::probe::{self, PlaneChoice, ProbeReport};
 
 use super::UpError;
-use crate::actions::PeerKeys;
+use crate::actions::{Externals, PeerKeys};
 use crate::config::{Config, DataplaneChoice};
 use crate::driver::IkeSockets;
 use crate::{service, sys};
@@ -21,6 +21,8 @@ pub(super) struct Preflight {
     pub(super) why: String,
     /// The keys shared with peers.
     pub(super) keys: PeerKeys,
+    /// The external CAs.
+    pub(super) externals: Externals,
     /// UDP 500 and 4500.
     pub(super) sockets: IkeSockets,
     /// The enrolment port.
@@ -35,6 +37,8 @@ impl Preflight {
         let id = service::gateway_id(config);
         service::pki_settings(config, &id).validate()?;
         let keys = PeerKeys::load(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
+        let externals =
+            Externals::load(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
         if !sys::has_net_admin() {
             return Err(UpError::Other(
                 "this process may not configure the network (no CAP_NET_ADMIN); run it as root, \
@@ -48,7 +52,7 @@ impl Preflight {
         let sockets = IkeSockets::bind(&config.gateway.listen, kind == PlaneKind::Kernel)?;
         let enrol = bind(config.enrol.listen, "[enrol] listen")?;
         let status = bind(config.pki.status_listen, "[pki] status_listen")?;
-        Ok(Self { id, kind, why, keys, sockets, enrol, status })
+        Ok(Self { id, kind, why, keys, externals, sockets, enrol, status })
     }
 }
 

@@ -1,4 +1,5 @@
-//! Leases of peers that prove who they are with a shared key instead of a certificate.
+//! Leases of peers that prove who they are without a certificate of ours: with a shared key, or with
+//! a certificate of an external CA.
 //!
 //! Such a lease is opened at the first connection and found again by the peer's identity: while it
 //! lives, the peer comes back to the same lease and addresses. Each proof of the key moves its end,
@@ -25,7 +26,8 @@ use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
 use crate::validate::IkeId;
 
-/// A peer that proved that it has the key it shares with the gateway.
+/// A peer that proved that it has a key: one it shares with the gateway, or that of a certificate of
+/// an external CA.
 #[derive(Clone, Copy)]
 pub struct KeyHolder<'a> {
     /// Its identity as configured.
@@ -34,8 +36,10 @@ pub struct KeyHolder<'a> {
     pub name: &'a str,
     /// The role it has.
     pub role: &'a str,
-    /// The key.
+    /// The key; of a certificate the public one.
     pub key: &'a [u8],
+    /// How it came in, [`Lease::door`]: [`KeyHolder::DOOR`] or [`KeyHolder::EXTERNAL`].
+    pub door: &'static str,
 }
 
 impl fmt::Debug for KeyHolder<'_> {
@@ -51,9 +55,16 @@ impl fmt::Debug for KeyHolder<'_> {
 impl KeyHolder<'_> {
     /// How such leases are named in [`Lease::door`].
     pub const DOOR: &'static str = "psk";
+    /// How leases of certificates of external CAs are named in [`Lease::door`].
+    pub const EXTERNAL: &'static str = "x509";
 
     fn record_key(&self) -> String {
-        key::holder(&sha256_hex(&[&[self.id.kind], self.id.data].concat()))
+        let id = sha256_hex(&[&[self.id.kind], self.id.data].concat());
+        match self.door {
+            Self::DOOR => key::holder(&id),
+            // No identity of one door meets one of the other.
+            door => key::holder(&format!("{door}-{id}")),
+        }
     }
 }
 
@@ -149,7 +160,7 @@ impl Authority {
             role: lease.role.clone(),
         })?;
         let event = LeaseEvent::Renewed(now.plus(profile.ttl).floor_to_second());
-        let step = Step { action: "lease.renew", reason: Some(KeyHolder::DOOR.to_owned()) };
+        let step = Step { action: "lease.renew", reason: Some(lease.door.clone()) };
         match self.step(&lease.id, &event, actor, &step, now) {
             Ok(change) => Ok(Some(Access { deadline: change.lease.expires, lease: change.lease })),
             Err(Error::LeaseState { .. }) => Ok(None),
@@ -192,7 +203,7 @@ impl Authority {
             deadline: None,
             first_connected: None,
             end: None,
-            door: KeyHolder::DOOR.to_owned(),
+            door: holder.door.to_owned(),
             token: None,
             claims: Default::default(),
             ci_ref: CiRef::default(),
@@ -221,7 +232,7 @@ impl Authority {
         }
         AuditEvent::new("lease.create", actor, now)
             .lease(&lease)
-            .reason(KeyHolder::DOOR)
+            .reason(holder.door)
             .record(&mut txn);
         match self.store.transact(txn)? {
             Outcome::Committed(_) => {

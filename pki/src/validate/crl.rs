@@ -134,7 +134,7 @@ impl RevocationList {
             return Err(unusable("the CA's key usage does not allow it to sign lists"));
         }
         let signed: Option<SignedData<'_>> = der::signed(&self.der);
-        if !signed.is_some_and(|data| signature::verify(issuer.spki(), data).is_ok()) {
+        if signed.is_none_or(|data| signature::verify(issuer.spki(), data).is_err()) {
             return Err(unusable("the signature of the list does not verify"));
         }
         if self.this_update > latest {

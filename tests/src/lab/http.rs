@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -64,6 +64,55 @@ impl Drop for Server {
         // Wakes the accepting thread, whose next `accept` then fails.
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
+}
+
+/// An HTTP server that answers every request with the same octets, which can be exchanged.
+pub struct Shelf {
+    content: Arc<Mutex<Vec<u8>>>,
+    listener: Arc<TcpListener>,
+}
+
+impl Shelf {
+    /// Starts serving; dropping the server ends it.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn start(host: &Host, address: SocketAddr, content: Vec<u8>) -> Result<Self> {
+        let listener = Arc::new(host.listen(address)?);
+        let content = Arc::new(Mutex::new(content));
+        let (accepting, shelf) = (Arc::clone(&listener), Arc::clone(&content));
+        thread::spawn(move || {
+            while let Ok((stream, _)) = accepting.accept() {
+                let body = shelf.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                thread::spawn(move || drop(hand_out(stream, &body)));
+            }
+        });
+        Ok(Self { content, listener })
+    }
+
+    /// What is served from now on.
+    pub fn put(&self, content: Vec<u8>) {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = content;
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+    }
+}
+
+fn hand_out(stream: TcpStream, body: &[u8]) -> Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    let mut out = stream;
+    write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())?;
+    out.write_all(body)?;
+    Ok(())
 }
 
 /// What a download took.

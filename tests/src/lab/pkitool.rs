@@ -243,11 +243,44 @@ impl Authority {
     /// # Errors
     /// When `pki` fails.
     pub fn intermediate(&self, dir: &Path, name: &str, key: KeyType) -> Result<Self> {
+        self.intermediate_with(dir, name, key, &[])
+    }
+
+    /// An intermediate authority with further `pki --issue` words, for example `--pathlen`.
+    ///
+    /// # Errors
+    /// When `pki` fails.
+    pub fn intermediate_with(
+        &self,
+        dir: &Path,
+        name: &str,
+        key: KeyType,
+        extra: &[&str],
+    ) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let sub = Self { dir: dir.to_owned(), cert: dir.join("ca.pem") };
         generate(key, &sub.key())?;
-        self.sign(&sub.key(), &format!("CN={name}"), &["--ca", "--lifetime", "2"], &sub.cert)?;
+        let words = [&["--ca", "--lifetime", "2"], extra].concat();
+        self.sign(&sub.key(), &format!("CN={name}"), &words, &sub.cert)?;
         Ok(sub)
+    }
+
+    /// A revocation list (PEM) with these certificates on it.
+    ///
+    /// # Errors
+    /// When `pki` fails.
+    pub fn revocation_list(&self, revoked: &[&Path]) -> Result<String> {
+        let (cert, key) = (self.cert.display().to_string(), self.key().display().to_string());
+        let mut words: Vec<String> = ["--signcrl", "--lifetime", "1", "--outform", "pem"]
+            .iter()
+            .chain(&["--cacert", &cert, "--cakey", &key])
+            .map(|word| (*word).to_owned())
+            .collect();
+        for path in revoked {
+            words.extend(["--reason".to_owned(), "key-compromise".to_owned()]);
+            words.extend(["--cert".to_owned(), path.display().to_string()]);
+        }
+        pki(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Makes a key and a certificate for it: `BASE-key.pem` and `BASE.pem` in the authority's

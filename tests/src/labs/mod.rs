@@ -8,6 +8,7 @@ mod daemon;
 pub mod demo;
 mod endings;
 mod enrolment;
+mod external;
 mod hostile;
 mod kernel_connect;
 mod kernel_plane;
@@ -149,6 +150,16 @@ pub const ALL: &[Entry] = &[
         "ocsp",
         "OCSP and CRLs for openssl and a strict strongSwan; revoked shows at once",
         status::ocsp,
+    ),
+    entry(
+        "external-ca",
+        "certificates of other CAs: rules, sub-CAs, path length, lists; revoked ends the tunnel",
+        external::ca,
+    ),
+    entry(
+        "external-ocsp",
+        "an external responder: good, revoked, unknown, silent; soft and strict",
+        external::ocsp,
     ),
     waiting(
         "lifetime",

@@ -1,0 +1,182 @@
+//! Peers with certificates of external CAs: which CA, which role, which lease, and whether the
+//! certificates still hold.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ike::event::Refusal;
+use ike::io::{Authorise, IkeSaId, VerifiedPeer, VerifyPeer};
+use pki::validate::PeerError;
+use pki::{Access, AccessError, IkeId, KeyHolder, Lease};
+
+use super::{Context, ExternalPeer, Externals, Known, Peers, lock, now};
+use crate::revocation::{RevocationChecks, Verdict};
+
+impl Peers {
+    /// Replaces the external CAs. Tunnels of others end with [`Peers::regrant`].
+    pub fn replace_externals(&self, externals: Externals) {
+        *self.externals.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(externals);
+    }
+
+    /// Who asks for the standing of external certificates; set once.
+    pub fn check_with(&self, checks: RevocationChecks) {
+        let _ = self.checks.set(checks);
+    }
+
+    /// The external CAs.
+    pub fn externals(&self) -> Arc<Externals> {
+        Arc::clone(&self.externals.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Who asks for the standing of external certificates.
+    pub fn checks(&self) -> Option<&RevocationChecks> {
+        self.checks.get()
+    }
+
+    /// Leases of external certificates that are live, with the certificates.
+    pub fn live_externals(&self) -> Vec<(String, ExternalPeer)> {
+        let all = lock(&self.live).clone();
+        let (live, ended): (Vec<_>, Vec<_>) = all.into_iter().partition(
+            |(id, _)| matches!(self.authority.lease(id), Ok(Some(lease)) if lease.state.is_live()),
+        );
+        let mut kept = lock(&self.live);
+        for (id, _) in &ended {
+            kept.remove(id);
+        }
+        live
+    }
+
+    /// The chain up to our own root, or else to one of the external CAs.
+    pub(super) fn validate(
+        &self,
+        chain: &[Vec<u8>],
+        id: IkeId<'_>,
+    ) -> Result<(pki::VerifiedPeer, Option<ExternalPeer>), PeerError> {
+        let ours = match self.authority.verify_peer(chain, Some(id), now()) {
+            Ok(peer) => return Ok((peer, None)),
+            Err(error) => error,
+        };
+        let externals = self.externals();
+        if externals.is_empty() || !matches!(ours, PeerError::UnknownIssuer { .. }) {
+            return Err(ours);
+        }
+        match (externals.verify(chain, id, now()), ours) {
+            (Ok(external), _) => Ok((external.peer.clone(), Some(external))),
+            (
+                Err(PeerError::UnknownIssuer { subject, issuer, trusted }),
+                PeerError::UnknownIssuer { trusted: own, .. },
+            ) => {
+                let trusted = format!("{own}; {trusted}");
+                Err(PeerError::UnknownIssuer { subject, issuer, trusted })
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// The rest of [`Peers::verify`] for an external certificate: it must have a role, and its
+    /// standing must be tolerable.
+    pub(super) fn look_into(
+        self: &Arc<Self>,
+        request: &VerifyPeer,
+        known: Known,
+        answer: Box<VerifiedPeer>,
+        context: Context,
+        done: impl FnOnce(Result<Box<VerifiedPeer>, Refusal>) + Send + 'static,
+    ) {
+        let busy = self.busy(Some(request.ike), Some(request.remote));
+        let (Some(external), Some(checks)) = (&known.external, self.checks()) else {
+            return done(Err(busy));
+        };
+        if external.role.is_none() {
+            return done(Err(context.refuse(
+                "no_role",
+                format!(
+                    "certificate {} of ca \"{}\" matches no role",
+                    external.peer.subject, external.ca
+                ),
+                "add a [[role.match]] that fits it, or let the client use another certificate"
+                    .to_owned(),
+            )));
+        }
+        let (sources, path) = (external.sources.clone(), external.peer.path.clone());
+        let (ike, peers) = (request.ike, Arc::clone(self));
+        // Whichever of the two comes first takes it.
+        let done = Arc::new(Mutex::new(Some(done)));
+        let later = Arc::clone(&done);
+        let accepted = checks.check(sources, &path, request.ocsp.clone(), move |verdict| {
+            let Some(done) = lock(&later).take() else { return };
+            done(peers.judge(ike, known, answer, verdict, &context));
+        });
+        if !accepted && let Some(done) = lock(&done).take() {
+            done(Err(busy));
+        }
+    }
+
+    /// What the standing of an external peer's certificates means for it.
+    fn judge(
+        &self,
+        ike: IkeSaId,
+        known: Known,
+        answer: Box<VerifiedPeer>,
+        verdict: Verdict,
+        context: &Context,
+    ) -> Result<Box<VerifiedPeer>, Refusal> {
+        match verdict {
+            Verdict::Good(unknown) => {
+                if let Some(unknown) = unknown {
+                    tracing::info!(ike = ike.0, %unknown, "standing unknown, which is tolerated");
+                }
+                self.remember(ike, known);
+                Ok(answer)
+            }
+            Verdict::Revoked(what) => Err(context.refuse(
+                "certificate_revoked",
+                what,
+                "get another certificate from that CA".to_owned(),
+            )),
+            Verdict::Unknown(what) => Err(context.refuse(
+                "certificate_status_unknown",
+                format!("nobody says that the certificate is good: {what}"),
+                "make a responder or a list reachable from the gateway, or set \
+                 revocation = \"soft\" for this [[ca]]"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// The lease of a certificate of an external CA: found again by CA, issuer and serial number,
+    /// opened at the first connection.
+    pub(super) fn authorise_external(
+        &self,
+        request: &Authorise,
+        external: ExternalPeer,
+    ) -> Result<Access, AccessError> {
+        let peer = &external.peer;
+        // The name of the issuer alone would let one CA speak for another of the same name.
+        let anchor = peer.path.last().map(Vec::as_slice).unwrap_or_default();
+        let holder = KeyHolder {
+            id: IkeId {
+                kind: 0,
+                data: &[anchor, peer.issuer_id.as_bytes(), peer.serial.as_bytes()].concat(),
+            },
+            name: &peer.subject,
+            role: external.role.as_deref().unwrap_or_default(),
+            key: &peer.spki,
+            door: KeyHolder::EXTERNAL,
+        };
+        let client = Some(request.remote.ip().to_canonical());
+        let mut access = self.authority.authorise_holder(&holder, client, now())?;
+        access.deadline = access.deadline.min(peer.not_after);
+        lock(&self.live).insert(access.lease.id.clone(), external);
+        Ok(access)
+    }
+
+    /// Whether the configuration still gives the certificate behind a lease its role.
+    pub(super) fn is_still_matched(&self, lease: &Lease) -> bool {
+        let externals = self.externals();
+        lock(&self.live).get(&lease.id).is_some_and(|external| {
+            let role = externals.role(&external.ca, &external.peer.certificate);
+            externals.knows(&external.ca, external.peer.path.last())
+                && role.as_ref() == Some(&lease.role)
+        })
+    }
+}

@@ -12,7 +12,8 @@ fn the_corpus_of_certificates_and_status_requests_holds() {
     let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
     for (name, target) in status::TARGETS {
         let mut inputs: Vec<Vec<u8>> = std::fs::read_dir(corpus.join(name))
-            .unwrap()
+            .into_iter()
+            .flatten()
             .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
             .collect();
         let seeds = status::seeds();

@@ -3,15 +3,19 @@
 use std::sync::{Arc, OnceLock};
 
 use pki::store::MemoryStore;
-use pki::validate::verify_peer;
+use pki::validate::{RevocationList, Standing, StatusQuestion, questions, verify_peer};
 use pki::{Authority, IkeId, OcspStatus, Options, ServerNames, Settings, UnixTime};
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets of this module.
-pub const TARGETS: [Target; 2] =
-    [("ocsp-request", fuzz_ocsp_request), ("peer-chain", fuzz_peer_chain)];
+pub const TARGETS: [Target; 4] = [
+    ("ocsp-request", fuzz_ocsp_request),
+    ("peer-chain", fuzz_peer_chain),
+    ("ocsp-answer", fuzz_ocsp_answer),
+    ("crl", fuzz_crl),
+];
 
 const NOW: UnixTime = UnixTime::from_secs(1_795_305_600);
 
@@ -50,6 +54,28 @@ pub fn fuzz_peer_chain(data: &[u8]) {
     }
 }
 
+/// A question about the gateway's own certificate.
+fn question() -> StatusQuestion {
+    let server = authority().server_identity(&ServerNames::new("gw.example.com"), NOW);
+    questions(&server.expect("a certificate is issued").chain).remove(0)
+}
+
+/// A responder's answer: what is altered proves nothing else than what was signed.
+pub fn fuzz_ocsp_answer(data: &[u8]) {
+    if let Ok(standing) = question().answer(data, NOW) {
+        assert!(matches!(standing, Standing::Good { .. }), "nothing here was ever revoked");
+    }
+}
+
+/// A revocation list.
+pub fn fuzz_crl(data: &[u8]) {
+    if let Ok(list) = RevocationList::parse(data.to_vec())
+        && let Ok(standing) = question().listed(&list, NOW)
+    {
+        assert!(matches!(standing, Standing::Good { .. }), "nothing here was ever revoked");
+    }
+}
+
 /// Seeds: name, target and octets that reach deep.
 pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let server = authority().server_identity(&ServerNames::new("gw.example.com"), NOW);
@@ -59,5 +85,11 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         octets.extend(u16::try_from(der.len()).unwrap_or(u16::MAX).to_be_bytes());
         octets.extend(der);
     }
-    vec![("peer-chain", "gateway", octets)]
+    let answer = authority().ocsp_for(&chain[0], NOW).expect("the store is there");
+    let list = authority().crl(NOW).expect("the store is there").der;
+    vec![
+        ("peer-chain", "gateway", octets),
+        ("ocsp-answer", "good", answer.expect("the certificate is ours")),
+        ("crl", "empty", list),
+    ]
 }

@@ -24,6 +24,9 @@ const LIST: &str = "http://10.20.0.10:8090/corp.crl";
 /// Where its OCSP responder listens.
 const RESPONDER: &str = "http://10.20.0.10:8888";
 
+/// The name of a client that has certificates of two CAs.
+const BOTH: &str = "both.corp.example";
+
 /// Key and certificate of a client.
 type Pair = (PathBuf, PathBuf);
 
@@ -45,13 +48,15 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
     let sales = issue(&corp, "sales", "Sales")?;
     let revoked = issue(&corp, "revoked", "CI")?;
     let stranger = issue(&other, "stranger", "CI")?;
+    let both = |ca: &Authority, name: &str| ca.issue(name, &subject("CI", name), BOTH, P256, &list);
+    let (ours, theirs) = (both(&corp, "ours")?, both(&other, "theirs")?);
     let under_sub =
         sub.issue("undersub", &subject("CI", "undersub"), "undersub.corp.example", P256, &[])?;
     let under_old = issue(&old, "underold", "CI")?;
     let too_long = issue(&below, "toolong", "CI")?;
 
     let settings = Settings {
-        sections: format!(
+        more: format!(
             "\n[[role.match]]\nca = \"corp\"\nsubject = \"C=CH, O=*, OU=CI, CN=*\"\n\n\
              [[ca]]\nname = \"corp\"\ncertificate = \"{}\"\nrevocation = \"soft\"\nrefresh = \"5s\"\n",
             corp.cert.display()
@@ -88,7 +93,7 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
     lab.step("a sub-CA sent along");
     accepted(&scene, &charon, &[("undersub", &under_sub)])?;
     lab.step("two certificates: the client chooses the one whose CA the gateway asks for");
-    accepted(&scene, &charon, &[("stranger", &stranger), ("good", &good)])?;
+    accepted(&scene, &charon, &[("theirs", &theirs), ("ours", &ours)])?;
 
     for (what, name, pair, says) in [
         ("another unit", "sales", &sales, "matches no role"),
@@ -132,7 +137,7 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
     let line = |pair: &Pair, revoked: bool| -> Result<String> {
         let (state, since) = if revoked { ("R", "260101000000Z,keyCompromise") } else { ("V", "") };
         let serial = pkitool::serial(&pair.1)?.to_ascii_uppercase();
-        Ok(format!("{state}\t491231235959Z\t{since}\t{serial}\tunknown\t/CN=x\n"))
+        Ok(format!("{state}\t491231235959Z\t{since}\t{serial}\tunknown\t/CN={serial}\n"))
     };
     let text = [line(&good, false)?, line(&revoked, true)?, line(&silent, false)?].concat();
     fs::write(&index, text + &line(&late, false)?)?;
@@ -144,7 +149,7 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
             corp.cert.display()
         )
     };
-    let settings = Settings { sections: section("strict"), ..Settings::default() };
+    let settings = Settings { more: section("strict"), ..Settings::default() };
     let scene = Scene::new(lab, Shape { runners: 2, ..Shape::default() }, &settings)?;
     let mut responder = scene.world.private.command("openssl");
     responder.args(["ocsp", "-port", "8888", "-nmin", "1"]).arg("-index").arg(&index);
@@ -152,7 +157,7 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
     let log = lab.path("responder.log");
     let mut responder = Process::start(lab, "responder", responder, &log)?;
     wait::holds(lab, "the responder to listen", Duration::from_secs(5), || {
-        Ok(std::fs::read_to_string(&log).unwrap_or_default().contains("waiting for"))
+        Ok(std::fs::read_to_string(&log).unwrap_or_default().contains("ACCEPT"))
     })?;
     let host = scene.world.runner().clone();
     // The gateway's answer may take its time: the client waits for it.
@@ -205,9 +210,8 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
     let text = fs::read_to_string(scene.gateway.config())?;
     fs::write(scene.gateway.config(), text.replace("\"strict\"", "\"soft\""))?;
     scene.gateway.told(&["reload"])?;
-    accepted(&scene, &charon, &[("late", &late)])?;
     second.terminate("net")?;
-    scene.no_sas(Duration::from_secs(5))?;
+    accepted(&scene, &charon, &[("late", &late)])?;
     scene.finish()
 }
 
@@ -232,6 +236,7 @@ fn load(charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<()> {
         remote_addr: GATEWAY.to_owned(),
         vips: vec!["0.0.0.0".to_owned()],
         cert: files.join(","),
+        local_id: if pairs.len() > 1 { BOTH.to_owned() } else { String::new() },
         remote_id: ID.to_owned(),
         remote_ts: PRIVATE_NET.to_owned(),
         ..Connection::default()

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use support::{Host, in_namespace, sh, succeeds};
 use xfrm::PlaneError;
 use xfrm::enforcer::{PacketFilter, TunnelAddressing};
-use xfrm::model::{AllowRule, LeaseFilter, PlaneKind, RoleFilter, TunnelNetwork};
+use xfrm::model::{AllowRule, LeaseFilter, PlaneKind, RoleFilter, SiteFilter, TunnelNetwork};
 use xfrm::nft::{Firewall, FirewallConfig};
 use xfrm::route::TunnelNet;
 
@@ -509,4 +509,81 @@ fn binds_ten_thousand_leases_at_an_even_cost() {
         assert_eq!(firewall.counters().unwrap().leases.len(), 9_500);
         firewall.remove().unwrap();
     });
+}
+
+/// A site with a network of each family behind it.
+fn site(name: &str, remote: &[&str]) -> SiteFilter {
+    let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
+    SiteFilter {
+        site: name.to_owned(),
+        local: nets(&["10.20.0.0/16", "fd20::/64"]),
+        remote: nets(remote),
+        allow: vec![AllowRule {
+            destination: "10.20.0.10/32".parse().unwrap(),
+            protocol: Some(6),
+            ports: Some((443, 443)),
+        }],
+    }
+}
+
+fn site_lease(reqid: u32, name: &str, remote: &[&str]) -> LeaseFilter {
+    let networks = remote.iter().map(|net| net.parse().unwrap()).collect();
+    LeaseFilter { reqid, addresses: Vec::new(), networks, role: name.to_owned() }
+}
+
+#[test]
+fn sites_are_bound_and_replaced_in_either_plane() {
+    const REMOTE: [&str; 2] = ["10.30.0.0/16", "fd30::/64"];
+    for plane in [PlaneKind::Userspace, PlaneKind::Kernel] {
+        in_namespace(|| {
+            let sites = vec![site("office", &REMOTE)];
+            let config = FirewallConfig { plane, sites, ..config(false) };
+            let mut firewall = Firewall::install(&config).unwrap();
+            let lease = site_lease(77, "office", &REMOTE);
+            let listed = || sh("nft --stateless list table inet runnel");
+            assert!(listed().contains("ip saddr 10.30.0.0/16 counter name \"drop_spoofed\" drop"));
+            assert!(!listed().contains("10.30.0.0/16 : jump sin.office"), "not before it is bound");
+
+            firewall.bind(&lease).unwrap();
+            let text = listed();
+            for element in [
+                "10.30.0.0/16 : jump sin.office",
+                "fd30::/64 : jump sin.office",
+                "10.30.0.0/16 : jump sloc.office",
+                "10.30.0.0/16 : jump sout.office",
+            ] {
+                assert!(text.contains(element), "{element} is not in {text}");
+            }
+            assert_eq!(text.contains("ipsec in reqid != @sreq.office"), plane == PlaneKind::Kernel);
+
+            // Nobody else gets its networks, and it does not go while it is bound.
+            let other = site_lease(78, "office", &REMOTE);
+            assert!(matches!(firewall.bind(&other), Err(PlaneError::Conflict(_))));
+            assert!(matches!(firewall.replace_sites(&[]), Err(PlaneError::Conflict(_))));
+
+            // What it may open changes while it is bound.
+            let mut wider = site("office", &REMOTE);
+            wider.allow[0].ports = Some((8443, 8443));
+            let mut second = site("branch", &["10.40.0.0/16"]);
+            second.allow.clear();
+            firewall.replace_sites(&[wider, second]).unwrap();
+            let text = listed();
+            assert!(text.contains("tcp dport 8443") && !text.contains("tcp dport 443"), "{text}");
+            assert!(text.contains("10.30.0.0/16 : jump sin.office"), "{text}");
+            assert!(text.contains("ip saddr 10.40.0.0/16 counter name \"drop_spoofed\" drop"));
+            assert!(!firewall.ensure().unwrap(), "our own change is no damage");
+
+            // What somebody removes comes back, elements included.
+            sh("nft delete table inet runnel");
+            assert!(firewall.ensure().unwrap());
+            assert!(listed().contains("10.30.0.0/16 : jump sout.office"));
+
+            firewall.unbind(&lease).unwrap();
+            firewall.unbind(&lease).unwrap();
+            assert!(!listed().contains("jump sin.office"));
+            firewall.replace_sites(&[]).unwrap();
+            let text = listed();
+            assert!(!text.contains("office") && !text.contains("10.30.0.0/16"), "{text}");
+        });
+    }
 }

@@ -105,6 +105,12 @@ pub const ALL: &[Entry] = &[
         "gateway to gateway: two Runnels, both directions, restart of one, reload",
         sites::runnel,
     ),
+    entry("site-psk", "gateway to gateway: a shared key, first a wrong one", sites::shared_key),
+    entry(
+        "site-own-ca",
+        "gateway to gateway: a gateway that enrolled with us, and its revocation",
+        sites::own_authority,
+    ),
     entry(
         "site-strongswan-initiator",
         "gateway to gateway: strongSwan connects to a site",

@@ -7,13 +7,14 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::scene::ping;
+use super::scene::{Scene, ping};
 use crate::lab::capture::Capture;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, ID, Settings};
@@ -226,6 +227,90 @@ pub(super) fn runnel(lab: &Lab) -> Result<()> {
     }
     sound(&mut there, lab)?;
     sound(&mut here, lab)
+}
+
+/// Two Runnels that share a key instead of certificates.
+pub(super) fn shared_key(lab: &Lab) -> Result<()> {
+    let world = World::new(lab, Shape::default())?;
+    let branch = branch(&world)?;
+    let store = Server::start(&world.private, world.store())?;
+    let key = |name: &str, text: &str| -> Result<PathBuf> {
+        let path = lab.path(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(path)
+    };
+    let right = key("right.psk", "correct horse battery staple, and more\n")?;
+    let wrong = key("wrong.psk", "something else that is long enough too\n")?;
+    let section = |name: &str, id: &str, psk: &Path, sides: [&str; 2], more: &str| {
+        format!(
+            "[[site]]\nname = \"{name}\"\nid = \"{id}\"\npsk_file = {psk:?}\n\
+             local_networks = [\"{}\"]\nremote_networks = [\"{}\"]\n{more}\n",
+            sides[0], sides[1]
+        )
+    };
+    let allow = format!("allow = [\"{STORE}/icmp\", \"{STORE}:8081/tcp\"]");
+    let here = section("branch", OTHER_ID, &right, [PRIVATE_NET, BRANCH_NET], &allow);
+    let settings = Settings { more: here, ..Settings::default() };
+    let allow =
+        format!("remote = \"{GATEWAY}\"\nallow = [\"{BRANCH}/icmp\", \"{BRANCH}:8081/tcp\"]");
+    let there = |psk: &Path| Settings {
+        id: OTHER_ID.to_owned(),
+        addresses: vec!["10.88.0.0/16".to_owned()],
+        allow: vec![BRANCH.to_owned()],
+        more: section("office", ID, psk, [BRANCH_NET, PRIVATE_NET], &allow),
+        ..Settings::default()
+    };
+    let mut gateway = Gateway::start(&world.gateway, &settings)?;
+    let mut other = Gateway::start(world.runner(), &there(&wrong))?;
+    wait::holds(lab, "the wrong key to be refused", SOON, || {
+        Ok(!gateway.refusals()?.is_empty() && gateway.sas()?.is_empty())
+    })?;
+    no_traffic(&world, &branch)?;
+
+    lab.step("the right key");
+    other.reload(&there(&right))?;
+    let seen = connected(lab, &other, "office", SOON)?;
+    if !seen["lease"].as_str().is_some_and(|lease| lease.starts_with("s-")) {
+        bail!("the site has no lease: {seen}");
+    }
+    traffic(&world, &branch, &store)?;
+    sound(&mut other, lab)?;
+    sound(&mut gateway, lab)
+}
+
+/// A gateway that enrolled with us like a runner: its certificate's lease is the site's.
+pub(super) fn own_authority(lab: &Lab) -> Result<()> {
+    let settings = Settings::default();
+    let scene = Scene::new(lab, Shape::default(), &settings)?;
+    let branch = branch(&scene.world)?;
+    let host = scene.world.runner().clone();
+    let credentials = scene.enrol(&host, "enrolled", P256)?;
+    let lease = scene.gateway.lease(&credentials.serial)?;
+    let name = lease["dns"].as_str().context("the lease has no DNS name")?.to_owned();
+    let more = format!(
+        "[[site]]\nname = \"branch\"\nid = \"{name}\"\n\
+         local_networks = [\"{PRIVATE_NET}\"]\nremote_networks = [\"{BRANCH_NET}\"]\n\
+         allow = [\"{STORE}/icmp\", \"{STORE}:8081/tcp\"]\n"
+    );
+    scene.gateway.reload(&Settings { more, ..settings })?;
+    let charon = scene.runner(&host, &credentials, |connection| {
+        connection.vips.clear();
+        connection.local_id = name.clone();
+        connection.local_ts = BRANCH_NET.to_owned();
+    })?;
+    charon.initiate("net")?;
+    let seen = connected(lab, &scene.gateway, "branch", SOON)?;
+    if seen["lease"] != lease["id"] {
+        bail!("the site has lease {}, its certificate {}", seen["lease"], lease["id"]);
+    }
+    traffic(&scene.world, &branch, &scene.store)?;
+    scene.gateway.told(&["cert", "revoke", &credentials.serial])?;
+    if !scene.gateway.sas()?.is_empty() || charon.try_initiate("net")?.ok() {
+        bail!("a revoked gateway is let in");
+    }
+    no_traffic(&scene.world, &branch)?;
+    scene.finish()
 }
 
 /// strongSwan with a certificate of its own authority on the other side.

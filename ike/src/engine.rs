@@ -2,7 +2,7 @@
 //! `exchange`; what is kept, in `sa`.
 
 mod complete;
-mod receive;
+pub(crate) mod receive;
 
 use std::collections::BTreeSet;
 

@@ -106,7 +106,7 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
                 advance(ctx, sa);
             }
         }
-        Purpose::Puzzle => init::solved(ctx, sa, answer!(SolvePuzzle)),
+        Purpose::Puzzle(number) => init::solved(ctx, sa, number, answer!(SolvePuzzle)),
         Purpose::Use(_) => dpd::used(ctx, sa, answer!(QueryUse)),
         Purpose::Activate(_) | Purpose::Move(_) | Purpose::Nothing | Purpose::Remove { .. } => {}
     }

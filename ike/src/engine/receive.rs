@@ -20,7 +20,7 @@ use crate::wire::{
 /// request from addresses of others has us send no more.
 const STRAY_INTERVAL: Duration = Duration::from_secs(1);
 
-fn may_stray(last: &mut Option<Timestamp>, ctx: &Ctx) -> bool {
+pub(crate) fn may_stray(last: &mut Option<Timestamp>, ctx: &Ctx) -> bool {
     let now = ctx.now.mono;
     let may = last.is_none_or(|last| now.since(last) >= STRAY_INTERVAL);
     if may {
@@ -192,12 +192,14 @@ impl Engine {
                     TimerKind::Reassembly,
                     header.flags.response.into(),
                 ));
+                // An old answer is authentic, too: until the ids are agreed on, it is no sign of
+                // life and tells nothing of where the peer is.
+                if header.flags.response && sync::waiting(sa) && !sync::fits(sa, &opened) {
+                    return;
+                }
                 sa.last_heard = ctx.now.mono;
                 mobility::seen(ctx, sa, path);
                 if header.flags.response {
-                    if sync::waiting(sa) && !sync::fits(sa, &opened) {
-                        return;
-                    }
                     sa.unfinished = sa.window.answered();
                     sa.inbox.clear(true);
                     ctx.timers.cancel(TimerKey::new(id, TimerKind::Retransmit));

@@ -11,7 +11,7 @@ use crate::event::{Blame, CloseReason};
 use crate::exchange::{about, send_request};
 use crate::io::Datagram;
 use crate::sa::context::{Ctx, refusal};
-use crate::sa::{IkeSa, Path, lifecycle};
+use crate::sa::{IkeSa, Path, Phase, lifecycle};
 use crate::wire::{ExchangeType, Flags, Header, IkeSpi, Message, Notify, NotifyType, Payloads};
 
 /// Keeps these tokens apart from anything else made with the secret.
@@ -22,6 +22,9 @@ const MAX_TOKEN: usize = 256;
 
 /// Octets of a token at least.
 const MIN_TOKEN: usize = 16;
+
+/// Tokens looked at in one answer.
+const MAX_SHOWN: usize = 4;
 
 /// Our token for an IKE SA, when we make tokens.
 pub(crate) fn token(ctx: &Ctx, spis: (IkeSpi, IkeSpi)) -> Option<Vec<u8>> {
@@ -95,18 +98,33 @@ pub(crate) fn unknown(engine: &mut Engine, datagram: &Datagram, header: &Header)
     }
 }
 
+/// Whether a token is among those shown. There may be several: who does not know which of its
+/// secrets made the SA's shows what each makes (RFC 6290 4.1).
+fn shows(payloads: &Payloads, known: &[u8]) -> bool {
+    payloads
+        .notifies()
+        .filter(|notify| notify.kind == NotifyType::QuickCrashDetection)
+        .take(MAX_SHOWN)
+        .any(|notify| constant_time_eq(&notify.data, known))
+}
+
 /// An unprotected answer: the peer's token in it proves that the peer has lost the SA.
 pub(crate) fn process_unprotected(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagram) {
+    // What ends already is not ended again, however often the token is shown.
+    if !matches!(sa.phase, Phase::Established | Phase::Rekeyed) {
+        return;
+    }
     let Some(known) = sa.peer_token.as_deref() else {
         return;
     };
     let shown = Message::parse(&datagram.payload)
         .ok()
         .filter(|message| message.header.flags.response)
-        .and_then(|message| told(&message.payloads));
-    if !shown.is_some_and(|shown| constant_time_eq(&shown, known)) {
+        .is_some_and(|message| shows(&message.payloads, known));
+    if !shown {
         return;
     }
+    sa.peer_token = None;
     let refused = refusal(
         Blame::Incompatible,
         Some(NotifyType::InvalidIkeSpi),

@@ -127,7 +127,8 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         (Some(Task::Routability(probe)), Phase::Established) => {
             mobike::process_probe_response(ctx, sa, &probe, &payloads);
         }
-        (Some(Task::Synchronise), Phase::Established) => {
+        // Whatever follows, DELETE too, goes on from the ids agreed on.
+        (Some(Task::Synchronise), _) => {
             sync::process_response(ctx, sa, &payloads);
         }
         (None, Phase::Established) => {

@@ -6,6 +6,7 @@
 //! show that it is fresh: a request must name ids above all that was seen, and an answer must
 //! carry our nonce. Silence is the only refusal there is.
 
+use crate::engine::receive::may_stray;
 use crate::exchange::{Task, advance, create_child, seal, transmit};
 use crate::io::TimerKind;
 use crate::sa::context::Ctx;
@@ -82,9 +83,22 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         return;
     };
     sa.window.jump(said.next_receive, said.next_send);
-    // The peer may have made the child that was asked for when we stopped.
-    if let Some(Some(spi)) = sa.orphan.take() {
+    delete_orphan(ctx, sa);
+}
+
+/// The peer may have made the child that was asked for when we stopped.
+fn delete_orphan(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if let Some(Some(spi)) = sa.orphan.take()
+        && sa.is_established()
+    {
         create_child::delete_orphan(ctx, sa, spi);
+    }
+}
+
+/// Nobody waits for the answer any more.
+pub(crate) fn give_up(sa: &mut IkeSa) {
+    if let Some(sync) = &mut sa.sync {
+        sync.asked = None;
     }
 }
 
@@ -116,7 +130,8 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, frame: &Frame, path
         return true;
     }
     if let Some((last, packets)) = repeated {
-        if *last == told {
+        // Whoever replays it from addresses of others has us send no more.
+        if *last == told && (path == sa.path || may_stray(&mut sa.strayed, ctx)) {
             let packets = packets.clone();
             transmit(ctx, path, packets);
         }
@@ -167,6 +182,7 @@ fn answer(ctx: &mut Ctx, sa: &mut IkeSa, told: MessageIdSync, path: Path) {
         // It was sent before our own restart.
         None => {
             sa.active = None;
+            delete_orphan(ctx, sa);
             sa.enqueue(Task::Liveness);
             advance(ctx, sa);
         }

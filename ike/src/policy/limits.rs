@@ -8,7 +8,9 @@
 //!
 //! Against many sources that each hold little, shares do not help. Then a peer is also asked to
 //! solve a puzzle, the harder the fuller the table is (RFC 8019 7.1): who solved one takes the
-//! place of who did not, or solved an easier one. Who cannot is served while there is room.
+//! place of who did not, or solved an easier one. Only a solution as hard as the table now asks
+//! for counts, and only within the source's share: work buys a place among equals, never more than
+//! others may hold. Who cannot solve is served while there is room.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -36,6 +38,9 @@ const PUZZLE_QUARTERS: usize = 3;
 /// Zero bits asked for from then on, and when the table is full: some milliseconds and some tenths
 /// of a second of a peer's time.
 const PUZZLE_BITS: (u8, u8) = (10, 16);
+
+/// How many half-open SAs are looked at for one that gives way to a solution.
+const CANDIDATES: usize = 256;
 
 /// Who is counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -125,15 +130,41 @@ impl HalfOpen {
     ) -> Admission {
         let own = self.of.get(&source).map_or(0, Held::len);
         let fair = self.gives_way_to(source, own);
-        if !proof.cookie && (self.cookie_mode(limits) || own >= self.share(limits, now, source)) {
+        let within = own < self.share(limits, now, source);
+        if !proof.cookie && (self.cookie_mode(limits) || !within) {
             let puzzle = if fair.is_none() { self.difficulty(limits) } else { None };
             return Admission::Cookie { puzzle };
         }
         if self.owner.len() < limits.max_half_open {
             return Admission::Accept;
         }
-        let easier = self.by_effort.first().filter(|(effort, _)| *effort < proof.effort);
-        fair.or(easier.map(|(_, id)| *id)).map_or(Admission::Drop, Admission::Evict)
+        let hard = self.difficulty(limits).is_some_and(|asked| proof.effort >= asked);
+        let easier = || {
+            if within && hard { self.easier(limits, now, source, own, proof.effort) } else { None }
+        };
+        fair.or_else(easier).map_or(Admission::Drop, Admission::Evict)
+    }
+
+    /// What took less effort, of a source that holds no less than this one would then, and no
+    /// proven one within its share.
+    fn easier(
+        &self,
+        limits: &Limits,
+        now: Timestamp,
+        source: Source,
+        own: usize,
+        effort: u8,
+    ) -> Option<IkeSaId> {
+        let least = self.weight(source, own.saturating_add(1));
+        let candidates = self.by_effort.iter().take_while(|(other, _)| *other < effort);
+        candidates.take(CANDIDATES).map(|(_, id)| *id).find(|id| {
+            self.owner.get(id).is_some_and(|(victim, _)| {
+                let held = self.of.get(victim).map_or(0, Held::len);
+                let safe =
+                    self.proven.contains_key(victim) && held <= self.share(limits, now, *victim);
+                !safe && self.weight(*victim, held) >= least
+            })
+        })
     }
 
     /// What the greediest source can give to one that holds less.
@@ -171,11 +202,13 @@ impl HalfOpen {
         self.asking
     }
 
-    /// Counts a new half-open SA, which took its peer so much effort.
+    /// Counts a new half-open SA, which took its peer so much effort; less than is ever asked for
+    /// is none.
     pub fn add(&mut self, sa: IkeSaId, source: Source, effort: u8) {
         if self.owner.contains_key(&sa) {
             return;
         }
+        let effort = if effort < PUZZLE_BITS.0 { 0 } else { effort };
         self.owner.insert(sa, (source, effort));
         self.by_effort.insert((effort, sa));
         self.change(source, |half_open| {
@@ -410,19 +443,56 @@ mod tests {
     fn who_solved_a_puzzle_takes_the_place_of_who_did_not() {
         let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
         let mut held = spread(10);
-        let solved = Proof { cookie: true, effort: 12 };
+        let solved = Proof { cookie: true, effort: 16 };
 
         assert_eq!(held.admit(&limits, T, A, COOKIE), Admission::Drop);
         assert_eq!(held.admit(&limits, T, A, solved), Admission::Evict(IkeSaId(0)));
         held.remove(IkeSaId(0));
-        held.add(IkeSaId(50), A, 12);
+        held.add(IkeSaId(50), A, 16);
         // Not in the way of a peer that solved as hard a one.
         for id in 1..10 {
             held.authenticating(IkeSaId(id), true);
         }
         assert_eq!(held.admit(&limits, T, B, solved), Admission::Drop);
-        let harder = Proof { cookie: true, effort: 13 };
+        let harder = Proof { cookie: true, effort: 17 };
         assert_eq!(held.admit(&limits, T, B, harder), Admission::Evict(IkeSaId(50)));
+    }
+
+    #[test]
+    fn a_solution_easier_than_asked_for_moves_nobody() {
+        let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
+        for effort in 1..16 {
+            let lazy = Proof { cookie: true, effort };
+            assert_eq!(spread(10).admit(&limits, T, A, lazy), Admission::Drop, "{effort}");
+        }
+    }
+
+    #[test]
+    fn solutions_do_not_lift_a_source_over_its_share_or_over_others() {
+        let solved = Proof { cookie: true, effort: 16 };
+        let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
+        let mut held = spread(9);
+        held.add(IkeSaId(50), A, 16);
+        assert_eq!(held.admit(&limits, T, A, solved), Admission::Drop, "its share is one");
+
+        // Where the share is larger, those that hold less than he would keep what they have.
+        let limits = Limits { cookie_threshold: 8, max_half_open: 10, ..Limits::default() };
+        assert_eq!(held.admit(&limits, T, A, solved), Admission::Drop);
+        assert_eq!(held.admit(&limits, T, B, solved), Admission::Evict(IkeSaId(0)));
+    }
+
+    #[test]
+    fn a_proven_source_within_its_share_does_not_give_way_to_solutions() {
+        let solved = Proof { cookie: true, effort: 16 };
+        let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
+        let mut held = spread(9);
+        held.add(IkeSaId(50), B, 0);
+        held.authenticated(B, T);
+        (1..9).for_each(|id| held.authenticating(IkeSaId(id), true));
+
+        assert_eq!(held.admit(&limits, T, A, solved), Admission::Evict(IkeSaId(0)));
+        held.authenticating(IkeSaId(0), true);
+        assert_eq!(held.admit(&limits, T, A, solved), Admission::Drop);
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub(crate) enum Purpose {
     InitKeyPair,
     /// g^ir of IKE_SA_INIT.
     InitSecret,
-    /// The solution of the responder's puzzle.
-    Puzzle,
+    /// The solution of the responder's puzzle with this number.
+    Puzzle(u64),
     /// Our AUTH signature.
     Sign,
     /// The peer's chain and AUTH signature.

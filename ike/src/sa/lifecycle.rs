@@ -68,11 +68,13 @@ pub(crate) fn keepalive(ctx: &mut Ctx, sa: &IkeSa) {
 /// Ends an IKE SA, whatever its phase.
 pub(crate) fn close(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason, tell: Tell) {
     match &sa.phase {
-        Phase::Closing | Phase::Lingering => {
-            if tell == Tell::Nobody {
-                linger(ctx, sa, ctx.config.timers.tombstone);
-            }
+        Phase::Closing if tell == Tell::Nobody => {
+            // Never longer than it was to be.
+            let left = ctx.timers.at(TimerKey::new(sa.id, TimerKind::Tombstone));
+            let left = left.map_or(Duration::MAX, |at| at.since(ctx.now.mono));
+            linger(ctx, sa, left.min(ctx.config.timers.tombstone));
         }
+        Phase::Closing | Phase::Lingering => {}
         Phase::InitSent(_) | Phase::HalfOpen(_) => {
             exchange::init::abandon(ctx, sa);
             if sa.is_initiator() {
@@ -154,6 +156,7 @@ pub(crate) fn linger(ctx: &mut Ctx, sa: &mut IkeSa, duration: Duration) {
     sa.active = None;
     sa.tasks.clear();
     sa.window.answered();
+    exchange::sync::give_up(sa);
     let at = ctx.now.mono + duration;
     ctx.timers.set(TimerKey::new(sa.id, TimerKind::Tombstone), at);
 }

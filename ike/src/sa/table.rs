@@ -2,7 +2,7 @@
 //! IKE_SA_INIT request carries.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use crate::io::IkeSaId;
 use crate::rng::SaRng;
@@ -11,12 +11,23 @@ use crate::wire::IkeSpi;
 
 /// What makes an IKE_SA_INIT request the same one again (RFC 7296 2.1): the initiator's SPI, its
 /// address and what it says. SPI and address alone are not enough behind a NAT.
+///
+/// What a cookie is bound to comes first, so that in the order all that one cookie made stands
+/// together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct InitKey {
     pub(crate) spi_i: IkeSpi,
-    pub(crate) remote: SocketAddr,
-    /// Of the whole request but the cookie in front of it.
+    pub(crate) ip: IpAddr,
+    pub(crate) nonce: Vec<u8>,
+    pub(crate) port: u16,
+    /// Of the whole request but the cookie and the solution in front of it.
     pub(crate) digest: Vec<u8>,
+}
+
+impl InitKey {
+    fn one_cookie(&self, other: &Self) -> bool {
+        (self.spi_i, self.ip, &self.nonce) == (other.spi_i, other.ip, &other.nonce)
+    }
 }
 
 /// See the module.
@@ -78,6 +89,12 @@ impl SaTable {
     /// The SA that this IKE_SA_INIT request made.
     pub(crate) fn by_init(&self, key: &InitKey) -> Option<IkeSaId> {
         self.by_init.get(key).copied()
+    }
+
+    /// Whether a request with the same cookie, though another one, has made an SA.
+    pub(crate) fn cookie_spent(&self, key: &InitKey) -> bool {
+        let first = InitKey { port: 0, digest: Vec::new(), ..key.clone() };
+        self.by_init.range(first..).next().is_some_and(|(found, _)| found.one_cookie(key))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &IkeSa> {

@@ -1,10 +1,12 @@
 //! Quick crash detection (RFC 6290): a side that has lost its memory proves it with a token.
 
+use std::time::Duration;
+
 use ike::Output;
 use ike::crypto::SecretBytes;
 use ike::event::CloseReason;
 use ike::io::{Command, Datagram, Input};
-use ike::wire::{Flags, Header, Message, NotifyType, Writer};
+use ike::wire::{Flags, Header, Message, Notify, NotifyType, Payload, Writer};
 
 use crate::harness::*;
 
@@ -42,6 +44,41 @@ fn a_client_learns_at_once_that_the_server_has_lost_its_sas() {
     assert_eq!(pair.client.ends(), [CloseReason::PeerDead]);
     assert_eq!(pair.client.codes(), ["peer_restarted"]);
     assert_eq!(pair.client.inbound(), Vec::<u32>::new());
+}
+
+#[test]
+fn a_token_shown_again_neither_reports_nor_keeps_anything() {
+    let mut pair = Pair::connected_with(setup());
+    lose_memory(&mut pair);
+    ask(&mut pair);
+    pair.step();
+    let shown = pair.step().unwrap();
+    assert_eq!(pair.client.codes(), ["peer_restarted"]);
+
+    for _ in 0..pair.client.config.timers.tombstone.as_secs() {
+        pair.deliver(shown.clone());
+        pair.wait(Duration::from_secs(1));
+    }
+
+    assert_eq!(pair.client.codes(), ["peer_restarted"]);
+    assert_eq!(pair.client.engine.sas().count(), 0);
+}
+
+#[test]
+fn the_right_token_may_stand_beside_others() {
+    let mut pair = Pair::connected_with(setup());
+    lose_memory(&mut pair);
+    ask(&mut pair);
+    pair.step();
+    let mut shown = pair.lose();
+    let mut message = Message::parse(&shown.datagram.payload).unwrap();
+    let other = Notify::with_data(NotifyType::QuickCrashDetection, vec![9; 32]);
+    message.payloads.push_front(Payload::Notify(other));
+    shown.datagram.payload = message.encode().unwrap();
+
+    pair.deliver(shown);
+
+    assert_eq!(pair.client.ends(), [CloseReason::PeerDead]);
 }
 
 #[test]

@@ -35,4 +35,5 @@ mod rekey_child;
 mod rekey_ike;
 mod restart;
 mod sites;
+mod solutions;
 mod synchronise;

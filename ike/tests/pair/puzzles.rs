@@ -8,7 +8,7 @@ use ike::wire::{Message, NotifyType, Payload, PayloadType};
 use crate::harness::*;
 
 /// Places for half-open SAs.
-const PLACES: usize = 8;
+pub const PLACES: usize = 8;
 
 /// A server whose places are all taken by as many sources, and a client that has yet to ask.
 fn besieged() -> Pair {
@@ -16,6 +16,12 @@ fn besieged() -> Pair {
     setup.server.limits.cookie_threshold = 2;
     setup.server.limits.max_half_open = PLACES;
     let mut pair = setup.build();
+    besiege(&mut pair);
+    pair
+}
+
+/// Takes every place of the server, each for another source.
+pub fn besiege(pair: &mut Pair) {
     for host in 1..=PLACES {
         let mut target = pair.target.clone();
         target.local = address(&format!("203.0.113.{host}"), 500);
@@ -41,7 +47,6 @@ fn besieged() -> Pair {
         assert_eq!(pair.server.engine.stats().half_open, host, "after {before:?}");
     }
     pair.client.hold = |_| false;
-    pair
 }
 
 #[test]

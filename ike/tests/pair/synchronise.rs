@@ -278,3 +278,59 @@ fn time_passes_while_nobody_answers() {
     pair.run();
     assert_both_talk(&mut pair);
 }
+
+#[test]
+fn an_old_answer_from_elsewhere_moves_nothing() {
+    let nat = Some(Nat { public: "203.0.113.1".parse().unwrap(), offset: 10_000 });
+    let mut pair = Setup::new().quiet().build();
+    pair.nat = nat;
+    pair.initiate();
+    pair.run();
+    pair.assert_connected();
+    pair.restart(Side::Server);
+    pair.step();
+    let mut answered = pair.step().unwrap();
+    pair.run();
+    let before = pair.server.established()[0].remote;
+    assert_eq!(before, address("203.0.113.1", 14_500));
+
+    pair.restart(Side::Server);
+    let asked = pair.lose();
+    answered.datagram.remote = address("203.0.113.66", 4500);
+    pair.deliver(answered);
+
+    assert_eq!(pair.server.established()[0].remote, before);
+    pair.deliver(asked);
+    pair.run();
+    assert_both_talk(&mut pair);
+}
+
+#[test]
+fn an_sa_closed_before_the_ids_are_agreed_on_is_deleted_at_both_ends() {
+    let mut pair = Pair::connected();
+    pair.restart(Side::Server);
+    let id = pair.server.established()[0].id;
+    pair.command(Side::Server, Command::CloseIkeSa(id, CloseReason::Operator));
+
+    pair.run_for(Duration::from_secs(20));
+
+    assert_eq!(pair.client.ends(), [CloseReason::PeerDeleted]);
+    pair.assert_nothing_installed();
+    assert_eq!(pair.server.engine.stats().retransmissions, 0, "each request had its answer");
+}
+
+#[test]
+fn a_replayed_question_is_not_reflected_at_will() {
+    let mut pair = Pair::connected();
+    pair.restart(Side::Server);
+    let asked = pair.step().unwrap();
+    pair.run();
+
+    for port in 1..100 {
+        let mut replayed = asked.clone();
+        replayed.datagram.remote = address("203.0.113.66", port);
+        pair.deliver(replayed);
+    }
+
+    assert!(pair.wire.len() <= 1, "{} answers", pair.wire.len());
+}

@@ -37,8 +37,8 @@ pub(crate) struct InitSent {
     cookie: Option<Vec<u8>>,
     /// The solution of the puzzle about the cookie (RFC 8019).
     solution: Option<Vec<u8>>,
-    /// A cookie whose puzzle is being solved.
-    solving: Option<Vec<u8>>,
+    /// A cookie whose puzzle is being solved, and the work's number.
+    solving: Option<(u64, Vec<u8>)>,
     /// NAT detection, drawn once: a restart changes nothing but what it is for (RFC 7296 2.6).
     natd: Option<Payloads>,
     pub(super) request: Vec<u8>,
@@ -170,19 +170,28 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
     let restartable = init.restarts < MAX_RESTARTS;
     if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
         // The one in use again is a late copy of the answer that gave it.
-        let known = [&init.cookie, &init.solving];
+        let solving = init.solving.as_ref().map(|(_, cookie)| cookie);
+        let known = [init.cookie.as_ref(), solving];
         let new = !known.into_iter().flatten().any(|known| *known == cookie.data);
         if new && restartable && (1..=64).contains(&cookie.data.len()) {
-            init.restarts = init.restarts.saturating_add(1);
-            init.hint = None;
             let puzzle = payloads
                 .notify(NotifyType::Puzzle)
                 .and_then(|notify| Puzzle::read(&notify.data, &cookie.data));
-            if let Some(puzzle) = puzzle {
-                init.solving = Some(cookie.data.clone());
-                ctx.act(sa.id, Purpose::Puzzle, Action::SolvePuzzle(puzzle));
+            // One at a time: anyone can set puzzles, and the next answer names the right cookie.
+            if puzzle.is_some() && init.solving.is_some() {
                 return;
             }
+            init.restarts = init.restarts.saturating_add(1);
+            init.hint = None;
+            if let Some(puzzle) = puzzle {
+                let number = ctx.fresh_id();
+                init.solving = Some((number, cookie.data.clone()));
+                // Asking again without the solution would only bring the puzzle again.
+                ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::Retransmit));
+                ctx.act(sa.id, Purpose::Puzzle(number), Action::SolvePuzzle(puzzle));
+                return;
+            }
+            init.solving = None;
             init.cookie = Some(cookie.data.clone());
             init.solution = None;
             send(ctx, sa);
@@ -226,14 +235,15 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
 
 /// A puzzle is solved, or cannot be: then the cookie alone goes back, and we are served when there
 /// is room (RFC 8019 7.1.2).
-pub(crate) fn solved(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+pub(crate) fn solved(ctx: &mut Ctx, sa: &mut IkeSa, number: u64, answer: Result<Vec<u8>, String>) {
     let Phase::InitSent(init) = &mut sa.phase else {
         return;
     };
-    let Some(cookie) = init.solving.take().filter(|_| init.answer.is_none()) else {
+    // Another cookie may have taken the place of the one this puzzle was about.
+    if init.answer.is_some() || init.solving.as_ref().is_none_or(|(asked, _)| *asked != number) {
         return;
-    };
-    init.cookie = Some(cookie);
+    }
+    init.cookie = init.solving.take().map(|(_, cookie)| cookie);
     init.solution = answer.ok();
     // A new key pair may be on its way: its request takes both along.
     if !init.public.is_empty() {

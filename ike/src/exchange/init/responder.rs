@@ -52,7 +52,9 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     // RFC 7296 2.1: the same request again gets the same response, never a second SA.
     let key = InitKey {
         spi_i: header.spi_i,
-        remote: datagram.remote,
+        ip: datagram.remote.ip(),
+        nonce: ni.as_bytes().to_vec(),
+        port: datagram.remote.port(),
         digest: digest(engine.ctx.crypto, payloads, &datagram.payload),
     };
     let source = Source::from(datagram.remote.ip());
@@ -64,12 +66,14 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     if let Some(id) = engine.sas.by_init(&key) {
         return answer_again(engine, id, datagram, proved);
     }
-    let effort = if proved { effort(engine.ctx.crypto, payloads) } else { 0 };
+    // One solution is worth one place, whatever else a request with its cookie says.
+    let worth = proved && !engine.sas.cookie_spent(&key);
+    let effort = if worth { effort(engine.ctx.crypto, payloads) } else { 0 };
     let proof = Proof { cookie: proved, effort };
     let admission =
         engine.ctx.half_open.admit(&engine.ctx.config.limits, engine.ctx.now.mono, source, proof);
-    match admission {
-        Admission::Accept => {}
+    let victim = match admission {
+        Admission::Accept => None,
         Admission::Cookie { puzzle } => {
             let cookie = Notify::cookie(engine.jar.cookie(ni.as_bytes(), ip, spi_i));
             engine.ctx.stats.cookies = engine.ctx.stats.cookies.saturating_add(1);
@@ -81,12 +85,10 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
             let notifies = std::iter::once(cookie).chain(puzzle).collect();
             return answer_with(engine, &datagram, &header, notifies);
         }
-        Admission::Evict(victim) => evict(engine, victim),
+        Admission::Evict(victim) => Some(victim),
         Admission::Drop => return engine.dropped(),
-    }
-    let limits = engine.ctx.config.limits;
-    if engine.sas.len() >= limits.max_ike_sas || engine.ctx.half_open.len() >= limits.max_half_open
-    {
+    };
+    if victim.is_none() && is_full(engine) {
         return engine.dropped();
     }
 
@@ -129,6 +131,13 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         }
         return engine.dropped();
     }
+    // Nobody gives way to a request that is not taken.
+    if let Some(victim) = victim {
+        evict(engine, victim);
+        if is_full(engine) {
+            return engine.dropped();
+        }
+    }
     let kem = group.kind() == KexKind::Kem;
     let (ni, peer_public, method) = (ni.clone(), ke.data.clone(), ke.method);
     let traits = read_traits(&engine.ctx, payloads, &header, Path::of(&datagram));
@@ -140,6 +149,11 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         (source, effort),
         New { traits, ni, peer_public, method, kem, suite: chosen.suite, number: chosen.number },
     );
+}
+
+fn is_full(engine: &Engine) -> bool {
+    let limits = &engine.ctx.config.limits;
+    engine.sas.len() >= limits.max_ike_sas || engine.ctx.half_open.len() >= limits.max_half_open
 }
 
 struct New {
@@ -224,17 +238,26 @@ fn answer_again(engine: &mut Engine, id: IkeSaId, datagram: Datagram, proved: bo
     }
 }
 
-/// A digest of a request without its cookie, which is in front (RFC 7296 2.6). Someone who has
-/// seen a request cannot have us take another one for it.
+/// A digest of a request without its cookie, which is in front (RFC 7296 2.6), and without the
+/// solution that follows (RFC 8019 7.1.2). Someone who has seen a request cannot have us take
+/// another one for it.
 fn digest(crypto: &CryptoProvider, payloads: &Payloads, bytes: &[u8]) -> Vec<u8> {
-    let cookie = match payloads.iter().next() {
+    let mut front = payloads.iter();
+    let cookie = match front.next() {
         Some(Payload::Notify(first)) if first.kind == NotifyType::Cookie => {
             // Generic header, protocol, SPI size and type come before the data.
             first.data.len().saturating_add(first.spi.len()).saturating_add(8)
         }
         _ => 0,
     };
-    let body = bytes.get(HEADER_LEN.saturating_add(cookie)..).unwrap_or_default();
+    let solution = match front.next() {
+        Some(Payload::Unknown { kind: PayloadType::PuzzleSolution, body }) if cookie > 0 => {
+            body.len().saturating_add(4)
+        }
+        _ => 0,
+    };
+    let proofs = cookie.saturating_add(solution);
+    let body = bytes.get(HEADER_LEN.saturating_add(proofs)..).unwrap_or_default();
     crypto.digest(HashFunction::Sha256, &[body])
 }
 

@@ -204,17 +204,24 @@ impl TunnelNet {
     /// Routes the networks of sites that are new, and lets go of those that went.
     fn change_sites(&mut self, link: &Link, sites: &[SiteRoute]) -> Result<(), PlaneError> {
         let former = std::mem::take(&mut self.sites);
-        let new: Vec<IpNet> = sites
+        let new: Vec<SiteRoute> = sites
             .iter()
-            .map(|site| site.network.trunc())
-            .filter(|network| !former.iter().any(|site| site.network.trunc() == *network))
+            .filter(|site| {
+                let network = site.network.trunc();
+                !former.iter().any(|old| old.network.trunc() == network)
+            })
+            .cloned()
             .collect();
-        if let Err(error) = self.check_conflicts(link, "the site's network", &new) {
+        let networks: Vec<IpNet> = new.iter().map(|site| site.network.trunc()).collect();
+        if let Err(error) = self.check_conflicts(link, "the site's network", &networks) {
             self.sites = former;
             return Err(error);
         }
-        self.sites = sites.to_vec();
-        let all = self.all_networks();
+        // Both, until everything is done: a change that fails half-way is tried again by the next
+        // one, and the end removes whatever may be there.
+        self.sites = former.iter().chain(&new).cloned().collect();
+        let pools = self.networks.iter().map(|pool| pool.network.trunc());
+        let all: Vec<IpNet> = pools.chain(sites.iter().map(|site| site.network.trunc())).collect();
         self.ipv6 = all.iter().any(|net| matches!(net, IpNet::V6(_)));
         let ipv4 = all.iter().any(|net| matches!(net, IpNet::V4(_)));
         let metric = unreachable_metric(&self.interface);
@@ -234,6 +241,7 @@ impl TunnelNet {
                 socket.delete_route(network, Target::Unreachable { metric })?;
             }
         }
+        self.sites = sites.to_vec();
         Ok(())
     }
 

@@ -31,9 +31,14 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, JoinError> {
     // It is never closed; without a place the work is done all the same.
     let place = PLACES.acquire().await.ok();
-    let done = spawn_blocking(work).await;
-    drop(place);
-    done
+    // The place goes with the work, not with this future: a client that hangs up ends the one but
+    // not the other.
+    spawn_blocking(move || {
+        let done = work();
+        drop(place);
+        done
+    })
+    .await
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod views;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ike::crypto::SecretBytes;
@@ -89,9 +89,11 @@ pub struct Instance {
     /// Tunnels to other gateways.
     pub sites: Arc<Sites>,
     /// The gateway that clients are sent to.
-    pub drain: std::sync::Mutex<Option<String>>,
+    pub drain: Mutex<Option<String>>,
     /// The rest.
     pub facts: Facts,
+    /// Held by whoever reloads the configuration.
+    pub reloading: Mutex<()>,
     /// True: stop.
     pub stop: watch::Sender<bool>,
 }
@@ -304,6 +306,8 @@ impl Instance {
     }
 
     fn reload(&self, actor: &Actor) -> Result<String, AdminError> {
+        // One at a time: of two, the later file must win.
+        let _turn = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.config.get();
         let config = Config::load(self.facts.config_path.as_deref()).map_err(failed)?;
         if let Some(what) = needs_restart(&before, &config) {
@@ -324,11 +328,13 @@ impl Instance {
         self.peers.replace_keys(keys);
         let redirect = config.gateway.redirect_to.clone();
         let changed = redirect != before.gateway.redirect_to;
-        self.replace_sites(&before, config)?;
-        if changed {
+        // What has lost its allowance is cut off even when the sites could not all be changed.
+        let sites = self.replace_sites(&before, config);
+        if sites.is_ok() && changed {
             self.redirect(redirect.as_deref(), false);
         }
         self.regrant()?;
+        sites?;
         let event = AuditEvent::new("config.reload", actor, now());
         self.authority.record_audit(&event).map_err(pki_error)?;
         tracing::info!(%actor, roles, "configuration reloaded");

@@ -271,6 +271,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         facts,
         sites: Arc::clone(&sites),
         drain: std::sync::Mutex::default(),
+        reloading: std::sync::Mutex::default(),
         stop,
     });
     listeners::serve(&instance, enrol, status, page, &stopped)?;
@@ -305,7 +306,7 @@ async fn serve(options: &Options<'_>, signals: &mut Signals, running: &Running) 
                 let handler = Admin(Arc::clone(instance));
                 let request = admin::proto::Request::Reload;
                 if let Err(error) = admin::Handler::handle(&handler, None, request).await {
-                    tracing::error!(error = %error.message, "reload refused; nothing changed");
+                    tracing::error!(error = %error.message, "reload failed; correct the configuration and reload again");
                 }
                 sys::notify("READY=1");
             }

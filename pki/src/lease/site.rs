@@ -76,7 +76,7 @@ impl Authority {
                 Some(former)
                     if state::usable(&former.value, now, &self.settings().timers).is_ok() =>
                 {
-                    self.prolong(&former, peer)?
+                    self.prolong(&former, peer, now)?
                 }
                 _ => self.open_site(&site_key, pointer.as_ref(), peer, now)?,
             };
@@ -113,7 +113,12 @@ impl Authority {
     }
 
     /// `None` when another writer was faster.
-    fn prolong(&self, former: &Stored<Lease>, peer: &SitePeer<'_>) -> Result<Option<Lease>, Error> {
+    fn prolong(
+        &self,
+        former: &Stored<Lease>,
+        peer: &SitePeer<'_>,
+        now: UnixTime,
+    ) -> Result<Option<Lease>, Error> {
         let mut lease = former.value.clone();
         lease.expires = peer.until;
         lease.hard_cap = peer.until;
@@ -127,6 +132,8 @@ impl Authority {
         let mut txn = Txn::new();
         txn.at(&lease_key, former.revision).put(lease_key, record::encode(&lease));
         move_deadline(&mut txn, &former.value, &lease);
+        let event = AuditEvent::new("lease.renew", &Actor::System, now).lease(&lease);
+        event.reason("site").record(&mut txn);
         let committed = matches!(self.store.transact(txn)?, Outcome::Committed(_));
         Ok(committed.then_some(lease))
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use x509_cert::der::Decode;
+use x509_cert::ext::pkix::NameConstraints as StrictConstraints;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{
     BasicConstraints, ExtendedKeyUsage, GeneralName, KeyUsage, NameConstraints, ParsedExtension,
@@ -80,7 +82,12 @@ impl<'a> Cert<'a> {
                 cert.trouble.get_or_insert(format!("it has the extension {oid} twice"));
             }
             let parsed = extension.parsed_extension();
-            if let Some(trouble) = cert.take(&oid, extension.critical, parsed) {
+            let unread = match parsed {
+                ParsedExtension::NameConstraints(read) => unread_constraints(extension.value, read),
+                _ => None,
+            };
+            let trouble = cert.take(&oid, extension.critical, parsed);
+            if let Some(trouble) = unread.or(trouble) {
                 cert.trouble.get_or_insert(trouble);
             }
         }
@@ -101,13 +108,14 @@ impl<'a> Cert<'a> {
             P::NameConstraints(constraints) => {
                 let both = [&constraints.permitted_subtrees, &constraints.excluded_subtrees];
                 let mut bases = both.into_iter().flatten().flatten().map(|subtree| &subtree.base);
-                if bases.any(is_invalid) {
+                // 4.2.1.10: an address and its mask.
+                if bases.any(|base| is_invalid(base, [8, 32])) {
                     return Some("its name constraints do not parse".to_owned());
                 }
                 self.name_constraints = Some(constraints);
             }
             P::SubjectAlternativeName(names) => {
-                if names.general_names.iter().any(is_invalid) {
+                if names.general_names.iter().any(|name| is_invalid(name, [4, 16])) {
                     return Some("its alternative names do not parse".to_owned());
                 }
                 self.alternative_names = &names.general_names;
@@ -172,16 +180,81 @@ impl<'a> Cert<'a> {
     }
 }
 
-fn is_invalid(name: &GeneralName<'_>) -> bool {
+fn is_invalid(name: &GeneralName<'_>, address_lengths: [usize; 2]) -> bool {
     match name {
         GeneralName::Invalid(..) => true,
-        GeneralName::IPAddress(octets) => !matches!(octets.len(), 4 | 8 | 16 | 32),
+        GeneralName::IPAddress(octets) => !address_lengths.contains(&octets.len()),
         _ => false,
     }
+}
+
+/// What is wrong with name constraints that were read as `read`. That reader skips subtrees it
+/// does not understand, which would lift them, so they are read once more, strictly.
+fn unread_constraints(value: &[u8], read: &NameConstraints<'_>) -> Option<String> {
+    let Ok(strict) = StrictConstraints::from_der(value) else {
+        return Some("its name constraints do not parse".to_owned());
+    };
+    let both = [
+        (strict.permitted_subtrees, read.permitted_subtrees.as_ref()),
+        (strict.excluded_subtrees, read.excluded_subtrees.as_ref()),
+    ];
+    // 4.2.1.10: one of both must be there, and none may be an empty list.
+    let mut empty = true;
+    for (strict, read) in both {
+        let strict_len = strict.as_ref().map(Vec::len);
+        if strict_len != read.map(Vec::len) || strict_len == Some(0) {
+            return Some("its name constraints do not parse".to_owned());
+        }
+        empty = empty && strict.is_none();
+        if strict.iter().flatten().any(|tree| tree.minimum != 0 || tree.maximum.is_some()) {
+            return Some("its name constraints have distances, which RFC 5280 forbids".to_owned());
+        }
+    }
+    empty.then(|| "its name constraints are empty".to_owned())
 }
 
 fn understood(policy: &PolicyInformation<'_>) -> bool {
     policy.policy_qualifiers.iter().flatten().all(|qualifier| {
         QUALIFIERS.contains(&qualifier.policy_qualifier_id.to_id_string().as_str())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trouble(value: &[u8]) -> Option<String> {
+        match NameConstraints::from_der(value) {
+            Ok((_, read)) => unread_constraints(value, &read),
+            Err(_) => Some("unreadable".to_owned()),
+        }
+    }
+
+    /// A subtree that a lenient reader skips would lift the limit of a critical extension.
+    #[test]
+    fn name_constraints_are_read_whole_or_refused() {
+        let base = *b"\x82\x05a.com";
+        let tree = |rest: &[u8]| {
+            let body = [&base[..], rest].concat();
+            [&[0x30, u8::try_from(body.len()).unwrap()], &body[..]].concat()
+        };
+        let list =
+            |tag: u8, trees: &[u8]| [&[tag, u8::try_from(trees.len()).unwrap()], trees].concat();
+        let sequence = |body: &[u8]| list(0x30, body);
+        let good = list(0xa0, &tree(&[]));
+
+        assert_eq!(trouble(&sequence(&good)), None);
+        assert_eq!(trouble(&sequence(&[good.clone(), list(0xa1, &tree(&[]))].concat())), None);
+        for (what, value) in [
+            ("nothing", sequence(&[])),
+            ("an empty list", sequence(&[0xa0, 0])),
+            ("a broken list after a good one", sequence(&[&good[..], &[0xa1, 2, 4, 0]].concat())),
+            ("both in the wrong order", sequence(&[list(0xa1, &tree(&[])), good.clone()].concat())),
+            ("a minimum", sequence(&list(0xa0, &tree(&[0x80, 1, 1])))),
+            ("a maximum", sequence(&list(0xa0, &tree(&[0x81, 1, 1])))),
+            ("more behind it", [sequence(&good), vec![5, 0]].concat()),
+        ] {
+            assert!(trouble(&value).is_some(), "{what}");
+        }
+    }
 }

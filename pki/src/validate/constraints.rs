@@ -35,17 +35,15 @@ impl<'a> Constraints<'a> {
             names.push(&subject);
         }
         // Without alternative names the address in the subject counts.
-        let emails: Vec<&str> = match cert.alternative_names.is_empty() {
-            true => cert
-                .x509
-                .subject()
-                .iter_email()
-                .filter_map(|attribute| attribute.as_str().ok())
-                .collect(),
-            false => Vec::new(),
-        };
-        let emails: Vec<GeneralName<'_>> =
-            emails.into_iter().map(GeneralName::RFC822Name).collect();
+        let mut emails: Vec<GeneralName<'_>> = Vec::new();
+        if cert.alternative_names.is_empty() {
+            for attribute in cert.x509.subject().iter_email() {
+                let Ok(email) = attribute.as_str() else {
+                    return Err("the mail address in its subject cannot be read".to_owned());
+                };
+                emails.push(GeneralName::RFC822Name(email));
+            }
+        }
         names.extend(&emails);
         let refused = |name: &GeneralName<'_>| {
             format!("a CA above it does not allow this name: {}", shown(name))
@@ -85,7 +83,10 @@ fn compare(name: &GeneralName<'_>, base: &GeneralName<'_>) -> Result<Option<bool
     use GeneralName as G;
     Ok(Some(match (name, base) {
         (G::DNSName(name), G::DNSName(base)) => dns(name, base),
-        (G::RFC822Name(name), G::RFC822Name(base)) => email(name, base),
+        (G::RFC822Name(name), G::RFC822Name(base)) => match name.rsplit_once('@') {
+            Some((local, host)) => email(local, host, base),
+            None => return Err(format!("{} is no mail address to compare", shown_text(name))),
+        },
         (G::URI(name), G::URI(base)) => match uri_host(name) {
             Some(host) => host_in(host, base),
             None => return Err(format!("the URI {} names no host to compare", shown_text(name))),
@@ -106,8 +107,13 @@ fn compare(name: &GeneralName<'_>, base: &GeneralName<'_>) -> Result<Option<bool
 /// Adding labels on the left keeps a name in the subtree. A leading dot, which some CAs write,
 /// means at least one more label.
 fn dns(name: &str, base: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
+    let (name, base) = (undotted(name), undotted(base));
     base.is_empty() || same_or_below(name, base)
+}
+
+/// Without the dot of the root: `a.example.` is `a.example`.
+fn undotted(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 fn same_or_below(name: &str, base: &str) -> bool {
@@ -127,18 +133,22 @@ fn below(name: &str, parent: &str) -> bool {
 }
 
 /// A mailbox, all mailboxes of a host, or (leading dot) of the hosts below a domain.
-fn email(name: &str, base: &str) -> bool {
-    let Some((local, host)) = name.rsplit_once('@') else { return false };
+fn email(local: &str, host: &str, base: &str) -> bool {
     match base.rsplit_once('@') {
         Some((base_local, base_host)) => {
-            local == base_local && host.eq_ignore_ascii_case(base_host)
+            local == base_local && undotted(host).eq_ignore_ascii_case(undotted(base_host))
         }
         None => host_in(host, base),
     }
 }
 
-/// The host itself, or (leading dot) a host below the domain.
+/// The host itself, or (leading dot) a host below the domain; an empty base is every host, so
+/// that excluding it excludes all.
 fn host_in(host: &str, base: &str) -> bool {
+    let (host, base) = (undotted(host), undotted(base));
+    if base.is_empty() {
+        return true;
+    }
     match base.strip_prefix('.') {
         Some(parent) => below(host, parent),
         None => host.eq_ignore_ascii_case(base),
@@ -207,6 +217,11 @@ mod tests {
             (true, G::RFC822Name("a@x.example.com"), G::RFC822Name(".example.com")),
             (true, G::RFC822Name("a@EXAMPLE.com"), G::RFC822Name("a@example.com")),
             (false, G::RFC822Name("A@example.com"), G::RFC822Name("a@example.com")),
+            (true, G::RFC822Name("a@example.com"), G::RFC822Name("")),
+            (true, G::RFC822Name("a@example.com."), G::RFC822Name("example.com")),
+            (true, G::DNSName("a.example.com"), G::DNSName("example.com.")),
+            (true, G::URI("https://a.example.com./"), G::URI("a.example.com")),
+            (true, G::URI("https://a.example.com/"), G::URI("")),
             (true, G::URI("spiffe://ci.example.com/x"), G::URI("ci.example.com")),
             (true, G::URI("https://u@a.example.com:8443/x"), G::URI(".example.com")),
             (false, G::URI("https://a.example.org/"), G::URI(".example.com")),
@@ -218,6 +233,7 @@ mod tests {
         }
         assert_eq!(compare(&G::DNSName("a"), &G::URI("a")), Ok(None));
         // What cannot be compared is refused, not let through.
+        assert!(compare(&G::RFC822Name("nobody"), &G::RFC822Name("example.com")).is_err());
         assert!(compare(&G::URI("urn:x"), &G::URI("example.com")).is_err());
         assert!(compare(&G::URI("https://192.0.2.1/"), &G::URI("example.com")).is_err());
         let oid = || x509_parser::der_parser::oid!(1.2.3);

@@ -83,6 +83,10 @@ pub(super) fn check(
     let mut cas_left = anchor.basic.and_then(|basic| basic.path_len_constraint);
     if anchor.x509.version() == X509Version::V3 {
         issuer_may_sign(anchor).map_err(|cause| invalid(anchor, cause))?;
+        // A limit of the anchor that cannot be read must not be lost.
+        if let Some(trouble) = &anchor.trouble {
+            return Err(invalid(anchor, trouble.clone()));
+        }
     }
     constraints.add(anchor);
     usages = usages.and(IkeUsages::of(anchor));

@@ -12,8 +12,8 @@ use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
 use crate::event::{Blame, CloseReason, Event};
 use crate::exchange::{
-    self, Task, advance, auth, dpd, init, mobike, mobility, reauth, redirect, rekey_child,
-    rekey_ike,
+    self, Task, advance, auth, dpd, followup, init, mobike, mobility, reauth, redirect,
+    rekey_child, rekey_ike,
 };
 use crate::io::{
     ChildSaId, Command, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId, Output,
@@ -375,6 +375,7 @@ impl Engine {
             }
             TimerKind::Tombstone => lifecycle::finish(ctx, sa),
             TimerKind::Activate => rekey_child::activate(ctx, sa, ChildSaId(key.sub)),
+            TimerKind::FollowupKe => followup::expired(ctx, sa),
             TimerKind::Reassembly => sa.inbox.clear(key.sub != 0),
             TimerKind::Overlap if key.sub == redirect::SENT_AWAY => {
                 lifecycle::close(ctx, sa, CloseReason::Redirected, Tell::Peer);
@@ -539,24 +540,23 @@ fn within(counted: &mut (Timestamp, u64), now: Timestamp, rate: u64) -> bool {
     counted.1 <= rate
 }
 
-/// Checks a configuration and leaves out what cannot be offered yet.
+/// Checks a configuration.
 fn usable(
-    mut config: EngineConfig,
+    config: EngineConfig,
     crypto: &'static CryptoProvider,
 ) -> Result<EngineConfig, EngineError> {
-    config.ike_suites.retain(|suite| suite.additional.is_empty());
-    config.esp_suites.retain(|suite| suite.additional.is_empty());
     if config.ike_suites.is_empty() {
         return Err(EngineError::NoIkeSuite);
     }
     if config.esp_suites.is_empty() {
         return Err(EngineError::NoEspSuite);
     }
-    match config.ike_suites.iter().find(|suite| !suite.supported_by(crypto)) {
-        Some(suite) => {
-            let suite = suite.to_string();
-            Err(EngineError::UnsupportedSuite { suite, provider: crypto.name })
-        }
+    let ike = config.ike_suites.iter().filter(|suite| !suite.supported_by(crypto));
+    let esp = config.esp_suites.iter().filter(|suite| !suite.supported_by(crypto));
+    let mut unsupported = ike.map(ToString::to_string).chain(esp.map(ToString::to_string));
+    let found = unsupported.next();
+    match found {
+        Some(suite) => Err(EngineError::UnsupportedSuite { suite, provider: crypto.name }),
         None => Ok(config),
     }
 }

@@ -518,6 +518,9 @@ pub enum TimerKind {
     Reauth,
     /// A newer SA of the same lease was given time to take over.
     Overlap,
+    /// As responder of a rekey with several key exchanges: the next one does not come
+    /// (RFC 9370 2.2.4).
+    FollowupKe,
     /// Keep a NAT mapping alive (RFC 3948 4).
     Keepalive,
     /// A closed SA's DELETE is answered or given up.

@@ -8,6 +8,7 @@ mod docs;
 mod fuzz;
 mod guest;
 mod matrix;
+mod next;
 mod packages;
 mod run;
 mod test;
@@ -100,6 +101,9 @@ fn dispatch(command: Command) -> Result<()> {
                 guest::prepare()?;
                 guest::programs()?;
             }
+            if next::needed_by(&name) {
+                next::prepare()?;
+            }
             labs(&["--verbose", &name])
         }
         Command::Docs => {
@@ -155,8 +159,11 @@ fn prepare_labs() -> Result<()> {
 
 fn labs(args: &[&str]) -> Result<()> {
     Program::cargo(["build", "--quiet", "--workspace", "--bin", "labs"]).run()?;
-    let folder = guest::folder().display().to_string();
-    Program::built("labs").args(args.iter().copied()).env(guest::VARIABLE, &folder).run()
+    Program::built("labs")
+        .args(args.iter().copied())
+        .env(guest::VARIABLE, &guest::folder().display().to_string())
+        .env(next::VARIABLE, &next::folder().display().to_string())
+        .run()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::run::{self, Program};
-use crate::{docs, guest, matrix, packages, prepare_labs};
+use crate::{docs, guest, matrix, next, packages, prepare_labs};
 
 /// Runs all checks; labs too unless `fast`.
 ///
@@ -16,6 +16,7 @@ pub(crate) fn all(fast: bool) -> Result<()> {
     packages::install(packages::BUILD)?;
     if !fast {
         prepare_labs()?;
+        next::prepare()?;
     }
     let mut tally = Tally::default();
     tally.step("format", || Program::cargo(["fmt", "--all", "--check"]).run());
@@ -92,6 +93,7 @@ fn labs() -> Result<(u32, u32)> {
     println!("==> labs");
     let mut child = Program::built("labs")
         .env(guest::VARIABLE, &guest::folder().display().to_string())
+        .env(next::VARIABLE, &next::folder().display().to_string())
         .into_command()
         .stdout(Stdio::piped())
         .spawn()

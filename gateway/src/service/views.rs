@@ -165,6 +165,7 @@ pub(super) fn timers(deadlines: &[ike::Deadline]) -> Vec<view::Timer> {
         TimerKind::Reassembly => "give the fragments up",
         TimerKind::Reauth => "authenticate again",
         TimerKind::Overlap => "give way to a newer SA",
+        TimerKind::FollowupKe => "give up a rekey whose next key exchange does not come",
     };
     let mut timers: Vec<_> = deadlines
         .iter()

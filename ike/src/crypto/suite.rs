@@ -95,6 +95,9 @@ pub enum SuiteError {
     /// One suite was asked for, several combinations were written.
     #[error("`{0}` stands for several suites where one is wanted")]
     Several(String),
+    /// Every combination has one key exchange method twice.
+    #[error("`{0}` makes one key exchange twice: name another one (RFC 9370 2.2.1)")]
+    Repeated(String),
     /// The proposal stands for too many combinations.
     #[error("`{0}` stands for more than 512 combinations: write fewer algorithms")]
     TooMany(String),
@@ -218,27 +221,38 @@ impl IkeSuite {
         }
         let prfs = tokens.prfs();
         let kex = tokens.required(&tokens.kex, "key exchange method")?;
+        tokens.bound(tokens.additional().len())?;
         let mut suites = Vec::new();
         for (encryption, integ) in tokens.protection()? {
             for &prf in &prfs {
                 for &kex in kex {
-                    for additional in tokens.additional() {
+                    let additional = tokens.additional().into_iter();
+                    for additional in additional.filter(|more| distinct(kex, more)) {
                         suites.push(Self { encryption, integ, prf, kex, additional });
                     }
                     tokens.bound(suites.len())?;
                 }
             }
         }
+        if suites.is_empty() {
+            return Err(SuiteError::Repeated(text.to_owned()));
+        }
         Ok(suites)
     }
 
-    /// Proposals offered when the configuration names none, strongest first: AEADs, then what
-    /// RFC 8247 requires and native clients offer (AES-CBC with SHA-2).
+    /// Proposals offered when the configuration names none, strongest first: with ML-KEM beside an
+    /// elliptic curve, so that neither a quantum computer nor a flaw in ML-KEM alone opens what was
+    /// recorded; then AEADs, then what RFC 8247 requires and native clients offer (AES-CBC with
+    /// SHA-2).
     pub const DEFAULT_PROPOSALS: &'static [&'static str] = &[
         "aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha512-prfsha256\
-         -x25519-ecp384-ecp256-modp4096-modp3072-modp2048",
+         -x25519-ecp384-ecp256-ke1_mlkem768-ke1_mlkem1024",
         "aes256-aes128-sha256-sha384-sha512-prfsha256-prfsha384-prfsha512\
-         -x25519-ecp384-ecp256-modp4096-modp3072-modp2048",
+         -x25519-ecp384-ecp256-ke1_mlkem768",
+        "aes256gcm16-aes128gcm16-chacha20poly1305-prfsha384-prfsha512-prfsha256\
+         -x25519-ecp384-ecp521-ecp256-modp4096-modp3072-modp2048",
+        "aes256-aes128-sha256-sha384-sha512-prfsha256-prfsha384-prfsha512\
+         -x25519-ecp384-ecp521-ecp256-modp4096-modp3072-modp2048",
     ];
 
     /// The combinations of [`Self::DEFAULT_PROPOSALS`].
@@ -249,6 +263,12 @@ impl IkeSuite {
             .filter_map(|text| Self::parse_proposal(text).ok())
             .flatten()
             .collect()
+    }
+
+    /// Additional key exchanges that are made, in order.
+    #[must_use]
+    pub fn additional_methods(&self) -> Vec<KeMethod> {
+        additional_methods(&self.additional)
     }
 
     /// True when `provider` implements every algorithm.
@@ -297,6 +317,10 @@ impl EspSuite {
             return Err(tokens.misplaced("a pseudorandom function"));
         }
         let esn = if tokens.esn.is_empty() { &[true, false][..] } else { &tokens.esn };
+        tokens.bound(tokens.additional().len())?;
+        if !tokens.additional.is_empty() {
+            tokens.required(&tokens.kex, "key exchange method")?;
+        }
         let kex: Vec<Option<KeMethod>> = if tokens.kex.is_empty() {
             vec![None]
         } else {
@@ -307,12 +331,24 @@ impl EspSuite {
         for (encryption, integ) in tokens.protection()? {
             for &esn in esn {
                 for &kex in &kex {
-                    for additional in tokens.additional() {
+                    // Without a key exchange of its own there are no further ones.
+                    let additional = match kex {
+                        Some(first) => tokens
+                            .additional()
+                            .into_iter()
+                            .filter(|more| distinct(first, more))
+                            .collect(),
+                        None => vec![Vec::new()],
+                    };
+                    for additional in additional {
                         suites.push(Self { encryption, integ, esn, kex, additional });
                     }
                     tokens.bound(suites.len())?;
                 }
             }
+        }
+        if suites.is_empty() {
+            return Err(SuiteError::Repeated(text.to_owned()));
         }
         Ok(suites)
     }
@@ -332,6 +368,20 @@ impl EspSuite {
             .filter_map(|text| Self::parse_proposal(text).ok())
             .flatten()
             .collect()
+    }
+
+    /// Additional key exchanges that are made, in order.
+    #[must_use]
+    pub fn additional_methods(&self) -> Vec<KeMethod> {
+        additional_methods(&self.additional)
+    }
+
+    /// True when `provider` implements the key exchanges; what protects packets is the data
+    /// plane's.
+    #[must_use]
+    pub fn supported_by(&self, provider: &CryptoProvider) -> bool {
+        self.kex.is_none_or(|method| provider.group(method).is_some())
+            && additional_supported(&self.additional, provider)
     }
 
     /// Octets of encryption keying material (with salt) and of integrity key, for one direction.
@@ -416,6 +466,21 @@ fn single<S>(mut suites: Vec<S>, text: &str) -> Result<S, SuiteError> {
         (Some(suite), true) => Ok(suite),
         _ => Err(SuiteError::Several(text.to_owned())),
     }
+}
+
+fn additional_methods(additional: &[AdditionalKex]) -> Vec<KeMethod> {
+    additional.iter().map(|kex| kex.method).filter(|method| *method != KeMethod::None).collect()
+}
+
+/// One method twice adds nothing (RFC 9370 2.2.1).
+fn distinct(first: KeMethod, additional: &[AdditionalKex]) -> bool {
+    let methods = additional_methods(additional);
+    let mut earlier = vec![first];
+    methods.into_iter().all(|method| {
+        let new = !earlier.contains(&method);
+        earlier.push(method);
+        new
+    })
 }
 
 fn additional_supported(additional: &[AdditionalKex], provider: &CryptoProvider) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use crate::event::CloseReason;
-use crate::exchange::{self, advance, auth, create_child, dpd, init};
+use crate::exchange::{self, advance, auth, create_child, dpd, init, intermediate};
 use crate::io::{Completion, Token};
 use crate::sa::child;
 use crate::sa::context::{Ctx, Pending, Purpose};
@@ -55,6 +55,8 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
     match purpose {
         Purpose::InitKeyPair => init::key_pair(ctx, sa, answer!(KeyExchange)),
         Purpose::InitSecret => init::secret(ctx, sa, answer!(KeyExchange)),
+        Purpose::IntermediateKeyPair => intermediate::key_pair(ctx, sa, answer!(KeyExchange)),
+        Purpose::IntermediateSecret => intermediate::secret(ctx, sa, answer!(KeyExchange)),
         Purpose::Sign => auth::signed(ctx, sa, answer!(Sign)),
         Purpose::Verify => {
             let answer = match completion {

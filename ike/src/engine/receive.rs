@@ -7,7 +7,7 @@ use crate::event::{Blame, Refusal};
 use crate::exchange::{self, crash, init, mobility, rekey_child, sync};
 use crate::io::{Datagram, IkeSaId, TimerKind};
 use crate::sa::context::{Ctx, refusal};
-use crate::sa::protect::Received;
+use crate::sa::protect::{Protection, Received};
 use crate::sa::timers::TimerKey;
 use crate::sa::window::Incoming;
 use crate::sa::{Path, Phase};
@@ -112,7 +112,7 @@ impl Engine {
             return self.dropped();
         }
         if sa.protection.is_none() {
-            if header.exchange == ExchangeType::IkeAuth && !header.flags.response {
+            if init::expects(sa, header.exchange) && !header.flags.response {
                 init::hold(&mut self.ctx, sa, datagram);
                 self.deliver_held(id);
             } else {
@@ -166,8 +166,10 @@ impl Engine {
                     // Whoever repeats a request must have been able to make it (RFC 7296 2.1);
                     // of fragments, only the first one asks (RFC 7383 2.6.1).
                     let asks = frame.fragment().is_none_or(|(number, _)| number == 1);
+                    let earlier = sa.earlier.as_deref();
+                    let authentic = |keys: &Protection| keys.open(&frame).is_ok();
                     if asks
-                        && protection.open(&frame).is_ok()
+                        && (authentic(protection) || earlier.is_some_and(authentic))
                         && let Some(cached) = sa.window.cached()
                         && (path == sa.reply || path == sa.path || may_stray(&mut sa.strayed, ctx))
                     {
@@ -209,7 +211,9 @@ impl Engine {
                     }
                 } else {
                     sa.reply = path;
+                    sa.answering = header.exchange;
                     sa.window.accept();
+                    sa.earlier = None;
                     exchange::process_request(ctx, sa, &opened);
                 }
             }

@@ -4,17 +4,18 @@
 
 use std::time::Duration;
 
-use crate::crypto::{KexKind, KexRequest, KexResponse, SharedSecret};
+use crate::crypto::KexResponse;
 use crate::event::{Blame, CloseReason};
+use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{ChildAnswer, ChildRequest};
 use crate::exchange::rekey_ike::{IkeAnswer, IkeRequest};
-use crate::exchange::{Task, about, advance, rekey_child, rekey_ike, send_response};
-use crate::io::{Action, ChildSaId, TimerKind};
+use crate::exchange::{Task, about, advance, followup, rekey_child, rekey_ike, send_response};
+use crate::io::{ChildSaId, TimerKind};
 use crate::rng::SaRng;
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Phase, lifecycle};
-use crate::wire::{ExchangeType, KeMethod, Nonce, Notify, NotifyType, Payloads, ProtocolId};
+use crate::wire::{Nonce, Notify, NotifyType, Payloads, ProtocolId};
 
 pub(crate) use rekey_child::{
     build as build_child_rekey, process_response as process_child_response,
@@ -42,67 +43,69 @@ pub(crate) enum Responding {
     Ike(IkeAnswer),
 }
 
-/// A key exchange within CREATE_CHILD_SA; `handle` also names the exchange to the actions it
-/// waits for.
-#[derive(Debug)]
-pub(crate) struct Kex {
-    pub(crate) handle: u64,
-    pub(crate) group: KeMethod,
-    /// Our public value.
-    pub(crate) public: Vec<u8>,
-    pub(crate) secret: Option<SharedSecret>,
-    /// The private half is still held outside.
-    pub(crate) held: bool,
+impl Requesting {
+    pub(crate) fn kex_mut(&mut self) -> Option<&mut Kex> {
+        match self {
+            Self::Child(request) => request.kex_mut(),
+            Self::Ike(request) => Some(&mut request.kex),
+        }
+    }
 }
 
-impl Kex {
-    /// Asks for our key pair, as initiator.
-    pub(crate) fn request(ctx: &mut Ctx, sa: &IkeSa, handle: u64, group: KeMethod) -> Self {
-        let request = KexRequest::Generate { handle, group };
-        ctx.act(sa.id, Purpose::RequestKeyPair(handle), Action::KeyExchange(request));
-        Self { handle, group, public: Vec::new(), secret: None, held: true }
-    }
-
-    /// Asks for our key pair, or for a KEM's encapsulation, as responder. `None` when the peer's
-    /// public value cannot be one of the group.
-    pub(crate) fn answer(
-        ctx: &mut Ctx,
-        sa: &IkeSa,
-        handle: u64,
-        group: KeMethod,
-        peer_public: &[u8],
-    ) -> Option<Self> {
-        let implementation = ctx.crypto.group(group)?;
-        if peer_public.len() != implementation.initiator_public_len() {
-            return None;
-        }
-        let (request, held) = match implementation.kind() {
-            KexKind::DiffieHellman => (KexRequest::Generate { handle, group }, true),
-            KexKind::Kem => {
-                let peer_public = peer_public.to_vec();
-                (KexRequest::Encapsulate { handle, group, peer_public }, false)
-            }
-        };
-        ctx.act(sa.id, Purpose::RespondKeyPair(handle), Action::KeyExchange(request));
-        Some(Self { handle, group, public: Vec::new(), secret: None, held })
-    }
-
-    /// Asks for the shared secret.
-    pub(crate) fn agree(&mut self, ctx: &mut Ctx, sa: &IkeSa, peer_public: Vec<u8>, ours: bool) {
-        let handle = self.handle;
-        self.held = false;
-        let purpose =
-            if ours { Purpose::RequestSecret(handle) } else { Purpose::RespondSecret(handle) };
-        let request = KexRequest::Agree { handle, peer_public };
-        ctx.act(sa.id, purpose, Action::KeyExchange(request));
-    }
-
-    /// Lets go of the private half.
-    pub(crate) fn release(&self, ctx: &mut Ctx, sa: &IkeSa) {
-        if self.held {
-            ctx.drop_key_pair(sa.id, self.handle);
+impl Responding {
+    pub(crate) fn kex_mut(&mut self) -> Option<&mut Kex> {
+        match self {
+            Self::Child(response) => response.kex_mut(),
+            Self::Ike(response) => Some(&mut response.kex),
         }
     }
+
+    fn into_kex(self) -> Option<Kex> {
+        match self {
+            Self::Child(response) => response.into_kex(),
+            Self::Ike(response) => Some(response.kex),
+        }
+    }
+}
+
+/// The key exchange of our own request.
+pub(crate) fn requesting_kex(sa: &mut IkeSa) -> Option<&mut Kex> {
+    sa.requesting.as_deref_mut().and_then(Requesting::kex_mut)
+}
+
+/// Works on the key exchange of our own request with the SA beside it.
+pub(crate) fn with_requesting_kex(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    work: impl FnOnce(&mut Ctx, &IkeSa, &mut Kex),
+) {
+    let mut requesting = sa.requesting.take();
+    if let Some(kex) = requesting.as_deref_mut().and_then(Requesting::kex_mut) {
+        work(ctx, sa, kex);
+    }
+    sa.requesting = requesting;
+}
+
+/// Whether the secrets of our own request are all there; if not, the next key exchange is begun or
+/// sent as far as it can be.
+pub(crate) fn request_settled(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    let mut settled = true;
+    with_requesting_kex(ctx, sa, |ctx, sa, kex| {
+        settled = kex.is_agreed() && !kex.next_request(ctx, sa);
+    });
+    if !settled {
+        followup::send(ctx, sa);
+    }
+    settled
+}
+
+/// Whether the secret for the answer in work is there.
+pub(crate) fn answer_settled(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    let mut responding = sa.responding.take();
+    let kex = responding.as_deref_mut().and_then(Responding::kex_mut);
+    let settled = kex.is_none_or(|kex| kex.settled(ctx, sa));
+    sa.responding = responding;
+    settled
 }
 
 /// A nonce of ours.
@@ -115,6 +118,10 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     // RFC 7296 2.25.2: nothing is made under an SA that is being closed or was replaced.
     if !sa.is_established() {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    }
+    if followup::is_awaited(sa) {
+        // The peer has given up what it began before.
+        abandon_response(ctx, sa);
     }
     let (Some(offer), Some(ni)) = (payloads.sa(), payloads.nonce()) else {
         let what = "CREATE_CHILD_SA without proposals or nonce".to_owned();
@@ -143,7 +150,7 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
 pub(crate) fn respond_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
     let mut payloads = Payloads::new();
     payloads.push_notify(notify);
-    send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+    send_response(ctx, sa, sa.answering, &payloads);
 }
 
 /// Tries a rekey again later.
@@ -197,16 +204,13 @@ pub(crate) fn key_exchange(
     }
     match answer {
         Ok(response) => {
-            if let Some(kex) = kex(sa, ours) {
-                match response {
-                    KexResponse::Generated { public, .. } => kex.public = public,
-                    KexResponse::Encapsulated { public, secret, .. } => {
-                        kex.public = public;
-                        kex.secret = Some(secret);
-                    }
-                    KexResponse::Agreed { secret, .. } => kex.secret = Some(secret),
-                    _ => {}
-                }
+            let kex = if ours {
+                requesting_kex(sa)
+            } else {
+                sa.responding.as_deref_mut().and_then(Responding::kex_mut)
+            };
+            if let Some(kex) = kex {
+                kex.absorb(response);
             }
             proceed(ctx, sa, ours);
         }
@@ -275,14 +279,32 @@ pub(crate) fn process_orphan(
     spi_in: Option<u32>,
     payloads: &Payloads,
 ) {
+    if payloads.has_notify(NotifyType::AdditionalKeyExchange) || payloads.error_notify().is_some() {
+        // Nothing has come of it yet, and nothing will.
+        return;
+    }
     let Some(proposal) = payloads.sa().and_then(|answer| answer.proposals.first()) else {
+        // The last IKE_FOLLOWUP_KE, whose answer names no SPI.
+        if payloads.ke().is_some() {
+            orphaned_by_followup(ctx, sa, spi_in);
+        }
         return;
     };
     if let (Some(spi_in), Some(spi_out)) = (spi_in, proposal.child_spi()) {
         rekey_child::delete_unknown(ctx, sa, spi_in, spi_out.0);
     } else if proposal.protocol == ProtocolId::Ike {
-        let reason = CloseReason::Failed("restarted in the middle of a rekey".to_owned());
-        lifecycle::close(ctx, sa, reason, lifecycle::Tell::Peer);
+        orphaned_by_followup(ctx, sa, None);
+    }
+}
+
+/// The peer has made a child that receives on `spi_in`, or a successor of the IKE SA.
+fn orphaned_by_followup(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: Option<u32>) {
+    match spi_in {
+        Some(spi_in) => rekey_child::delete_unknown(ctx, sa, spi_in, 0),
+        None => {
+            let reason = CloseReason::Failed("restarted in the middle of a rekey".to_owned());
+            lifecycle::close(ctx, sa, reason, lifecycle::Tell::Peer);
+        }
     }
 }
 
@@ -295,15 +317,7 @@ pub(crate) fn delete_orphan(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32) {
 /// Lets go of everything under way: the IKE SA ends.
 pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa) {
     abandon_request(ctx, sa);
-    if let Some(responding) = sa.responding.take() {
-        let kex = match *responding {
-            Responding::Child(response) => response.into_kex(),
-            Responding::Ike(response) => Some(response.kex),
-        };
-        if let Some(kex) = kex {
-            kex.release(ctx, sa);
-        }
-    }
+    abandon_response(ctx, sa);
 }
 
 /// Lets go of our own request.
@@ -330,20 +344,6 @@ fn responding(sa: &IkeSa) -> Option<u64> {
     match sa.responding.as_deref()? {
         Responding::Child(response) => Some(response.handle()),
         Responding::Ike(response) => Some(response.kex.handle),
-    }
-}
-
-fn kex(sa: &mut IkeSa, ours: bool) -> Option<&mut Kex> {
-    if ours {
-        match sa.requesting.as_deref_mut()? {
-            Requesting::Child(request) => request.kex_mut(),
-            Requesting::Ike(request) => Some(&mut request.kex),
-        }
-    } else {
-        match sa.responding.as_deref_mut()? {
-            Responding::Child(response) => response.kex_mut(),
-            Responding::Ike(response) => Some(&mut response.kex),
-        }
     }
 }
 
@@ -376,15 +376,11 @@ fn is_child(sa: &IkeSa, ours: bool) -> bool {
     }
 }
 
-fn abandon_response(ctx: &mut Ctx, sa: &mut IkeSa) {
-    if let Some(responding) = sa.responding.take() {
-        let kex = match *responding {
-            Responding::Child(response) => response.into_kex(),
-            Responding::Ike(response) => Some(response.kex),
-        };
-        if let Some(kex) = kex {
-            kex.release(ctx, sa);
-        }
+/// Lets go of what the peer began.
+pub(crate) fn abandon_response(ctx: &mut Ctx, sa: &mut IkeSa) {
+    ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::FollowupKe));
+    if let Some(kex) = sa.responding.take().and_then(|responding| responding.into_kex()) {
+        kex.release(ctx, sa);
     }
 }
 

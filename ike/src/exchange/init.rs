@@ -4,7 +4,8 @@
 //!
 //! A half-open SA as responder holds the request (at most [`MAX_INIT_LEN`] octets), our response
 //! (under 1 KiB plus the key exchange's public value) and, once IKE_AUTH arrives and while the
-//! shared secret is computed, at most [`MAX_QUEUED`] octets of it.
+//! shared secret is computed, at most [`MAX_QUEUED`] octets of it. What IKE_INTERMEDIATE adds is
+//! in `intermediate`.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
 mod initiator;
@@ -13,6 +14,7 @@ mod responder;
 use crate::crypto::keymat::Nonces;
 use crate::crypto::{IkeSuite, KexRequest, KexResponse, SharedSecret};
 use crate::event::{Blame, CloseReason, Refusal};
+use crate::exchange::intermediate::{self, Chain};
 use crate::exchange::{about, auth, certs, natd, redirect};
 use crate::io::{Action, Datagram};
 use crate::policy::proposal;
@@ -46,8 +48,9 @@ const MAX_FORGERIES: u32 = 64;
 pub(crate) struct HalfOpenSa {
     pub(crate) ni: Nonce,
     pub(crate) nr: Nonce,
-    pub(crate) suite: IkeSuite,
-    number: u8,
+    chosen: proposal::Chosen<IkeSuite>,
+    /// Additional key exchanges between this and IKE_AUTH.
+    pub(crate) chain: Chain,
     /// The request and our response as they went over the wire: AUTH covers them.
     pub(crate) request: Vec<u8>,
     pub(crate) response: Vec<u8>,
@@ -117,7 +120,7 @@ fn key_exchange_failed(sa: &IkeSa, why: &str) -> Refusal {
 }
 
 /// Our side did not compute: no fault of the peer, who will say its request again.
-fn overloaded(sa: &IkeSa, why: &str) -> Refusal {
+pub(super) fn overloaded(sa: &IkeSa, why: &str) -> Refusal {
     about(
         sa,
         refusal(
@@ -125,7 +128,8 @@ fn overloaded(sa: &IkeSa, why: &str) -> Refusal {
             None,
             "overloaded",
             format!("a handshake was dropped before its key exchange: {why}"),
-            "nothing when it passes: peers try again; when it stays, see who sends so many              requests, or give the gateway more cores",
+            "nothing when it passes: peers try again; when it stays, see who sends so many \
+             requests, or give the gateway more cores",
         ),
     )
 }
@@ -155,14 +159,9 @@ fn respond(ctx: &mut Ctx, sa: &mut IkeSa, public: Vec<u8>) {
     let Phase::HalfOpen(half_open) = &mut sa.phase else {
         return;
     };
-    let chosen = proposal::Chosen {
-        number: half_open.number,
-        suite: half_open.suite.clone(),
-        spi: Vec::new(),
-    };
     let mut payloads = Payloads::from(vec![
-        Payload::Sa(proposal::answer_ike(&chosen, None)),
-        Payload::Ke(KeyExchange::new(half_open.suite.kex, public)),
+        Payload::Sa(proposal::answer_ike(&half_open.chosen, None)),
+        Payload::Ke(KeyExchange::new(half_open.chosen.suite.kex, public)),
         Payload::Nonce(half_open.nr.clone()),
     ]);
     if sa.traits.nat_detection {
@@ -182,14 +181,33 @@ fn respond(ctx: &mut Ctx, sa: &mut IkeSa, public: Vec<u8>) {
         payloads.push_notify(certs::hashes_notify());
     }
     payloads.push_notify(Notify::new(NotifyType::ChildlessIkev2Supported));
+    if !half_open.chain.is_done() {
+        payloads.push_notify(Notify::new(NotifyType::IntermediateExchangeSupported));
+    }
     if let Ok(bytes) = (Message { header, payloads }).encode() {
         half_open.response = bytes.clone();
         ctx.transmit(path.datagram(bytes));
     }
 }
 
-/// A datagram that claims to be IKE_AUTH, before the SA has keys: asks for the shared secret, and
-/// keeps the datagram for when it is there.
+/// Whether a message of this exchange may be the first under an SA's keys.
+pub(crate) fn expects(sa: &IkeSa, exchange: ExchangeType) -> bool {
+    match &sa.phase {
+        Phase::HalfOpen(half_open) if half_open.chain.is_done() => {
+            exchange == ExchangeType::IkeAuth
+        }
+        Phase::HalfOpen(_) => exchange == ExchangeType::IkeIntermediate,
+        _ => false,
+    }
+}
+
+/// Whether IKE_AUTH may come now, as responder.
+pub(crate) fn ready_for_auth(sa: &IkeSa) -> bool {
+    matches!(&sa.phase, Phase::HalfOpen(half_open) if half_open.chain.is_done())
+}
+
+/// A datagram that claims to be what comes next, before the SA has keys: asks for the shared
+/// secret, and keeps the datagram for when it is there.
 pub(crate) fn hold(ctx: &mut Ctx, sa: &mut IkeSa, datagram: Datagram) {
     let Phase::HalfOpen(half_open) = &mut sa.phase else {
         return;
@@ -244,7 +262,7 @@ pub(crate) fn secret(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<KexResponse, 
 fn derive(ctx: &mut Ctx, sa: &mut IkeSa, shared: &SharedSecret) {
     let (suite, ni, nr) = match &sa.phase {
         Phase::HalfOpen(half_open) => {
-            (half_open.suite.clone(), half_open.ni.clone(), half_open.nr.clone())
+            (half_open.chosen.suite.clone(), half_open.ni.clone(), half_open.nr.clone())
         }
         Phase::InitSent(init) => match &init.answer {
             Some(answer) => (answer.suite.clone(), init.ni.clone(), answer.nr.clone()),
@@ -275,8 +293,9 @@ fn derive(ctx: &mut Ctx, sa: &mut IkeSa, shared: &SharedSecret) {
                     nr: answer.nr,
                     request: init.request,
                     response: answer.message,
+                    int_auth: None,
                 };
-                auth::begin_initiator(ctx, sa, exchanged);
+                intermediate::begin(ctx, sa, exchanged);
             }
         }
         _ => {}
@@ -303,6 +322,12 @@ pub(crate) fn forged(ctx: &mut Ctx, sa: &mut IkeSa) {
 
 /// Lets go of what a handshake holds outside.
 pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let id = sa.id;
+    match &mut sa.phase {
+        Phase::HalfOpen(half_open) => half_open.chain.release(ctx, id),
+        Phase::Intermediate(state) => state.chain.release(ctx, id),
+        _ => {}
+    }
     let handle = match &sa.phase {
         Phase::HalfOpen(half_open) => match half_open.secret {
             Secret::Drawing | Secret::Waiting => Some(half_open.handle),

@@ -10,8 +10,11 @@ pub(crate) mod crash;
 pub(crate) mod create_child;
 pub(crate) mod delete;
 pub(crate) mod dpd;
+pub(crate) mod followup;
 pub(crate) mod informational;
 pub(crate) mod init;
+pub(crate) mod intermediate;
+pub(crate) mod kex;
 pub(crate) mod mobike;
 pub(crate) mod mobility;
 pub(crate) mod natd;
@@ -103,6 +106,9 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         Err(error) if matches!(sa.phase, Phase::Authenticating(_)) => {
             return auth::malformed_response(ctx, sa, error);
         }
+        Err(error) if matches!(sa.phase, Phase::Intermediate(_)) => {
+            return intermediate::malformed_response(ctx, sa, &error.to_string());
+        }
         Err(error) => {
             // RFC 7296 2.21.3: nothing can be said about a bad response; the exchange has failed.
             let refused = malformed(sa, error);
@@ -112,8 +118,16 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
     };
     match (task, &sa.phase) {
         (_, Phase::Authenticating(_)) => auth::process_response(ctx, sa, &payloads),
+        (_, Phase::Intermediate(_)) => {
+            intermediate::process_response(ctx, sa, opened, &payloads);
+        }
         (Some(Task::DeleteIke), _) => delete::process_ike_response(ctx, sa),
         (Some(Task::DeleteChild(child)), _) => delete::process_child_response(ctx, sa, child),
+        (Some(task @ (Task::RekeyChild(_) | Task::RekeyIke)), Phase::Established)
+            if opened.header.exchange == ExchangeType::IkeFollowupKe =>
+        {
+            followup::process_response(ctx, sa, &task, &payloads);
+        }
         (Some(Task::RekeyChild(child)), Phase::Established) => {
             create_child::process_child_response(ctx, sa, child, &payloads);
         }
@@ -152,14 +166,20 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         Err(error) => return refuse_malformed(ctx, sa, opened, error),
     };
     match opened.header.exchange {
-        ExchangeType::IkeAuth if matches!(sa.phase, Phase::HalfOpen(_)) => {
+        ExchangeType::IkeAuth if init::ready_for_auth(sa) => {
             auth::process_request(ctx, sa, &payloads);
+        }
+        ExchangeType::IkeIntermediate if matches!(sa.phase, Phase::HalfOpen(_)) => {
+            intermediate::process_request(ctx, sa, opened, &payloads);
         }
         ExchangeType::Informational if !matches!(sa.phase, Phase::HalfOpen(_)) => {
             informational::process_request(ctx, sa, &payloads);
         }
         ExchangeType::CreateChildSa if !matches!(sa.phase, Phase::HalfOpen(_)) => {
             create_child::process_request(ctx, sa, &payloads);
+        }
+        ExchangeType::IkeFollowupKe if !matches!(sa.phase, Phase::HalfOpen(_)) => {
+            followup::process_request(ctx, sa, &payloads);
         }
         exchange => {
             let what = format!("the peer sent {exchange}, which has no place here");
@@ -203,7 +223,7 @@ fn refuse_request(
     );
     if matches!(sa.phase, Phase::HalfOpen(_)) {
         // A fatal error of IKE_AUTH ends the IKE SA (RFC 7296 2.21.2).
-        auth::refuse_request(ctx, sa, notify, refused);
+        auth::refuse_request(ctx, sa, opened.header.exchange, notify, refused);
         return;
     }
     ctx.refuse(refused);

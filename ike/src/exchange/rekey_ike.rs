@@ -9,10 +9,14 @@ use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason, Event};
 use crate::exchange::collision::ours_is_redundant;
 use crate::exchange::create_child::{
-    self, Kex, Requesting, Responding, abandon_request, child_work_under_way, ike_rekey_answering,
-    may_request, respond_error, retry_later,
+    self, Requesting, Responding, abandon_request, answer_settled, child_work_under_way,
+    ike_rekey_answering, may_request, request_settled, respond_error, retry_later,
+    with_requesting_kex,
 };
-use crate::exchange::{Task, about, advance, crash, redirect, send_request, send_response};
+use crate::exchange::kex::Kex;
+use crate::exchange::{
+    Task, about, advance, crash, followup, redirect, send_request, send_response,
+};
 use crate::io::{ChildSaId, IkeSaId, TimerKind};
 use crate::policy::proposal::{self, Chosen};
 use crate::sa::context::{Ctx, Deferred, refusal};
@@ -22,7 +26,7 @@ use crate::sa::window::Window;
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, IkeSpi, KeMethod, KeyExchange, Nonce, Notify, NotifyType, Payload, Payloads,
+    ExchangeType, IkeSpi, KeMethod, Nonce, Notify, NotifyType, Payload, Payloads,
     SecurityAssociation,
 };
 
@@ -62,7 +66,14 @@ pub(crate) struct IkeAnswer {
     nr: Nonce,
     spi: IkeSpi,
     chosen: Chosen<IkeSuite>,
-    peer_public: Option<Vec<u8>>,
+}
+
+impl IkeAnswer {
+    /// The new SA's SPIs, the initiator's first.
+    fn spis(&self) -> (IkeSpi, IkeSpi) {
+        let peer = <[u8; 8]>::try_from(self.chosen.spi.as_slice()).map(u64::from_be_bytes);
+        (IkeSpi(peer.unwrap_or_default()), self.spi)
+    }
 }
 
 /// Starts a rekey; false when it cannot be now.
@@ -129,7 +140,7 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     };
     if request.answer.is_some() {
         // What the peer's crossing exchange makes is to be known first.
-        if request.kex.secret.is_some() && !ike_rekey_answering(sa) {
+        if request_settled(ctx, sa) && !ike_rekey_answering(sa) {
             complete(ctx, sa);
         }
         return;
@@ -141,7 +152,7 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     let payloads = Payloads::from(vec![
         Payload::Sa(proposal::offer_ike(&request.suites, Some(request.spi))),
         Payload::Nonce(request.ni.clone()),
-        Payload::Ke(KeyExchange::new(request.kex.group, request.kex.public.clone())),
+        Payload::Ke(request.kex.payload()),
     ]);
     send_request(ctx, sa, ExchangeType::CreateChildSa, &payloads);
 }
@@ -168,17 +179,14 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     {
         return fail(ctx, sa, "the peer's SPI or key exchange does not fit our IKE rekey");
     }
+    request.kex.chosen(chosen.suite.additional_methods());
+    if let Err(what) = followup::note_link(&mut request.kex, payloads) {
+        return fail(ctx, sa, what);
+    }
     request.answer = Some((nr.clone(), chosen));
     request.token = crash::told(payloads);
     let public = ke.data.clone();
-    let handle = request.kex.handle;
-    let group = request.kex.group;
-    let idle = Kex { handle, group, public: Vec::new(), secret: None, held: false };
-    let mut kex = std::mem::replace(&mut request.kex, idle);
-    kex.agree(ctx, sa, public, true);
-    if let Some(request) = self::request(sa) {
-        request.kex = kex;
-    }
+    with_requesting_kex(ctx, sa, |ctx, sa, kex| kex.agree(ctx, sa, public, true));
 }
 
 fn refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &Notify) {
@@ -253,9 +261,10 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa) {
     let Requesting::Ike(request) = *requesting else {
         return;
     };
-    let (Some((nr, chosen)), Some(shared)) = (request.answer, request.kex.secret) else {
+    let Some((nr, chosen)) = request.answer else {
         return;
     };
+    let shared = request.kex.secrets();
     let peer_spi = <[u8; 8]>::try_from(chosen.spi.as_slice()).map(u64::from_be_bytes);
     let spis = (request.spi, IkeSpi(peer_spi.unwrap_or_default()));
     let nonces = Nonces { i: request.ni.as_bytes(), r: nr.as_bytes() };
@@ -420,7 +429,7 @@ pub(crate) fn process_request(
         return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
     };
     let ours = &ctx.config.ike_suites;
-    let Some(chosen) = proposal::choose_ike(ours, offer, ke.method) else {
+    let Some(chosen) = proposal::choose_ike(ours, offer, ke.method, true) else {
         let refused = about(
             sa,
             refusal(
@@ -449,40 +458,39 @@ pub(crate) fn process_request(
     }
     let zero = chosen.spi.iter().all(|octet| *octet == 0);
     let handle = ctx.fresh_id();
-    let kex = Kex::answer(ctx, sa, handle, ke.method, &ke.data);
+    let additional = chosen.suite.additional_methods();
+    let kex = Kex::answer(ctx, sa, handle, ke.method, &ke.data, additional);
     let nr = create_child::fresh_nonce(&mut sa.rng);
     let (Some(kex), Some(nr), false) = (kex, nr, zero) else {
         return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
     };
     let spi = fresh_spi(ctx, sa);
-    sa.responding = Some(Box::new(Responding::Ike(IkeAnswer {
-        kex,
-        ni: ni.clone(),
-        nr,
-        spi,
-        chosen,
-        peer_public: Some(ke.data.clone()),
-    })));
+    sa.responding =
+        Some(Box::new(Responding::Ike(IkeAnswer { kex, ni: ni.clone(), nr, spi, chosen })));
 }
 
 /// The key pair or the shared secret is there.
 pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if !answer_settled(ctx, sa) {
+        return;
+    }
     let Some(responding) = sa.responding.take() else {
         return;
     };
-    let Responding::Ike(mut response) = *responding else {
-        sa.responding = Some(responding);
-        return;
-    };
-    let Some(shared) = response.kex.secret.clone() else {
-        if let Some(public) = response.peer_public.take() {
-            response.kex.agree(ctx, sa, public, false);
+    let response = match *responding {
+        Responding::Ike(response) if !response.kex.has_more() => response,
+        Responding::Ike(response) => {
+            let payloads = answer(ctx, &response);
+            sa.responding = Some(Box::new(Responding::Ike(response)));
+            return followup::await_next(ctx, sa, payloads);
         }
-        sa.responding = Some(Box::new(Responding::Ike(response)));
-        return;
+        other => {
+            sa.responding = Some(Box::new(other));
+            return;
+        }
     };
-    let peer_spi = <[u8; 8]>::try_from(response.chosen.spi.as_slice()).map(u64::from_be_bytes);
-    let spis = (IkeSpi(peer_spi.unwrap_or_default()), response.spi);
+    let shared = response.kex.secrets();
+    let spis = response.spis();
     let suite = response.chosen.suite.clone();
     let nonces = Nonces { i: response.ni.as_bytes(), r: response.nr.as_bytes() };
     let made = sa
@@ -493,12 +501,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
         return create_child::answered(ctx, sa);
     };
-    let mut payloads = Payloads::from(vec![
-        Payload::Sa(proposal::answer_ike(&response.chosen, Some(response.spi))),
-        Payload::Nonce(response.nr.clone()),
-        Payload::Ke(KeyExchange::new(response.kex.group, response.kex.public.clone())),
-    ]);
-    crash::tell(ctx, spis, &mut payloads);
+    let payloads = answer(ctx, &response);
     let mut new = successor(ctx, sa, SaRole::Responder, spis, protection);
     if let Some(request) = request(sa) {
         // Two rekeys cross: the children wait for the peer's answer to ours.
@@ -510,12 +513,27 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         let at = ctx.now.mono.after(ctx.config.timers.tombstone);
         ctx.timers.set(TimerKey::new(new.id, TimerKind::Tombstone), at);
         ctx.deferred.push_back(Deferred::Adopt(new));
-        send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+        send_response(ctx, sa, sa.answering, &payloads);
         return create_child::answered(ctx, sa);
     }
     succeed(ctx, sa, &mut new, false);
     ctx.deferred.push_back(Deferred::Adopt(new));
-    send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
+    send_response(ctx, sa, sa.answering, &payloads);
+}
+
+/// What the answer in work says: all of it in CREATE_CHILD_SA, the key exchange alone after.
+fn answer(ctx: &Ctx, response: &IkeAnswer) -> Payloads {
+    let ke = Payload::Ke(response.kex.payload());
+    if response.kex.followup {
+        return Payloads::from(vec![ke]);
+    }
+    let mut payloads = Payloads::from(vec![
+        Payload::Sa(proposal::answer_ike(&response.chosen, Some(response.spi))),
+        Payload::Nonce(response.nr.clone()),
+        ke,
+    ]);
+    crash::tell(ctx, response.spis(), &mut payloads);
+    payloads
 }
 
 /// The peer deletes the old IKE SA while our rekey of it is under way and its own has a successor

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::crypto::suite::{AdditionalKex, MAX_ADDITIONAL};
 use crate::crypto::{EspSuite, IkeSuite, weak};
 use crate::wire::{
     ChildSpi, EncrId, EsnId, IkeSpi, IntegId, KeMethod, Proposal, ProtocolId, SecurityAssociation,
@@ -23,33 +24,71 @@ pub struct Chosen<S> {
     pub suite: S,
     /// The proposal's SPI.
     pub spi: Vec<u8>,
+    /// Additional key exchanges offered and left out: the answer says NONE (RFC 9370 2.2.1).
+    pub left_out: Vec<u8>,
+}
+
+impl<S> Chosen<S> {
+    fn of(proposal: &Proposal, suite: S, additional: &[AdditionalKex]) -> Self {
+        let left_out = slots(proposal).filter(|slot| method(additional, *slot).is_none()).collect();
+        Self { number: proposal.number, suite, spi: proposal.spi.clone(), left_out }
+    }
 }
 
 /// Picks an IKE suite: our order decides, but a suite whose key exchange the peer has already
 /// sent wins over one that costs a round trip with INVALID_KE_PAYLOAD. All accepted groups are
-/// strong, so this gives nothing away.
+/// strong, so this gives nothing away; several key exchanges against one would, so there our
+/// order stands. `several` says whether the peer can make several (RFC 9370 2.1).
 pub fn choose_ike(
     ours: &[IkeSuite],
     offer: &SecurityAssociation,
     sent: KeMethod,
+    several: bool,
 ) -> Option<Chosen<IkeSuite>> {
     let find = |want: &dyn Fn(&IkeSuite) -> bool| {
-        ours.iter().filter(|suite| want(suite)).find_map(|suite| {
-            offer.proposals.iter().find(|proposal| ike_matches(suite, proposal)).map(|proposal| {
-                Chosen { number: proposal.number, suite: suite.clone(), spi: proposal.spi.clone() }
-            })
+        let ours = ours.iter().filter(|suite| several || suite.additional_methods().is_empty());
+        ours.filter(|suite| want(suite)).find_map(|suite| {
+            let proposal = offer.proposals.iter().find(|offer| ike_matches(suite, offer))?;
+            Some(Chosen::of(proposal, suite.clone(), &suite.additional))
         })
     };
-    find(&|suite| suite.kex == sent).or_else(|| find(&|_| true))
+    let best = find(&|_| true)?;
+    let several = |suite: &IkeSuite| !suite.additional_methods().is_empty();
+    let at_once = find(&|suite| suite.kex == sent && several(suite) == several(&best.suite));
+    Some(at_once.unwrap_or(best))
 }
 
-/// Which key exchange an ESP proposal is to have.
+/// Which key exchanges an ESP proposal is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EspKex<'a> {
     /// None: the child shares the IKE SA's (IKE_AUTH). What is offered is ignored.
     Ignored,
-    /// CREATE_CHILD_SA: the method of the KE payload, and the methods we accept.
-    Offered(Option<KeMethod>, &'a [KeMethod]),
+    /// CREATE_CHILD_SA: the method of the KE payload, and what we accept.
+    Offered(Option<KeMethod>, &'a Accepted),
+}
+
+/// The methods of our IKE suites: what PFS may use too, preferred first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Accepted {
+    groups: Vec<KeMethod>,
+    additional: Vec<KeMethod>,
+}
+
+impl From<&[IkeSuite]> for Accepted {
+    fn from(ours: &[IkeSuite]) -> Self {
+        let mut accepted = Self::default();
+        for suite in ours {
+            if !accepted.groups.contains(&suite.kex) {
+                accepted.groups.push(suite.kex);
+            }
+            for method in suite.additional_methods() {
+                if !accepted.additional.contains(&method) {
+                    accepted.additional.push(method);
+                }
+            }
+        }
+        accepted
+    }
 }
 
 /// Picks an ESP suite; its `kex` says whether a key exchange of its own is made (PFS).
@@ -63,36 +102,32 @@ pub fn choose_esp(
             if proposal.protocol != ProtocolId::Esp || !esp_matches(suite, proposal) {
                 continue;
             }
-            let method = match kex {
-                EspKex::Ignored => None,
-                EspKex::Offered(sent, accepted) => {
-                    match choose_pfs(suite.kex, proposal, sent, accepted) {
-                        Some(method) => method,
-                        None => continue,
-                    }
-                }
+            let methods = match kex {
+                EspKex::Ignored => Some((None, Vec::new())),
+                EspKex::Offered(sent, accepted) => choose_pfs(suite, proposal, sent, accepted),
             };
-            let suite = EspSuite { kex: method, ..suite.clone() };
-            return Some(Chosen { number: proposal.number, suite, spi: proposal.spi.clone() });
+            let Some((kex_method, additional)) = methods else {
+                continue;
+            };
+            let suite = EspSuite { kex: kex_method, additional, ..suite.clone() };
+            let mut chosen = Chosen::of(proposal, suite, &[]);
+            chosen.left_out = match kex {
+                EspKex::Ignored => Vec::new(),
+                EspKex::Offered(..) => slots(proposal)
+                    .filter(|slot| method(&chosen.suite.additional, *slot).is_none())
+                    .collect(),
+            };
+            return Some(chosen);
         }
     }
     None
 }
 
-/// The methods of our IKE suites: what PFS may use too.
-pub fn accepted_groups(ours: &[IkeSuite]) -> Vec<KeMethod> {
-    let mut out = Vec::new();
-    for suite in ours {
-        if !out.contains(&suite.kex) {
-            out.push(suite.kex);
-        }
-    }
-    out
-}
-
 /// The answer: the chosen proposal with one transform of each type.
 pub fn answer_ike(chosen: &Chosen<IkeSuite>, spi: Option<IkeSpi>) -> SecurityAssociation {
-    let proposal = Proposal::new(chosen.number, ProtocolId::Ike, ike_transforms(&chosen.suite));
+    let mut transforms = ike_transforms(&chosen.suite);
+    transforms.extend(none_transforms(&chosen.left_out));
+    let proposal = Proposal::new(chosen.number, ProtocolId::Ike, transforms);
     SecurityAssociation::new(vec![match spi {
         Some(spi) => proposal.with_ike_spi(spi),
         None => proposal,
@@ -101,14 +136,17 @@ pub fn answer_ike(chosen: &Chosen<IkeSuite>, spi: Option<IkeSpi>) -> SecurityAss
 
 /// The answer for a child SA.
 pub fn answer_esp(chosen: &Chosen<EspSuite>, spi: u32) -> SecurityAssociation {
-    let proposal = Proposal::new(chosen.number, ProtocolId::Esp, esp_transforms(&chosen.suite));
+    let mut transforms = esp_transforms(&chosen.suite);
+    transforms.extend(none_transforms(&chosen.left_out));
+    let proposal = Proposal::new(chosen.number, ProtocolId::Esp, transforms);
     SecurityAssociation::new(vec![proposal.with_child_spi(ChildSpi(spi))])
 }
 
-/// An offer with one proposal for each suite.
+/// An offer of these suites, in as few proposals as say the same.
 pub fn offer_ike(suites: &[IkeSuite], spi: Option<IkeSpi>) -> SecurityAssociation {
-    let proposals = suites.iter().take(MAX_OFFERED).zip(1u8..).map(|(suite, number)| {
-        let proposal = Proposal::new(number, ProtocolId::Ike, ike_transforms(suite));
+    let rows = combine(suites.iter().map(ike_transforms));
+    let proposals = rows.into_iter().take(MAX_OFFERED).zip(1u8..).map(|(transforms, number)| {
+        let proposal = Proposal::new(number, ProtocolId::Ike, transforms);
         match spi {
             Some(spi) => proposal.with_ike_spi(spi),
             None => proposal,
@@ -117,12 +155,56 @@ pub fn offer_ike(suites: &[IkeSuite], spi: Option<IkeSpi>) -> SecurityAssociatio
     SecurityAssociation::new(proposals.collect())
 }
 
-/// An offer for a child SA, with one proposal for each suite.
+/// An offer for a child SA, in as few proposals as say the same.
 pub fn offer_esp(suites: &[EspSuite], spi: u32) -> SecurityAssociation {
-    let proposals = suites.iter().take(MAX_OFFERED).zip(1u8..).map(|(suite, number)| {
-        Proposal::new(number, ProtocolId::Esp, esp_transforms(suite)).with_child_spi(ChildSpi(spi))
+    let rows = combine(suites.iter().map(esp_transforms));
+    let proposals = rows.into_iter().take(MAX_OFFERED).zip(1u8..).map(|(transforms, number)| {
+        Proposal::new(number, ProtocolId::Esp, transforms).with_child_spi(ChildSpi(spi))
     });
     SecurityAssociation::new(proposals.collect())
+}
+
+/// Puts suites of the same shape (types of transforms, additional key exchanges) into one
+/// proposal when together they are every combination of their algorithms; a peer then finds in it
+/// exactly what was meant. Others get a proposal each.
+fn combine(suites: impl Iterator<Item = Vec<Transform>>) -> Vec<Vec<Transform>> {
+    let mut groups: Vec<(Vec<Transform>, Vec<Vec<Transform>>)> = Vec::new();
+    for suite in suites {
+        let shape: Vec<Transform> = suite
+            .iter()
+            .map(|transform| match transform.id {
+                TransformId::AddKe { .. } => transform.clone(),
+                // An AEAD never shares a proposal with other ciphers (RFC 7296 3.3).
+                _ => Transform::new(TransformId::Unknown {
+                    kind: transform.kind().value(),
+                    id: u16::from(matches!(transform.id, TransformId::Encr(id) if id.is_aead())),
+                }),
+            })
+            .collect();
+        match groups.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, members)) if !members.contains(&suite) => members.push(suite),
+            Some(_) => {}
+            None => groups.push((shape, vec![suite])),
+        }
+    }
+    groups.into_iter().flat_map(|(shape, members)| merged(shape.len(), members)).collect()
+}
+
+/// One proposal for all of `members`, which have `columns` transforms each, or one for each.
+fn merged(columns: usize, members: Vec<Vec<Transform>>) -> Vec<Vec<Transform>> {
+    let mut product = 1usize;
+    let mut all = Vec::new();
+    for column in 0..columns {
+        let mut values: Vec<Transform> = Vec::new();
+        for value in members.iter().filter_map(|member| member.get(column)) {
+            if !values.contains(value) {
+                values.push(value.clone());
+            }
+        }
+        product = product.saturating_mul(values.len());
+        all.extend(values);
+    }
+    if product == members.len() { vec![all] } else { members }
 }
 
 /// The suite an answer chose, which must be one of those offered (RFC 7296 2.7).
@@ -130,11 +212,8 @@ pub fn accept_ike(offered: &[IkeSuite], answer: &SecurityAssociation) -> Option<
     let [proposal] = answer.proposals.as_slice() else {
         return None;
     };
-    offered.iter().find(|suite| ike_matches(suite, proposal)).map(|suite| Chosen {
-        number: proposal.number,
-        suite: suite.clone(),
-        spi: proposal.spi.clone(),
-    })
+    let suite = offered.iter().find(|suite| ike_matches(suite, proposal))?;
+    Some(Chosen::of(proposal, suite.clone(), &suite.additional))
 }
 
 /// The same for a child SA. `kex` tells whether the exchange had a key exchange of its own.
@@ -149,9 +228,13 @@ pub fn accept_esp(
     if proposal.protocol != ProtocolId::Esp {
         return None;
     }
-    let suite = offered.iter().find(|suite| esp_matches(suite, proposal))?;
-    let suite = EspSuite { kex, ..suite.clone() };
-    Some(Chosen { number: proposal.number, suite, spi: proposal.spi.clone() })
+    let suite = offered.iter().find(|suite| {
+        let kex_fits = suite.kex == kex && additional_matches(&suite.additional, proposal);
+        esp_matches(suite, proposal) && (kex.is_none() || kex_fits)
+    })?;
+    let additional = if kex.is_some() { suite.additional.clone() } else { Vec::new() };
+    let suite = EspSuite { kex, additional: additional.clone(), ..suite.clone() };
+    Some(Chosen::of(proposal, suite, &additional))
 }
 
 /// A peer's offer as text, shortened when it is long.
@@ -254,27 +337,46 @@ fn has_integ(proposal: &Proposal, integ: Option<IntegId>) -> bool {
     }
 }
 
-/// Additional key exchanges and unknown types must be negotiable away (RFC 7296 3.3.6).
-fn has_only_known(proposal: &Proposal) -> bool {
-    proposal.transforms.iter().all(|transform| match transform.id {
-        TransformId::Unknown { .. } => false,
-        TransformId::AddKe { slot, .. } => {
-            has(proposal, TransformId::AddKe { slot, method: KeMethod::None })
-        }
-        _ => true,
+/// The slots of additional key exchanges that a proposal has, each once.
+fn slots(proposal: &Proposal) -> impl Iterator<Item = u8> {
+    (1..=MAX_ADDITIONAL).filter(|wanted| {
+        proposal.transforms.iter().any(
+            |transform| matches!(transform.id, TransformId::AddKe { slot, .. } if slot == *wanted),
+        )
     })
+}
+
+/// The additional key exchange of a slot, unless it is left out.
+fn method(additional: &[AdditionalKex], slot: u8) -> Option<KeMethod> {
+    let found = additional.iter().find(|kex| kex.slot == slot)?;
+    (found.method != KeMethod::None).then_some(found.method)
+}
+
+/// Whether these additional key exchanges, and no others, are a choice the proposal allows:
+/// every slot it has takes one of its methods or, where it says so, NONE (RFC 9370 2.2.1).
+fn additional_matches(additional: &[AdditionalKex], proposal: &Proposal) -> bool {
+    let wanted = |slot| method(additional, slot).unwrap_or(KeMethod::None);
+    let offered = |slot| has(proposal, TransformId::AddKe { slot, method: wanted(slot) });
+    slots(proposal).all(offered)
+        && additional.iter().all(|kex| kex.method == KeMethod::None || offered(kex.slot))
+}
+
+/// Transforms of an unknown type cannot be answered (RFC 7296 3.3.6).
+fn has_only_known(proposal: &Proposal) -> bool {
+    proposal.transforms.iter().all(|transform| !matches!(transform.id, TransformId::Unknown { .. }))
 }
 
 fn ike_matches(suite: &IkeSuite, proposal: &Proposal) -> bool {
     proposal.protocol == ProtocolId::Ike
-        && suite.additional.is_empty()
-        && has_only_known(proposal)
         && has_encr(proposal, suite.encryption.id, suite.encryption.key_bits)
         && has(proposal, TransformId::Prf(suite.prf))
         && has_integ(proposal, suite.integ)
         && has(proposal, TransformId::Ke(suite.kex))
+        && has_only_known(proposal)
+        && additional_matches(&suite.additional, proposal)
 }
 
+/// All but the key exchanges, which have their own rules in each exchange.
 fn esp_matches(suite: &EspSuite, proposal: &Proposal) -> bool {
     let esn = if suite.esn {
         has(proposal, TransformId::Esn(EsnId::Esn))
@@ -282,34 +384,58 @@ fn esp_matches(suite: &EspSuite, proposal: &Proposal) -> bool {
         // A proposal without the type predates it and means 32 bits.
         has(proposal, TransformId::Esn(EsnId::NoEsn)) || !has_type(proposal, TransformType::Esn)
     };
-    esn && suite.additional.is_empty()
-        && has_only_known(proposal)
+    esn && has_only_known(proposal)
         && has_encr(proposal, suite.encryption.id, suite.encryption.key_bits)
         && has_integ(proposal, suite.integ)
 }
 
-/// `Some(None)`: without PFS; `Some(Some(method))`: with; `None`: not acceptable.
-#[allow(clippy::option_option)]
+/// The key exchanges of a child of its own: no first one means without PFS. `None`: what the
+/// proposal wants is not acceptable.
 fn choose_pfs(
-    wanted: Option<KeMethod>,
+    ours: &EspSuite,
     proposal: &Proposal,
     sent: Option<KeMethod>,
-    accepted: &[KeMethod],
-) -> Option<Option<KeMethod>> {
+    accepted: &Accepted,
+) -> Option<(Option<KeMethod>, Vec<AdditionalKex>)> {
     let offered: Vec<KeMethod> =
         proposal.ke_methods().filter(|method| *method != KeMethod::None).collect();
+    if let Some(method) = ours.kex {
+        let fits = offered.contains(&method) && additional_matches(&ours.additional, proposal);
+        return fits.then(|| (Some(method), ours.additional.clone()));
+    }
     let optional = offered.is_empty() || has(proposal, TransformId::Ke(KeMethod::None));
-    match wanted {
-        Some(method) => offered.contains(&method).then_some(Some(method)),
-        None => {
-            let sent = sent.filter(|method| offered.contains(method) && accepted.contains(method));
-            let other = || accepted.iter().find(|method| offered.contains(method)).copied();
-            match sent.or_else(other) {
-                Some(method) => Some(Some(method)),
-                None => optional.then_some(None),
+    let groups = &accepted.groups;
+    let sent = sent.filter(|method| offered.contains(method) && groups.contains(method));
+    let other = || groups.iter().find(|method| offered.contains(method)).copied();
+    match sent.or_else(other) {
+        Some(first) => Some((Some(first), choose_additional(proposal, first, accepted)?)),
+        None if optional && additional_matches(&[], proposal) => Some((None, Vec::new())),
+        None => None,
+    }
+}
+
+/// For each slot the peer offers, the first method we accept that is not used already, or none
+/// where the peer allows that.
+fn choose_additional(
+    proposal: &Proposal,
+    first: KeMethod,
+    accepted: &Accepted,
+) -> Option<Vec<AdditionalKex>> {
+    let mut used = vec![first];
+    let mut out = Vec::new();
+    for slot in slots(proposal) {
+        let offered = |method| has(proposal, TransformId::AddKe { slot, method });
+        let found = accepted.additional.iter().copied();
+        match found.into_iter().find(|method| offered(*method) && !used.contains(method)) {
+            Some(method) => {
+                used.push(method);
+                out.push(AdditionalKex { slot, method });
             }
+            None if offered(KeMethod::None) => {}
+            None => return None,
         }
     }
+    Some(out)
 }
 
 fn ike_transforms(suite: &IkeSuite) -> Vec<Transform> {
@@ -317,15 +443,28 @@ fn ike_transforms(suite: &IkeSuite) -> Vec<Transform> {
     out.extend(suite.integ.map(Transform::integ));
     out.push(Transform::prf(suite.prf));
     out.push(Transform::ke(suite.kex));
+    out.extend(additional_transforms(&suite.additional));
     out
 }
 
 fn esp_transforms(suite: &EspSuite) -> Vec<Transform> {
     let mut out = vec![Transform::encr(suite.encryption.id, suite.encryption.key_bits)];
     out.extend(suite.integ.map(Transform::integ));
-    out.extend(suite.kex.map(Transform::ke));
+    if let Some(kex) = suite.kex {
+        out.push(Transform::ke(kex));
+        out.extend(additional_transforms(&suite.additional));
+    }
     out.push(Transform::esn(if suite.esn { EsnId::Esn } else { EsnId::NoEsn }));
     out
+}
+
+fn additional_transforms(additional: &[AdditionalKex]) -> impl Iterator<Item = Transform> {
+    let made = additional.iter().filter(|kex| kex.method != KeMethod::None);
+    made.map(|kex| Transform::add_ke(kex.slot, kex.method))
+}
+
+fn none_transforms(left_out: &[u8]) -> impl Iterator<Item = Transform> {
+    left_out.iter().map(|slot| Transform::add_ke(*slot, KeMethod::None))
 }
 
 #[cfg(test)]

@@ -27,6 +27,10 @@ pub(crate) enum Purpose {
     InitSecret,
     /// The solution of the responder's puzzle with this number.
     Puzzle(u64),
+    /// Our key pair for an IKE_INTERMEDIATE (or a KEM's encapsulation, as responder).
+    IntermediateKeyPair,
+    /// The shared secret of an IKE_INTERMEDIATE.
+    IntermediateSecret,
     /// Our AUTH signature.
     Sign,
     /// The peer's chain and AUTH signature.

@@ -75,7 +75,7 @@ pub(crate) fn close(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason, tell: Te
             linger(ctx, sa, left.min(ctx.config.timers.tombstone));
         }
         Phase::Closing | Phase::Lingering => {}
-        Phase::InitSent(_) | Phase::HalfOpen(_) => {
+        Phase::InitSent(_) | Phase::HalfOpen(_) | Phase::Intermediate(_) => {
             exchange::init::abandon(ctx, sa);
             if sa.is_initiator() {
                 down(ctx, sa, reason);

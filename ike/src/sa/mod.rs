@@ -19,6 +19,7 @@ use crate::exchange::Task;
 use crate::exchange::auth::AuthTask;
 use crate::exchange::create_child::{Requesting, Responding};
 use crate::exchange::init::{HalfOpenSa, InitSent};
+use crate::exchange::intermediate::Intermediate;
 use crate::exchange::sync::Sync;
 use crate::io::{ChildSaId, Datagram, Grant, Hosts, IkeSaId, LeaseId, Transmit};
 use crate::policy::narrowing;
@@ -99,6 +100,8 @@ pub(crate) enum Phase {
     InitSent(Box<InitSent>),
     /// Responder: IKE_SA_INIT is answered, or about to be.
     HalfOpen(Box<HalfOpenSa>),
+    /// Initiator: an IKE_INTERMEDIATE is under way; as responder it belongs to `HalfOpen`.
+    Intermediate(Box<Intermediate>),
     /// Both: IKE_AUTH is under way.
     Authenticating(Box<AuthTask>),
     /// Both sides are authenticated.
@@ -121,11 +124,15 @@ pub(crate) struct IkeSa {
     pub(crate) path: Path,
     /// Where the request in work came from: its response goes back there (RFC 7296 2.11).
     pub(crate) reply: Path,
+    /// Its exchange.
+    pub(crate) answering: ExchangeType,
     pub(crate) rng: SaRng,
     pub(crate) window: Window,
     pub(crate) inbox: Inbox,
     pub(crate) phase: Phase,
     pub(crate) protection: Option<Box<Protection>>,
+    /// The keys of the request that was answered last, when the answer itself changed them.
+    pub(crate) earlier: Option<Box<Protection>>,
     pub(crate) traits: PeerTraits,
     pub(crate) auth: Option<Box<Authenticated>>,
     /// Boxed, because a map makes room for eleven at once.
@@ -189,11 +196,13 @@ impl IkeSa {
             spi_r: spis.1,
             path,
             reply: path,
+            answering: ExchangeType::IkeSaInit,
             rng,
             window: Window::default(),
             inbox: Inbox::default(),
             phase,
             protection: None,
+            earlier: None,
             traits: PeerTraits::default(),
             auth: None,
             children: BTreeMap::new(),
@@ -275,7 +284,7 @@ impl IkeSa {
 
     pub(crate) fn state(&self) -> SaState {
         match self.phase {
-            Phase::InitSent(_) | Phase::HalfOpen(_) => SaState::HalfOpen,
+            Phase::InitSent(_) | Phase::HalfOpen(_) | Phase::Intermediate(_) => SaState::HalfOpen,
             Phase::Authenticating(_) => SaState::Authenticating,
             Phase::Established => SaState::Established,
             Phase::Rekeyed => SaState::Rekeyed,

@@ -155,7 +155,12 @@ impl Engine {
         sa.orphan = saved
             .outstanding
             .as_ref()
-            .filter(|request| request.exchange == ExchangeType::CreateChildSa)
+            .filter(|request| {
+                matches!(
+                    request.exchange,
+                    ExchangeType::CreateChildSa | ExchangeType::IkeFollowupKe
+                )
+            })
             .map(|request| request.child_spi);
         sa.window = Window::restore(
             saved.next_request,

@@ -47,6 +47,22 @@ impl Protection {
         Self::expand(crypto, suite, initiator, spis, nonces, &skeyseed)
     }
 
+    /// Keys after an additional key exchange in IKE_INTERMEDIATE (RFC 9370 2.2.2).
+    ///
+    /// # Errors
+    /// As [`Protection::initial`].
+    pub(crate) fn intermediate(
+        old: &Self,
+        crypto: &CryptoProvider,
+        initiator: bool,
+        spis: (IkeSpi, IkeSpi),
+        nonces: Nonces<'_>,
+        shared: &SharedSecret,
+    ) -> Result<Self, CryptoError> {
+        let skeyseed = keymat::skeyseed_intermediate(old.prf, &old.keys.d, nonces, shared);
+        Self::expand(crypto, old.suite.clone(), initiator, spis, nonces, &skeyseed)
+    }
+
     /// Keys of the IKE SA that replaces `old` (RFC 7296 2.18).
     ///
     /// # Errors
@@ -58,9 +74,9 @@ impl Protection {
         initiator: bool,
         spis: (IkeSpi, IkeSpi),
         nonces: Nonces<'_>,
-        shared: &SharedSecret,
+        shared: &[&SharedSecret],
     ) -> Result<Self, CryptoError> {
-        let skeyseed = keymat::skeyseed_rekey(old.prf, &old.keys.d, nonces, &[shared]);
+        let skeyseed = keymat::skeyseed_rekey(old.prf, &old.keys.d, nonces, shared);
         Self::expand(crypto, suite, initiator, spis, nonces, &skeyseed)
     }
 

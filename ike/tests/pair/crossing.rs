@@ -33,6 +33,13 @@ fn start(pair: &mut Pair, side: Side, op: Op) {
     );
 }
 
+/// Suites with one key exchange in a rekey of the IKE SA and none in that of a child.
+const ONE: (&str, &str) = ("aes256gcm16-prfsha384-x25519", "aes256gcm16-esn-noesn");
+
+/// Suites with two in each (RFC 9370).
+const SEVERAL: (&str, &str) =
+    ("aes256gcm16-prfsha384-x25519-ke1_ecp256", "aes256gcm16-x25519-ke1_ecp256-noesn");
+
 /// A small generator: a failing seed is enough to repeat a walk.
 struct Walk(u64);
 
@@ -51,11 +58,8 @@ fn seeds() -> u64 {
 
 /// Both sides start something; datagrams then arrive in a random order, some lost, some twice,
 /// some late. Then the network heals.
-fn walk(seed: u64, client: Op, server: Op) -> Pair {
-    let mut setup = Setup::new().quiet();
-    setup.client.ike_suites = ike("aes256gcm16-prfsha384-x25519");
-    setup.server.ike_suites = ike("aes256gcm16-prfsha384-x25519");
-    setup.target.ike_suites = setup.client.ike_suites.clone();
+fn walk(seed: u64, client: Op, server: Op, suites: (&str, &str)) -> Pair {
+    let mut setup = Setup::new().quiet().suites(suites.0, suites.1);
     setup.seeds = (seed as u8, (seed >> 8) as u8);
     let mut pair = Pair::connected_with(setup);
     let mut walk = Walk(seed);
@@ -112,9 +116,13 @@ fn walk(seed: u64, client: Op, server: Op) -> Pair {
 }
 
 fn converges(client: Op, server: Op, children: usize, ike_sas: usize) {
+    converges_with(ONE, client, server, children, ike_sas);
+}
+
+fn converges_with(suites: (&str, &str), client: Op, server: Op, children: usize, ike_sas: usize) {
     for seed in 0..seeds() {
         let pair = std::panic::catch_unwind(|| {
-            let pair = walk(seed, client, server);
+            let pair = walk(seed, client, server, suites);
             assert_eq!(pair.client.established().len(), ike_sas, "client's IKE SAs");
             assert_eq!(pair.server.established().len(), ike_sas, "server's IKE SAs");
             assert_eq!(pair.client.engine.sas().count(), ike_sas, "client's remains");
@@ -175,6 +183,23 @@ fn a_child_closed_while_the_ike_sa_is_rekeyed() {
     converges(Op::RekeyIke, Op::CloseChild, 0, 1);
 }
 
+/// RFC 9370 2.2.4: what is made comes into being with the last of several exchanges, and the peer's
+/// may cross any of them.
+#[test]
+fn rekeys_of_several_key_exchanges_cross() {
+    converges_with(SEVERAL, Op::RekeyChild, Op::RekeyChild, 1, 1);
+    converges_with(SEVERAL, Op::RekeyIke, Op::RekeyIke, 1, 1);
+    converges_with(SEVERAL, Op::RekeyChild, Op::RekeyIke, 1, 1);
+    converges_with(SEVERAL, Op::RekeyIke, Op::RekeyChild, 1, 1);
+}
+
+#[test]
+fn closes_cross_rekeys_of_several_key_exchanges() {
+    converges_with(SEVERAL, Op::RekeyChild, Op::CloseIke, 0, 0);
+    converges_with(SEVERAL, Op::CloseIke, Op::RekeyIke, 0, 0);
+    converges_with(SEVERAL, Op::CloseChild, Op::RekeyIke, 0, 1);
+}
+
 /// Rekeying a child that the other side closes at the same time ends either with the new child,
 /// when the rekey was answered first, or with none; never with halves.
 #[test]
@@ -182,7 +207,7 @@ fn a_child_closed_while_it_is_rekeyed() {
     for seed in 0..seeds() {
         for (client, server) in [(Op::RekeyChild, Op::CloseChild), (Op::CloseChild, Op::RekeyChild)]
         {
-            let pair = walk(seed, client, server);
+            let pair = walk(seed, client, server, ONE);
             assert_eq!(pair.client.established().len(), 1, "seed {seed}");
             assert_eq!(pair.client.plane.len(), pair.server.plane.len(), "seed {seed}");
             pair.assert_mirrored(pair.client.plane.len());

@@ -18,13 +18,17 @@ mod cookies;
 
 mod crash;
 mod crossing;
+mod followup;
 mod fragments;
 mod handshake;
 mod hostile;
 mod lease;
 mod liveness;
 mod loss;
+#[cfg(feature = "aws-lc")]
+mod mlkem;
 mod mobike;
+mod multi_ke;
 mod ocsp;
 mod psk;
 mod puzzles;
@@ -36,4 +40,5 @@ mod rekey_ike;
 mod restart;
 mod sites;
 mod solutions;
+mod suites;
 mod synchronise;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::host::Host;
 use super::process::Process;
 use super::swanctl::{Conf, Connection};
-use super::{Lab, cmd, wait};
+use super::{Lab, cmd, next, wait};
 
 /// The only plugins loaded, in two parts: between them stands what owns the SAs.
 const PLUGINS: [&str; 2] = [
@@ -51,6 +51,8 @@ pub struct Options {
     pub cookie_threshold: u32,
     /// ESP in the kernel instead of kernel-libipsec's own; only the guest's kernel has it.
     pub kernel_esp: bool,
+    /// Run the strongSwan of this root folder ([`next::root`]) instead of the machine's.
+    pub root: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -66,6 +68,7 @@ impl Default for Options {
             make_before_break: false,
             cookie_threshold: 30,
             kernel_esp: crate::guest::inside(),
+            root: None,
         }
     }
 }
@@ -93,16 +96,20 @@ impl Charon {
         let socket = dir.join("vici.sock");
         let _ = fs::remove_file(&socket);
         // The daemon leaves pid files and sockets in /run: each gets its own.
+        let program = "/usr/sbin/charon-systemd";
+        let root = options.root.as_deref();
         let hosts = options.hosts.as_ref().map_or_else(String::new, |hosts| {
-            format!("mount --bind {} /etc/hosts && ", hosts.display())
+            let etc = root.map_or_else(String::new, |root| root.display().to_string());
+            format!("mount --bind {} {etc}/etc/hosts && ", hosts.display())
         });
-        let script = format!(
-            "mount --make-rprivate / && mount -t tmpfs lab /run && {hosts}\
-             exec env STRONGSWAN_CONF={} /usr/sbin/charon-systemd",
-            conf.display()
-        );
+        let script = match root {
+            Some(root) => next::enter(root, host.lab().dir(), program),
+            None => format!("mount -t tmpfs lab /run && exec {program}"),
+        };
+        let script = format!("mount --make-rprivate / && {hosts}{script}");
+        let conf = format!("STRONGSWAN_CONF={}", conf.display());
         let mut command = host.command("unshare");
-        command.args(["-m", "sh", "-c", &script]);
+        command.args(["-m", "env", &conf, "sh", "-c", &script]);
         let label = format!("charon on {}", host.name());
         let mut process = Process::start(host.lab(), &label, command, &dir.join("stdout.log"))?;
         host.lab().watch_log(&format!("{label} (log)"), &dir.join("charon.log"));

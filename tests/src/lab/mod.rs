@@ -12,6 +12,7 @@ pub mod cmd;
 pub mod gateway;
 pub mod host;
 pub mod http;
+pub mod next;
 pub mod pkitool;
 pub mod process;
 pub mod swanctl;

@@ -13,6 +13,7 @@ mod hostile;
 mod kernel_connect;
 mod kernel_plane;
 mod many;
+mod mlkem;
 mod paths;
 mod psk;
 mod reauth;
@@ -68,6 +69,11 @@ pub const ALL: &[Entry] = &[
     ),
     entry("ike-suites", "every IKE cipher, PRF and group, with traffic", suites::ike),
     entry("esp-suites", "every ESP cipher, with traffic", suites::esp),
+    entry(
+        "mlkem",
+        "a newer strongSwan: X25519 with ML-KEM in connections and in rekeys by either side",
+        mlkem::run,
+    ),
     entry("init-retries", "IKE_SA_INIT with a cookie and with another group", suites::init_retries),
     entry("nat-runner", "the runner behind a NAT", paths::nat_runner),
     entry("nat-gateway", "the gateway behind a NAT", paths::nat_gateway),

@@ -18,7 +18,7 @@ use crate::lab::world::Shape;
 const PROBE: u64 = 200_000;
 
 /// IKE suites as strongSwan writes them, and words that `sa list` must show for each.
-const IKE_SUITES: [(&str, &[&str]); 10] = [
+const IKE_SUITES: [(&str, &[&str]); 13] = [
     ("aes256gcm16-prfsha256-x25519", &["aes256gcm16", "x25519"]),
     ("aes128gcm16-prfsha256-ecp256", &["aes128gcm16", "ecp256"]),
     ("aes256gcm16-prfsha384-ecp384", &["aes256gcm16", "prfsha384", "ecp384"]),
@@ -29,9 +29,20 @@ const IKE_SUITES: [(&str, &[&str]); 10] = [
     ("aes256gcm16-prfsha256-modp2048", &["modp2048"]),
     ("aes256gcm16-prfsha256-modp3072", &["modp3072"]),
     ("aes256gcm16-prfsha256-modp4096", &["modp4096"]),
+    ("aes256gcm16-prfsha256-ecp521", &["ecp521"]),
+    ("aes256-sha512-ecp256", &["aes256", "sha512", "prfsha512"]),
+    ("aes128-sha256-modp2048", &["aes128", "sha256", "modp2048"]),
 ];
 
-const ESP_SUITES: [&str; 4] = ["aes256gcm16", "aes128gcm16", "chacha20poly1305", "aes256-sha256"];
+const ESP_SUITES: [&str; 7] = [
+    "aes256gcm16",
+    "aes128gcm16",
+    "chacha20poly1305",
+    "aes256-sha256",
+    "aes128-sha256",
+    "aes256-sha384",
+    "aes256-sha512",
+];
 
 /// Every kind of client key, with RFC 7427 and with classic signatures.
 pub(super) fn certificates(lab: &Lab) -> Result<()> {

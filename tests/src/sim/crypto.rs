@@ -22,6 +22,7 @@ pub static PROVIDER: CryptoProvider = CryptoProvider {
         &Group(KeMethod::Ecp256, "ecp256", 64),
         &Group(KeMethod::Ecp384, "ecp384", 96),
         &Group(KeMethod::Modp2048, "modp2048", 256),
+        &Kem(KeMethod::MlKem768, "mlkem768", 1184, 1088),
     ],
     prfs: &[&Mixer(PrfId::HmacSha2_256, 32), &Mixer(PrfId::HmacSha2_384, 48)],
     ciphers: &[&Aead { bits: 256, name: "aes256gcm16" }, &Aead { bits: 128, name: "aes128gcm16" }],
@@ -177,6 +178,70 @@ impl KexSecret for Exponent {
                 actual: peer_public.len(),
             })?;
         Ok(SecretBytes::new(power(value % PRIME, self.exponent).to_be_bytes().to_vec()))
+    }
+}
+
+/// A KEM with the lengths of the real one: the ciphertext holds a number, which both sides mix with
+/// the key it was made for.
+#[derive(Debug)]
+struct Kem(KeMethod, &'static str, usize, usize);
+
+struct Decapsulation {
+    public: Vec<u8>,
+    group: &'static str,
+    len: usize,
+}
+
+fn padded(value: u64, len: usize) -> Vec<u8> {
+    let mut octets = vec![0x5d; len];
+    octets[..8].copy_from_slice(&value.to_be_bytes());
+    octets
+}
+
+impl KeyExchangeGroup for Kem {
+    fn method(&self) -> KeMethod {
+        self.0
+    }
+
+    fn name(&self) -> &'static str {
+        self.1
+    }
+
+    fn kind(&self) -> KexKind {
+        KexKind::Kem
+    }
+
+    fn initiator_public_len(&self) -> usize {
+        self.2
+    }
+
+    fn responder_public_len(&self) -> usize {
+        self.3
+    }
+
+    fn generate(&self) -> Result<KeyShare, CryptoError> {
+        let public = padded(draw(), self.2);
+        let secret = Decapsulation { public: public.clone(), group: self.1, len: self.3 };
+        Ok(KeyShare { public, secret: Box::new(secret) })
+    }
+
+    fn encapsulate(&self, initiator_public: &[u8]) -> Result<(Vec<u8>, SharedSecret), CryptoError> {
+        let ciphertext = padded(draw(), self.3);
+        let secret = mix(32, 7, &[initiator_public, &ciphertext]);
+        Ok((ciphertext, SecretBytes::new(secret)))
+    }
+}
+
+impl KexSecret for Decapsulation {
+    fn agree(self: Box<Self>, peer_public: &[u8]) -> Result<SharedSecret, CryptoError> {
+        if peer_public.len() != self.len {
+            return Err(CryptoError::PublicValueLength {
+                group: self.group,
+                expected: self.len,
+                actual: peer_public.len(),
+            });
+        }
+        Ok(SecretBytes::new(mix(32, 7, &[&self.public, peer_public])))
     }
 }
 
@@ -351,7 +416,8 @@ mod tests {
     fn both_ends_agree_and_the_seed_decides_the_bytes() {
         let share = |seed| {
             reseed(seed);
-            PROVIDER.kex.iter().map(|group| group.generate().unwrap()).collect::<Vec<_>>()
+            let groups = PROVIDER.kex.iter().filter(|group| group.kind() != KexKind::Kem);
+            groups.map(|group| group.generate().unwrap()).collect::<Vec<_>>()
         };
         for (a, b) in share(1).into_iter().zip(share(2)) {
             let (pa, pb) = (a.public.clone(), b.public.clone());
@@ -375,6 +441,17 @@ mod tests {
         assert_eq!(iv_reuses(), 0);
         seal(7, [1; 8], b"two");
         assert_eq!(iv_reuses(), 1);
+    }
+
+    #[test]
+    fn a_kem_decapsulates_what_was_encapsulated_to_it() {
+        reseed(3);
+        let kem = PROVIDER.group(KeMethod::MlKem768).unwrap();
+        let (ours, other) = (kem.generate().unwrap(), kem.generate().unwrap());
+        let (ciphertext, secret) = kem.encapsulate(&ours.public).unwrap();
+        assert_eq!(ciphertext.len(), kem.responder_public_len());
+        assert_eq!(ours.secret.agree(&ciphertext).unwrap(), secret);
+        assert_ne!(other.secret.agree(&ciphertext).unwrap(), secret);
     }
 
     #[test]

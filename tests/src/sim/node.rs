@@ -114,7 +114,7 @@ pub fn config(name: &str) -> EngineConfig {
         trust_anchor_hashes: vec![[7; 20]],
         request_ocsp: false,
         ike_suites: ike_suites(),
-        esp_suites: esp_suites(),
+        esp_suites: esp_suites(name),
         force_encap: false,
         fragment_size: 1232,
         timers: Timers::default(),
@@ -124,14 +124,28 @@ pub fn config(name: &str) -> EngineConfig {
 }
 
 fn ike_suites() -> Vec<IkeSuite> {
-    ["aes256gcm16-prfsha384-curve25519", "aes128gcm16-prfsha256-ecp256"]
+    [SEVERAL, "aes256gcm16-prfsha384-curve25519", "aes128gcm16-prfsha256-ecp256"]
         .into_iter()
         .map(|text| text.parse().expect("a suite"))
         .collect()
 }
 
-fn esp_suites() -> Vec<EspSuite> {
-    ["aes256gcm16", "aes128gcm16"].into_iter().map(|text| text.parse().expect("a suite")).collect()
+/// Two key exchanges (RFC 9370): every node accepts them, every second client offers them.
+const SEVERAL: &str = "aes256gcm16-prfsha384-curve25519-ke1_mlkem768";
+
+/// What a client offers: the even ones know one key exchange only.
+fn offered(kind: Kind) -> Vec<IkeSuite> {
+    let several = matches!(kind, Kind::Client(number) if number % 2 == 1);
+    ike_suites().into_iter().filter(|suite| several || suite.additional.is_empty()).collect()
+}
+
+/// One client rekeys its children with two key exchanges, the others with none.
+fn esp_suites(name: &str) -> Vec<EspSuite> {
+    let texts = match name {
+        "client-1" => ["aes256gcm16-curve25519-ke1_mlkem768", "aes128gcm16"],
+        _ => ["aes256gcm16", "aes128gcm16"],
+    };
+    texts.into_iter().map(|text| text.parse().expect("a suite")).collect()
 }
 
 /// The identity of a name.
@@ -259,8 +273,8 @@ impl Node {
             expected: Some(identity(gateway_name)),
             local_auth: LocalAuth::Certificate(CredentialId(0)),
             remote_auth: RemoteAuth::Certificate,
-            ike_suites: ike_suites(),
-            esp_suites: esp_suites(),
+            ike_suites: offered(self.kind),
+            esp_suites: esp_suites(&self.name),
             first_ke: KeMethod::Curve25519,
             request_ipv4: true,
             request_ipv6: false,

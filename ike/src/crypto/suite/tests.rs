@@ -17,10 +17,16 @@ fn an_aead_suite_reads_and_writes_as_strongswan_spells_it() {
 #[test]
 fn every_default_survives_its_text_and_is_implemented() {
     let (ike, esp) = (IkeSuite::defaults(), EspSuite::defaults());
-    assert_eq!((ike.len(), esp.len()), (3 * 3 * 6 + 2 * 3 * 3 * 6, 3 * 2 + 2 * 3 * 2));
+    assert_eq!(
+        (ike.len(), esp.len()),
+        (2 * 3 * 3 * 3 + 2 * 3 * 3 * 3 + 3 * 3 * 7 + 2 * 3 * 3 * 7, 3 * 2 + 2 * 3 * 2)
+    );
     for suite in &ike {
         assert_eq!(suite.to_string().parse().as_ref(), Ok(suite));
-        assert!(suite.supported_by(&ring::PROVIDER));
+        let classical = suite.additional_methods().is_empty();
+        // `ring` has neither ML-KEM nor P-521.
+        let everywhere = classical && suite.kex != KeMethod::Ecp521;
+        assert_eq!(suite.supported_by(&ring::PROVIDER), everywhere);
         let lengths = suite.key_lengths(&ring::PROVIDER).unwrap();
         assert_eq!(Some(lengths.encr), suite.encryption.keymat_len());
         assert_eq!(lengths.integ == 0, suite.encryption.is_aead());
@@ -30,6 +36,9 @@ fn every_default_survives_its_text_and_is_implemented() {
         assert!(suite.key_lengths().is_ok());
     }
     assert!(ike[0].encryption.is_aead() && esp[0].esn);
+    // ML-KEM comes first; what is without it comes after all that is with it.
+    assert_eq!(ike[0].to_string(), "aes256gcm16-prfsha384-x25519-ke1_mlkem768");
+    assert!(ike.is_sorted_by_key(|suite| suite.additional_methods().is_empty()));
     // The set every native client shares (RFC 8247).
     assert!(ike.contains(&"aes256-sha256-prfsha256-modp2048".parse().unwrap()));
 }
@@ -105,6 +114,23 @@ fn additional_key_exchanges_keep_their_slots() {
         let text = format!("aes256gcm16-prfsha384-x25519-{token}");
         assert_eq!(IkeSuite::parse_proposal(&text), Err(SuiteError::Unknown(token.to_owned())));
     }
+}
+
+#[test]
+fn one_key_exchange_twice_is_no_combination() {
+    let suites =
+        IkeSuite::parse_proposal("aes256gcm16-prfsha384-x25519-ecp256-ke1_ecp256-ke1_ecp384")
+            .unwrap();
+    assert_eq!(suites.len(), 3);
+    assert!(suites.iter().all(|suite| suite.additional_methods() != [suite.kex]));
+    assert_eq!(
+        IkeSuite::parse_proposal("aes256gcm16-prfsha384-x25519-ke1_x25519"),
+        Err(SuiteError::Repeated("aes256gcm16-prfsha384-x25519-ke1_x25519".to_owned()))
+    );
+    assert!(matches!(
+        EspSuite::parse_proposal("aes256gcm16-ke1_mlkem768"),
+        Err(SuiteError::Missing { missing: "key exchange method", .. })
+    ));
 }
 
 #[test]

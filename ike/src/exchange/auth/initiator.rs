@@ -230,7 +230,7 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     // The first child shares the IKE SA's key exchange (RFC 7296 1.2).
     let mut suites: Vec<EspSuite> = Vec::new();
     for suite in &peer.esp_suites {
-        let suite = EspSuite { kex: None, ..suite.clone() };
+        let suite = EspSuite { kex: None, additional: Vec::new(), ..suite.clone() };
         if !suites.contains(&suite) {
             suites.push(suite);
         }

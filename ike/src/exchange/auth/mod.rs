@@ -37,11 +37,14 @@ pub(crate) struct Exchanged {
     pub(crate) nr: Nonce,
     pub(crate) request: Vec<u8>,
     pub(crate) response: Vec<u8>,
+    /// What AUTH covers of IKE_INTERMEDIATE, if there was any (RFC 9242 3.3.2).
+    pub(crate) int_auth: Option<Vec<u8>>,
 }
 
 impl Exchanged {
     /// What AUTH of one side covers (RFC 7296 2.15), whichever way it is made: its first message,
-    /// the other side's nonce, and the body of its ID payload under its SK_p.
+    /// the other side's nonce, and the body of its ID payload under its SK_p; and what was said in
+    /// IKE_INTERMEDIATE.
     pub(crate) fn octets(
         &self,
         protection: &Protection,
@@ -53,7 +56,8 @@ impl Exchanged {
             SaRole::Initiator => (&keys.pi, &self.request, &self.nr),
             SaRole::Responder => (&keys.pr, &self.response, &self.ni),
         };
-        auth_octets(protection.prf(), sk_p, message, nonce.as_bytes(), id_body, None)
+        let int_auth = self.int_auth.as_deref();
+        auth_octets(protection.prf(), sk_p, message, nonce.as_bytes(), id_body, int_auth)
     }
 }
 

@@ -80,9 +80,16 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
 }
 
 /// A fatal error before anything was examined.
-pub(crate) fn refuse_request(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify, refused: Refusal) {
+pub(crate) fn refuse_request(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    exchange: ExchangeType,
+    notify: Notify,
+    refused: Refusal,
+) {
     ctx.refuse(refused);
-    answer_error(ctx, sa, notify);
+    crate::exchange::init::abandon(ctx, sa);
+    answer_error_in(ctx, sa, exchange, notify);
 }
 
 fn take_exchanged(sa: &mut IkeSa) -> Option<Exchanged> {
@@ -97,6 +104,7 @@ fn take_exchanged(sa: &mut IkeSa) -> Option<Exchanged> {
         nr: half_open.nr,
         request: half_open.request,
         response: half_open.response,
+        int_auth: half_open.chain.int_auth(sa.window.next_expected()),
     })
 }
 
@@ -518,11 +526,16 @@ pub(super) fn reject(ctx: &mut Ctx, sa: &mut IkeSa) {
 }
 
 fn answer_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
+    answer_error_in(ctx, sa, ExchangeType::IkeAuth, notify);
+}
+
+/// The same where the handshake has not come to IKE_AUTH.
+fn answer_error_in(ctx: &mut Ctx, sa: &mut IkeSa, exchange: ExchangeType, notify: Notify) {
     let mut payloads = Payloads::new();
     payloads.push_notify(notify);
     sa.phase = Phase::Lingering;
     ctx.half_open.authenticating(sa.id, false);
     sa.children.clear();
-    send_response(ctx, sa, ExchangeType::IkeAuth, &payloads);
+    send_response(ctx, sa, exchange, &payloads);
     lifecycle::linger_failed(ctx, sa);
 }

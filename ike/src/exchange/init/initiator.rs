@@ -121,6 +121,9 @@ pub(super) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
     payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));
     payloads.push_notify(certs::hashes_notify());
     announced.into_iter().for_each(|payload| payloads.push(payload));
+    if peer.ike_suites.iter().any(|suite| !suite.additional_methods().is_empty()) {
+        payloads.push_notify(Notify::new(NotifyType::IntermediateExchangeSupported));
+    }
     if let Some(solution) = &init.solution {
         let kind = PayloadType::PuzzleSolution;
         payloads.push_front(Payload::Unknown { kind, body: solution.clone() });
@@ -268,6 +271,12 @@ fn accept(ctx: &mut Ctx, sa: &mut IkeSa, message: Message, datagram: &Datagram) 
         return;
     };
     if chosen.suite.kex != init.group {
+        return;
+    }
+    // RFC 9370 2.1: several key exchanges need IKE_INTERMEDIATE.
+    if !chosen.suite.additional_methods().is_empty()
+        && !payloads.has_notify(NotifyType::IntermediateExchangeSupported)
+    {
         return;
     }
     init.hint = None;

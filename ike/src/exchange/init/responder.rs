@@ -5,10 +5,11 @@ use crate::crypto::{CryptoProvider, HashFunction, IkeSuite, KexKind, KexRequest,
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{HalfOpenSa, MAX_INIT_LEN, NONCE_LEN, Secret, read_traits};
+use crate::exchange::intermediate::Chain;
 use crate::exchange::redirect;
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
 use crate::policy::limits::{Admission, Proof, Source};
-use crate::policy::proposal;
+use crate::policy::proposal::{self, Chosen};
 use crate::sa::context::{Purpose, refusal};
 use crate::sa::table::InitKey;
 use crate::sa::timers::TimerKey;
@@ -97,7 +98,7 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         engine.ctx.stats.redirected = engine.ctx.stats.redirected.saturating_add(1);
         return answer_stateless(engine, &datagram, &header, notify);
     }
-    let Some(chosen) = proposal::choose_ike(&engine.ctx.config.ike_suites, offer, ke.method) else {
+    let Some(chosen) = chosen(&engine.ctx.config.ike_suites, payloads, offer, ke.method) else {
         if engine.may_answer_stranger() {
             let refused = no_proposal(&engine.ctx.config.ike_suites, offer);
             engine.ctx.refuse(Refusal { remote: Some(datagram.remote), ..refused });
@@ -147,7 +148,7 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         header,
         key,
         (source, effort),
-        New { traits, ni, peer_public, method, kem, suite: chosen.suite, number: chosen.number },
+        New { traits, ni, peer_public, method, kem, chosen },
     );
 }
 
@@ -162,8 +163,19 @@ struct New {
     peer_public: Vec<u8>,
     method: KeMethod,
     kem: bool,
-    suite: IkeSuite,
-    number: u8,
+    chosen: Chosen<IkeSuite>,
+}
+
+/// The suite to go on with; several key exchanges only with who announces that it can make them
+/// (RFC 9242 3.1, RFC 9370 2.1).
+fn chosen(
+    ours: &[IkeSuite],
+    payloads: &Payloads,
+    offer: &SecurityAssociation,
+    sent: KeMethod,
+) -> Option<Chosen<IkeSuite>> {
+    let several = payloads.has_notify(NotifyType::IntermediateExchangeSupported);
+    proposal::choose_ike(ours, offer, sent, several)
 }
 
 /// Makes the half-open SA and asks for our key pair.
@@ -192,8 +204,8 @@ fn begin(
     let half_open = HalfOpenSa {
         ni: new.ni,
         nr,
-        suite: new.suite,
-        number: new.number,
+        chain: Chain::of(&new.chosen.suite),
+        chosen: new.chosen,
         request: datagram.payload,
         response: Vec::new(),
         peer_public: new.peer_public,

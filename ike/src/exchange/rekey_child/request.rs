@@ -3,9 +3,12 @@
 use crate::crypto::EspSuite;
 use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason};
-use crate::exchange::create_child::{Kex, Requesting, abandon_request, may_request, retry_later};
+use crate::exchange::create_child::{
+    Requesting, abandon_request, may_request, request_settled, retry_later, with_requesting_kex,
+};
+use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{Collision, activate, respond, successor_gone};
-use crate::exchange::{Task, about, advance, create_child, send_request};
+use crate::exchange::{Task, about, advance, create_child, followup, send_request};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::{narrowing, proposal};
 use crate::sa::IkeSa;
@@ -13,7 +16,7 @@ use crate::sa::child::{self, Child, ChildState, NewChild, remove_from_dataplane}
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::timers::TimerKey;
 use crate::wire::{
-    ChildSpi, ExchangeType, KeyExchange, Nonce, Notify, NotifyType, Payload, Payloads, ProtocolId,
+    ChildSpi, ExchangeType, Nonce, Notify, NotifyType, Payload, Payloads, ProtocolId,
     TrafficSelector, TrafficSelectors,
 };
 
@@ -70,7 +73,7 @@ impl ChildRequest {
     }
 
     /// What it replaces.
-    pub(super) fn rekeys(&self) -> ChildSaId {
+    pub(crate) fn rekeys(&self) -> ChildSaId {
         self.rekeys
     }
 
@@ -126,16 +129,19 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
     };
     let handle = ctx.fresh_id();
     // A child made by IKE_AUTH has no group of its own; the configuration may want one now.
-    let bare = |suite: &EspSuite| EspSuite { kex: None, ..suite.clone() };
+    let bare = |suite: &EspSuite| EspSuite { kex: None, additional: Vec::new(), ..suite.clone() };
     let configured = ctx.config.esp_suites.iter().find(|suite| bare(suite) == bare(&current));
-    let group = current.kex.or_else(|| configured.and_then(|suite| suite.kex));
-    // What runs is offered first; the rest of what we accept follows. With a key exchange every
-    // suite has one, so that the peer may ask for another group than the first
+    let wanted = configured.filter(|_| current.kex.is_none()).unwrap_or(&current);
+    let (group, additional) = (wanted.kex, wanted.additional.clone());
+    // What runs is offered first; the rest of what we accept follows. With key exchanges every
+    // suite has some, so that the peer may ask for another group than the first
     // (RFC 7296 1.3: INVALID_KE_PAYLOAD).
-    let mut suites = vec![EspSuite { kex: group, ..current }];
+    let with =
+        |suite: &EspSuite| EspSuite { kex: group, additional: additional.clone(), ..suite.clone() };
+    let mut suites = vec![with(&current)];
     for suite in &ctx.config.esp_suites {
-        let kex = group.and(suite.kex.or(group));
-        let suite = EspSuite { kex, ..suite.clone() };
+        let own = group.is_some() && suite.kex.is_some();
+        let suite = if own { suite.clone() } else { with(suite) };
         if !suites.contains(&suite) {
             suites.push(suite);
         }
@@ -188,7 +194,7 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     if request.answer.is_some() {
-        if request.kex.as_ref().is_none_or(|kex| kex.secret.is_some()) {
+        if request.kex.is_none() || request_settled(ctx, sa) {
             install(ctx, sa);
         }
         return;
@@ -202,7 +208,7 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     let id = request.rekeys;
     let mut payloads = Payloads::new();
     let (suites, ni) = (request.suites.clone(), request.ni.clone());
-    let ke = request.kex.as_ref().map(|kex| KeyExchange::new(kex.group, kex.public.clone()));
+    let ke = request.kex.as_ref().map(Kex::payload);
     request.sent = true;
     let Some(old) = sa.children.get(&id).filter(|old| !old.removed) else {
         // The peer closed it while we were preparing.
@@ -232,14 +238,11 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, pay
                 return;
             };
             request.answer = Some(answer);
-            let handle_ke = request.kex.take().zip(ke);
-            if let Some((mut kex, ke)) = handle_ke {
-                kex.agree(ctx, sa, ke, true);
-                if let Some(request) = self::request(sa) {
-                    request.kex = Some(kex);
-                }
-            } else {
-                install(ctx, sa);
+            match ke {
+                Some(ke) => with_requesting_kex(ctx, sa, |ctx, sa, kex| {
+                    kex.agree(ctx, sa, ke, true);
+                }),
+                None => install(ctx, sa),
             }
         }
         Err(what) => {
@@ -272,6 +275,10 @@ fn read(
         (Some(group), Some(ke)) if ke.method == group => Some(ke.data.clone()),
         (Some(_), _) => return Err("the peer's answer lacks our group's public value"),
     };
+    if let Some(kex) = &mut request.kex {
+        kex.chosen(chosen.suite.additional_methods());
+        followup::note_link(kex, payloads)?;
+    }
     // Nothing may grow: what the peer widened was not asked for.
     if let Some((local, remote)) = old
         && (ts_i.selectors.is_empty()
@@ -355,12 +362,13 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
         close_redundant(ctx, sa, spi_in, answer);
         return finish(ctx, sa);
     }
-    let secret = request.kex.as_ref().and_then(|kex| kex.secret.clone());
+    let shared = request.kex.as_ref().map(Kex::secrets).unwrap_or_default();
+    let shared: Vec<_> = shared.into_iter().cloned().collect();
     let Some(protection) = &sa.protection else {
         return;
     };
     let nonces = Nonces { i: ni.as_bytes(), r: answer.nr.as_bytes() };
-    let shared: Vec<_> = secret.iter().collect();
+    let shared: Vec<_> = shared.iter().collect();
     let keys = child::derive_keys(protection, &answer.suite, nonces, &shared, true);
     let Ok((keys_in, keys_out)) = keys else {
         return request_failed(ctx, sa);

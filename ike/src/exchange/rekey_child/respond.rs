@@ -5,20 +5,23 @@ use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason};
 use crate::exchange::auth::{ChildRefused, child_refused, esp_refused, ts_unacceptable};
 use crate::exchange::create_child::{
-    self, Kex, Requesting, Responding, abandon_request, ike_rekey_under_way, respond_error,
+    self, Requesting, Responding, abandon_request, abandon_response, ike_rekey_under_way,
+    respond_error,
 };
+use crate::exchange::followup;
+use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision, successor_gone};
 use crate::exchange::send_response;
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::narrowing;
-use crate::policy::proposal::{self, Chosen, EspKex};
+use crate::policy::proposal::{self, Accepted, Chosen, EspKex};
 use crate::sa::IkeSa;
 use crate::sa::child::{self, ChildState, NewChild, remove_from_dataplane};
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::timers::TimerKey;
 use crate::wire::{
-    ExchangeType, KeyExchange, Nonce, Notify, NotifyType, Payload, Payloads, SecurityAssociation,
-    TrafficSelector, TrafficSelectors,
+    Nonce, Notify, NotifyType, Payload, Payloads, SecurityAssociation, TrafficSelector,
+    TrafficSelectors,
 };
 
 /// Children of one IKE SA at most: a peer cannot fill the data plane.
@@ -36,8 +39,6 @@ pub(crate) struct ChildAnswer {
     ts_remote: Vec<TrafficSelector>,
     more: bool,
     kex: Option<Kex>,
-    /// The peer's public value, until the shared secret is asked for.
-    peer_public: Option<Vec<u8>>,
     spi_in: Option<u32>,
     installing: Option<ChildSaId>,
 }
@@ -183,9 +184,9 @@ fn decide(
     offer: &SecurityAssociation,
 ) -> Result<Plan, Decision> {
     let ours = &ctx.config.esp_suites;
-    let groups = proposal::accepted_groups(&ctx.config.ike_suites);
+    let accepted = Accepted::from(ctx.config.ike_suites.as_slice());
     let ke = payloads.ke();
-    let kex = EspKex::Offered(ke.map(|ke| ke.method), &groups);
+    let kex = EspKex::Offered(ke.map(|ke| ke.method), &accepted);
     let Some(chosen) = proposal::choose_esp(ours, offer, kex) else {
         return Err(Decision::Refused(esp_refused(sa, ours, offer)));
     };
@@ -260,7 +261,8 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
     let handle = ctx.fresh_id();
     let mut kex = None;
     if let (Some(group), Some(public)) = (plan.chosen.suite.kex, &plan.peer_public) {
-        kex = Kex::answer(ctx, sa, handle, group, public);
+        let additional = plan.chosen.suite.additional_methods();
+        kex = Kex::answer(ctx, sa, handle, group, public, additional);
         if kex.is_none() {
             return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
         }
@@ -276,7 +278,6 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
         ts_remote: plan.ts_remote,
         more: plan.more,
         kex,
-        peer_public: plan.peer_public,
         spi_in: None,
         installing: None,
     })));
@@ -311,40 +312,32 @@ pub(crate) fn answer_spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, Stri
 
 /// Something the answer waited for is there.
 pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    if !create_child::answer_settled(ctx, sa) {
+        return;
+    }
     let Some(response) = response(sa) else {
         return;
     };
-    if let Some(kex) = &mut response.kex {
-        if kex.public.is_empty() {
-            return;
-        }
-        if kex.secret.is_none() {
-            // Our key pair is there; the peer's value is too, so the secret can be computed.
-            if let Some(public) = response.peer_public.take() {
-                let taken = response.kex.take();
-                if let Some(mut kex) = taken {
-                    kex.agree(ctx, sa, public, false);
-                    if let Some(response) = self::response(sa) {
-                        response.kex = Some(kex);
-                    }
-                }
-            }
-            return;
-        }
-    }
     let Some(spi_in) = response.spi_in.filter(|_| response.installing.is_none()) else {
         return;
     };
+    if response.kex.as_ref().is_some_and(Kex::has_more) {
+        let payloads = answer_to(response, spi_in);
+        return followup::await_next(ctx, sa, payloads);
+    }
     let spi_out = <[u8; 4]>::try_from(response.chosen.spi.as_slice()).map(u32::from_be_bytes);
-    let secret = response.kex.as_ref().and_then(|kex| kex.secret.clone());
+    let shared = response.kex.as_ref().map(Kex::secrets).unwrap_or_default();
+    let shared: Vec<_> = shared.into_iter().cloned().collect();
     let (ni, nr) = (response.ni.clone(), response.nr.clone());
     let (suite, rekeys) = (response.chosen.suite.clone(), response.rekeys);
     let (ts_local, ts_remote) = (response.ts_local.clone(), response.ts_remote.clone());
     let (Some(protection), Ok(spi_out)) = (&sa.protection, spi_out) else {
         return unavailable(ctx, sa, "no keys");
     };
+    // What it was to replace may have ended between two key exchanges.
+    let replaces = rekeys.is_some_and(|old| sa.children.contains_key(&old));
     let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
-    let shared: Vec<_> = secret.iter().collect();
+    let shared: Vec<_> = shared.iter().collect();
     let keys = child::derive_keys(protection, &suite, nonces, &shared, false);
     let Ok((keys_in, keys_out)) = keys else {
         return unavailable(ctx, sa, "no keys");
@@ -357,7 +350,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         keys_out,
         ts_local,
         ts_remote,
-        outbound_active: rekeys.is_none(),
+        outbound_active: !replaces,
         rekeys,
     };
     let installing = child::install(ctx, sa, new);
@@ -385,23 +378,31 @@ pub(crate) fn answer_installed(
     };
     child::up(ctx, sa, new, response.rekeys);
     if let Some(old) = response.rekeys {
-        replaced(ctx, sa, old, new, (response.ni, response.nr.clone()));
+        replaced(ctx, sa, old, new, (response.ni.clone(), response.nr.clone()));
     }
-    let spi_in = response.spi_in.unwrap_or_default();
+    let payloads = answer_to(&response, response.spi_in.unwrap_or_default());
+    send_response(ctx, sa, sa.answering, &payloads);
+    create_child::answered(ctx, sa);
+}
+
+/// What the answer in work says: all of it in CREATE_CHILD_SA, the key exchange alone after.
+fn answer_to(response: &ChildAnswer, spi_in: u32) -> Payloads {
+    if let Some(kex) = response.kex.as_ref().filter(|kex| kex.followup) {
+        return Payloads::from(vec![Payload::Ke(kex.payload())]);
+    }
     let mut payloads = Payloads::from(vec![
         Payload::Sa(proposal::answer_esp(&response.chosen, spi_in)),
-        Payload::Nonce(response.nr),
+        Payload::Nonce(response.nr.clone()),
     ]);
-    if let Some(kex) = response.kex {
-        payloads.push(Payload::Ke(KeyExchange::new(kex.group, kex.public)));
+    if let Some(kex) = &response.kex {
+        payloads.push(Payload::Ke(kex.payload()));
     }
-    payloads.push(Payload::TsI(TrafficSelectors::new(response.ts_remote)));
-    payloads.push(Payload::TsR(TrafficSelectors::new(response.ts_local)));
+    payloads.push(Payload::TsI(TrafficSelectors::new(response.ts_remote.clone())));
+    payloads.push(Payload::TsR(TrafficSelectors::new(response.ts_local.clone())));
     if response.more {
         payloads.push_notify(Notify::new(NotifyType::AdditionalTsPossible));
     }
-    send_response(ctx, sa, ExchangeType::CreateChildSa, &payloads);
-    create_child::answered(ctx, sa);
+    payloads
 }
 
 /// The peer has rekeyed `old`. When we are doing so too, which of the new ones stays is known
@@ -432,12 +433,7 @@ fn unavailable(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
         "see the gateway's log for the data plane",
     );
     ctx.refuse(refused.refusal);
-    if let Some(responding) = sa.responding.take()
-        && let Responding::Child(response) = *responding
-        && let Some(kex) = response.into_kex()
-    {
-        kex.release(ctx, sa);
-    }
+    abandon_response(ctx, sa);
     respond_error(ctx, sa, refused.notify);
     create_child::answered(ctx, sa);
 }

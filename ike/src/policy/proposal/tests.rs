@@ -18,8 +18,8 @@ fn our_order_decides_unless_the_peer_sent_another_accepted_group() {
     let ours = ike("aes256gcm16-prfsha384-x25519-ecp384");
     let theirs = offer_ike(&ike("aes256gcm16-prfsha384-ecp384-x25519"), None);
 
-    let with_sent = choose_ike(&ours, &theirs, KeMethod::Ecp384).unwrap();
-    let without = choose_ike(&ours, &theirs, KeMethod::Modp1024).unwrap();
+    let with_sent = choose_ike(&ours, &theirs, KeMethod::Ecp384, true).unwrap();
+    let without = choose_ike(&ours, &theirs, KeMethod::Modp1024, true).unwrap();
 
     assert_eq!(with_sent.suite.kex, KeMethod::Ecp384);
     assert_eq!(without.suite.kex, KeMethod::Curve25519);
@@ -42,7 +42,7 @@ fn one_proposal_with_many_transforms_is_searched_for_every_combination() {
         ],
     )]);
 
-    let chosen = choose_ike(&ours, &offer, KeMethod::Modp1024).unwrap();
+    let chosen = choose_ike(&ours, &offer, KeMethod::Modp1024, true).unwrap();
     let answer = answer_ike(&chosen, None);
 
     assert_eq!(chosen.suite, ours[0]);
@@ -53,20 +53,20 @@ fn one_proposal_with_many_transforms_is_searched_for_every_combination() {
 fn key_lengths_unknown_attributes_and_unknown_types_do_not_match() {
     let ours = ike("aes256gcm16-prfsha384-x25519");
     let base = || offer_ike(&ours, None);
-    assert!(choose_ike(&ours, &base(), KeMethod::Curve25519).is_some());
+    assert!(choose_ike(&ours, &base(), KeMethod::Curve25519, true).is_some());
 
     let mut short = base();
     short.proposals[0].transforms[0] = Transform::encr(EncrId::AesGcm16, Some(128));
-    assert_eq!(choose_ike(&ours, &short, KeMethod::Curve25519), None);
+    assert_eq!(choose_ike(&ours, &short, KeMethod::Curve25519, true), None);
 
     let mut unknown = base();
     unknown.proposals[0].transforms.push(Transform::new(TransformId::Unknown { kind: 99, id: 1 }));
-    assert_eq!(choose_ike(&ours, &unknown, KeMethod::Curve25519), None);
+    assert_eq!(choose_ike(&ours, &unknown, KeMethod::Curve25519, true), None);
 
     // RFC 7296 3.3: an AEAD beside a real integrity algorithm is no valid choice.
     let mut mixed = base();
     mixed.proposals[0].transforms.push(Transform::integ(IntegId::HmacSha2_256_128));
-    assert_eq!(choose_ike(&ours, &mixed, KeMethod::Curve25519), None);
+    assert_eq!(choose_ike(&ours, &mixed, KeMethod::Curve25519, true), None);
 }
 
 #[test]
@@ -74,10 +74,89 @@ fn additional_key_exchanges_are_declined_only_where_the_peer_allows_none() {
     let ours = ike("aes256gcm16-prfsha384-x25519");
     let mut offer = offer_ike(&ours, None);
     offer.proposals[0].transforms.push(Transform::add_ke(1, KeMethod::MlKem768));
-    assert_eq!(choose_ike(&ours, &offer, KeMethod::Curve25519), None);
+    assert_eq!(choose_ike(&ours, &offer, KeMethod::Curve25519, true), None);
 
     offer.proposals[0].transforms.push(Transform::add_ke(1, KeMethod::None));
-    assert!(choose_ike(&ours, &offer, KeMethod::Curve25519).is_some());
+    assert!(choose_ike(&ours, &offer, KeMethod::Curve25519, true).is_some());
+}
+
+#[test]
+fn several_key_exchanges_are_for_who_announces_ike_intermediate() {
+    let ours = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768,aes256gcm16-prfsha384-x25519");
+    let offer = offer_ike(&ours, None);
+
+    let chosen = |several| choose_ike(&ours, &offer, KeMethod::Curve25519, several).unwrap();
+
+    assert_eq!(chosen(true).suite, ours[0]);
+    assert_eq!(chosen(false).suite, ours[1]);
+}
+
+#[test]
+fn what_is_left_out_is_said_in_the_answer() {
+    let ours = ike("aes256gcm16-prfsha384-x25519-ke2_mlkem768");
+    let mut offer = offer_ike(&ours, None);
+    for slot in [1, 3] {
+        for method in [KeMethod::MlKem1024, KeMethod::None] {
+            offer.proposals[0].transforms.push(Transform::add_ke(slot, method));
+        }
+    }
+
+    let chosen = choose_ike(&ours, &offer, KeMethod::Curve25519, true).unwrap();
+    let answer = answer_ike(&chosen, None);
+
+    assert_eq!(chosen.left_out, [1, 3]);
+    let additional = |transform: &&Transform| matches!(transform.id, TransformId::AddKe { .. });
+    assert_eq!(
+        answer.proposals[0].transforms.iter().filter(additional).cloned().collect::<Vec<_>>(),
+        [
+            Transform::add_ke(2, KeMethod::MlKem768),
+            Transform::add_ke(1, KeMethod::None),
+            Transform::add_ke(3, KeMethod::None),
+        ]
+    );
+    // The initiator takes it as one of what it offered.
+    assert!(accept_ike(&ours, &answer).is_some());
+}
+
+#[test]
+fn a_rekey_takes_the_additional_key_exchanges_that_are_accepted() {
+    let ours = esp("aes256gcm16-noesn");
+    let accepted = |text| Accepted::from(ike(text).as_slice());
+    let chosen = |offered: &str, accepted: &Accepted| {
+        let offer = offer_esp(&esp(offered), 7);
+        let kex = EspKex::Offered(Some(KeMethod::Curve25519), accepted);
+        choose_esp(&ours, &offer, kex).map(|chosen| chosen.suite.to_string())
+    };
+    let both = accepted("aes256gcm16-prfsha384-x25519-ke1_mlkem768");
+    let one = accepted("aes256gcm16-prfsha384-x25519");
+
+    let wanted = "aes256gcm16-x25519-ke3_mlkem768-noesn";
+    assert_eq!(chosen(wanted, &both).as_deref(), Some("aes256gcm16-x25519-ke3_mlkem768"));
+    assert_eq!(chosen(wanted, &one), None);
+    let optional = "aes256gcm16-x25519-ke3_mlkem768-ke3_none-noesn";
+    assert_eq!(chosen(optional, &one).as_deref(), Some("aes256gcm16-x25519"));
+}
+
+#[test]
+fn suites_that_are_every_combination_are_one_proposal() {
+    let count = |text: &str| offer_ike(&ike(text), None).proposals.len();
+    let all = "aes256gcm16-aes128gcm16-prfsha384-prfsha256-x25519-ecp256";
+
+    assert_eq!(count(all), 1);
+    assert_eq!(offer_ike(&ike(all), None).proposals[0].transforms.len(), 6);
+    // Two that have little in common are two: together they would mean four.
+    assert_eq!(count("aes256gcm16-prfsha384-ecp384,aes128gcm16-prfsha256-x25519"), 2);
+    // AEADs and others, and other additional key exchanges, never share one.
+    assert_eq!(count("aes256gcm16-prfsha256-x25519,aes256-sha256-prfsha256-x25519"), 2);
+    assert_eq!(count("aes256gcm16-prfsha256-x25519,aes256gcm16-prfsha256-x25519-ke1_ecp256"), 2);
+    // Every one of them is still found.
+    let offer = offer_ike(&ike(all), None);
+    for suite in ike(all) {
+        assert!(
+            choose_ike(std::slice::from_ref(&suite), &offer, suite.kex, true).is_some(),
+            "{suite}"
+        );
+    }
 }
 
 #[test]
@@ -95,13 +174,13 @@ fn in_ike_auth_a_group_in_the_esp_proposal_is_ignored() {
 fn a_rekey_uses_the_group_that_came_when_it_is_accepted() {
     let ours = esp("aes256gcm16-noesn");
     let offer = offer_esp(&esp("aes256gcm16-ecp256-x25519-noesn"), 7);
-    let accepted = [KeMethod::Curve25519, KeMethod::Ecp256];
+    let accepted = Accepted::from(ike("aes256gcm16-prfsha384-x25519-ecp256").as_slice());
 
     let kex = |sent| choose_esp(&ours, &offer, EspKex::Offered(sent, &accepted)).unwrap().suite.kex;
 
     assert_eq!(kex(Some(KeMethod::Ecp256)), Some(KeMethod::Ecp256));
-    // Only one proposal of each group exists, the first of them decides.
-    assert_eq!(kex(Some(KeMethod::Modp1024)), Some(KeMethod::Ecp256));
+    // One it did not send costs a round trip; our order decides.
+    assert_eq!(kex(Some(KeMethod::Modp1024)), Some(KeMethod::Curve25519));
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ike::config::EngineConfig;
-use ike::crypto::ring::PROVIDER;
 use ike::crypto::{CryptoProvider, KexExecutor, KexResponse, Signer};
 use ike::event::{CloseReason, Event, Refusal};
 use ike::io::{
@@ -55,8 +54,14 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(side: Side, config: EngineConfig, key: Key, seed: u8, now: Now) -> Self {
-        let crypto: &'static CryptoProvider = &PROVIDER;
+    pub(super) fn new(
+        side: Side,
+        crypto: &'static CryptoProvider,
+        config: EngineConfig,
+        key: Key,
+        seed: u8,
+        now: Now,
+    ) -> Self {
         let seed = [seed; 32];
         Self {
             side,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ike::config::{
     Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
 };
-use ike::crypto::{EspSuite, IkeSuite, KeMethod, Signer};
+use ike::crypto::ring::PROVIDER;
+use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, Signer};
 use ike::io::{CredentialId, Grant, LeaseId, UniquePolicy};
 use ike::wire::{Identification, TrafficSelector};
 use ike::{Now, Timestamp, WallTime};
@@ -24,6 +25,8 @@ pub struct Setup {
     pub grant: Option<Grant>,
     /// The client's and the server's.
     pub seeds: (u8, u8),
+    /// Both sides' provider.
+    pub crypto: &'static CryptoProvider,
 }
 
 pub fn ike(text: &str) -> Vec<IkeSuite> {
@@ -104,7 +107,27 @@ impl Setup {
             deadline: WallTime(START + 86_400_000_000),
             unique: UniquePolicy::Replace,
         });
-        Self { client, server, client_key, server_key, target, grant, seeds: (0xc1, 0x5e) }
+        Self {
+            client,
+            server,
+            client_key,
+            server_key,
+            target,
+            grant,
+            seeds: (0xc1, 0x5e),
+            crypto: &PROVIDER,
+        }
+    }
+
+    /// Both sides accept and offer exactly these.
+    pub fn suites(mut self, ike_text: &str, esp_text: &str) -> Self {
+        for config in [&mut self.client, &mut self.server] {
+            config.ike_suites = ike(ike_text);
+            config.esp_suites = esp(esp_text);
+        }
+        self.target.ike_suites = ike(ike_text);
+        self.target.esp_suites = esp(esp_text);
+        self
     }
 
     /// No timer fires on its own but those of the handshake.
@@ -119,9 +142,16 @@ impl Setup {
 
     pub fn build(self) -> Pair {
         let now = Now { mono: Timestamp(0), wall: WallTime(START) };
-        let mut client = Peer::new(Side::Client, self.client, self.client_key, self.seeds.0, now);
-        let mut server =
-            Peer::new(Side::Server, self.server, self.server_key, self.seeds.1 ^ 0xff, now);
+        let mut client =
+            Peer::new(Side::Client, self.crypto, self.client, self.client_key, self.seeds.0, now);
+        let mut server = Peer::new(
+            Side::Server,
+            self.crypto,
+            self.server,
+            self.server_key,
+            self.seeds.1 ^ 0xff,
+            now,
+        );
         server.grant = self.grant;
         client.grant = Some(Grant {
             lease: LeaseId("site".to_owned()),

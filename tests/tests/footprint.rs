@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ike::config::{EngineConfig, Limits};
@@ -28,6 +28,11 @@ const LONGEST: usize = 4096;
 
 /// The whole process is counted: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    alloc::start();
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// An engine and what it asked for.
 struct Gateway {
@@ -109,7 +114,7 @@ fn crowded() -> Limits {
 
 #[test]
 fn a_stranger_holds_a_bounded_number_of_bytes_for_a_bounded_time() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     const COUNT: usize = 900;
     for (make, most) in [
         (sa_init as fn(&mut Dice) -> Vec<u8>, HALF_OPEN),
@@ -119,20 +124,20 @@ fn a_stranger_holds_a_bounded_number_of_bytes_for_a_bounded_time() {
         let mut gateway = Gateway::new(crowded());
         // The first round makes room in the engine's queues, which stays.
         for round in 0..2 {
-            let before = alloc::in_use();
+            let before = alloc::now();
             for number in 0..COUNT {
                 gateway.datagram(source(number), make(&mut dice));
                 gateway.sent = Vec::new();
             }
             assert_eq!(gateway.engine.stats().half_open, COUNT);
-            let each = (alloc::in_use() - before) / COUNT;
+            let each = alloc::since(before) / COUNT;
             assert!(each <= most, "{each} bytes each, at most {most} are promised");
             assert!(each > 200, "{each} bytes: is anything counted?");
 
             gateway.wait(Duration::from_secs(31));
             assert_eq!(gateway.engine.stats().half_open, 0);
             assert_eq!(gateway.kex.pending(), 0);
-            let left = alloc::in_use().saturating_sub(before);
+            let left = alloc::since(before);
             assert!(round == 0 || left < COUNT, "{left} bytes are left of {COUNT} handshakes");
         }
     }
@@ -140,25 +145,25 @@ fn a_stranger_holds_a_bounded_number_of_bytes_for_a_bounded_time() {
 
 #[test]
 fn a_request_that_needs_a_cookie_costs_no_memory_and_no_key_exchange() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut dice = Dice::new(4);
     let mut gateway = Gateway::new(Limits { cookie_threshold: 1, ..crowded() });
     gateway.datagram(source(1), sa_init(&mut dice));
     gateway.sent = Vec::new();
-    let (before, generated) = (alloc::in_use(), gateway.generated);
+    let (before, generated) = (alloc::now(), gateway.generated);
     for number in 0..2000 {
         gateway.datagram(source(number), sa_init(&mut dice));
         gateway.sent.clear();
     }
     assert_eq!(gateway.generated, generated);
     assert_eq!(gateway.engine.stats().cookies, 2000);
-    let grown = alloc::in_use().saturating_sub(before);
+    let grown = alloc::since(before);
     assert!(grown < 4096, "{grown} bytes after 2000 requests without a cookie");
 }
 
 #[test]
 fn a_stranger_causes_one_key_pair_and_one_shared_secret_whatever_it_sends() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut dice = Dice::new(5);
     let mut gateway = Gateway::new(crowded());
     let request = sa_init(&mut dice);

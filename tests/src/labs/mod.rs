@@ -148,6 +148,11 @@ pub const ALL: &[Entry] = &[
         reauth::revoked,
     ),
     entry(
+        "redirect-site",
+        "a site follows its drained gateway to another one, connected or new",
+        redirect::site,
+    ),
+    entry(
         "redirect",
         "a drained gateway sends its client to another one, connected or new",
         redirect::run,

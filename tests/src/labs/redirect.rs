@@ -13,10 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::scene::{Scene, ping};
-use crate::lab::gateway::{Gateway, Settings};
+use crate::lab::gateway::{Gateway, ID, Settings};
 use crate::lab::host::{Host, cable};
 use crate::lab::pkitool::P256;
-use crate::lab::world::{STORE, Shape, World};
+use crate::lab::world::{GATEWAY, PRIVATE_NET, STORE, Shape, World};
 use crate::lab::{Lab, wait};
 
 /// The second gateway's outer address.
@@ -47,6 +47,75 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         }
     }
     fs::set_permissions(to, fs::metadata(from)?.permissions())?;
+    Ok(())
+}
+
+/// Runnel on the other side of a site goes where the gateway it connects to sends it, connected or
+/// new, because its configuration allows that.
+pub(super) fn site(lab: &Lab) -> Result<()> {
+    const OFFICE: &str = "office.example.com";
+    let world = World::new(lab, Shape::default())?;
+    let settings = Settings::default();
+    let mut first = Gateway::start(&world.gateway, &settings)?;
+    let root = lab.path("root.pem");
+    fs::write(&root, first.told(&["ca", "root"])?)?;
+    first.stop()?;
+    let beside = second_host(&world)?;
+    let central = |ca: &Path| Settings {
+        more: format!(
+            "[[site]]\nname = \"office\"\nid = \"{OFFICE}\"\nca = {ca:?}\n\
+             local_networks = [\"{PRIVATE_NET}\"]\nremote_networks = [\"10.30.0.0/16\"]\n"
+        ),
+        ..settings.clone()
+    };
+    let office = Settings {
+        id: OFFICE.to_owned(),
+        addresses: vec!["10.88.0.0/16".to_owned()],
+        allow: vec!["10.30.0.10".to_owned()],
+        more: format!(
+            "[[site]]\nname = \"main\"\nremote = \"{GATEWAY}\"\nid = \"{ID}\"\nca = {root:?}\n\
+             local_networks = [\"10.30.0.0/16\"]\nremote_networks = [\"{PRIVATE_NET}\"]\n\
+             follow_redirects = true\n"
+        ),
+        ..settings.clone()
+    };
+    let mut office = Gateway::start(world.runner(), &office)?;
+    let theirs = lab.path("office.pem");
+    fs::write(&theirs, office.told(&["ca", "root"])?)?;
+    let mut second = Gateway::prepare(&beside, &central(&theirs))?;
+    copy(&first.state(), &second.state())?;
+    second.up(&[])?;
+    first.up(&[])?;
+    first.reload(&central(&theirs))?;
+
+    let at = |gateway: &Gateway, address: &str| -> Result<bool> {
+        let sas = office.sas()?;
+        let there = |sa: &serde_json::Value| {
+            sa["remote"].as_str().is_some_and(|remote| remote.starts_with(address))
+        };
+        Ok(count(gateway)? == 1 && sas.len() == 1 && sas.iter().all(there))
+    };
+    wait::holds(lab, "the site at the first gateway", SOON, || at(&first, GATEWAY))?;
+    lab.step("the first gateway is drained: the connected site moves");
+    first.told(&["drain", "--to", SECOND])?;
+    wait::holds(lab, "the site at the second gateway", SOON, || at(&second, SECOND))?;
+    if count(&first)? != 0 {
+        bail!("the first gateway still has the site: {:?}", first.sas()?);
+    }
+
+    lab.step("a new connection to the first gateway ends at the second");
+    let id = office.sas()?.first().and_then(|sa| sa["id"].as_u64()).context("no SA")?;
+    office.told(&["sa", "close", &id.to_string()])?;
+    wait::holds(lab, "the site at the second gateway again", SOON, || at(&second, SECOND))?;
+    for gateway in [&mut office, &mut second, &mut first] {
+        if gateway.json(&["status"])?["sas_without_lease"] != 0 {
+            bail!("there are SAs without a live lease");
+        }
+        let code = gateway.stop()?;
+        if code != 0 {
+            bail!("a gateway stopped with {code}\n{}", lab.tails());
+        }
+    }
     Ok(())
 }
 

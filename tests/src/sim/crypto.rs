@@ -35,11 +35,27 @@ thread_local! {
     static STREAM: Cell<u64> = const { Cell::new(0) };
     static SEALED: RefCell<BTreeSet<u64>> = const { RefCell::new(BTreeSet::new()) };
     static REUSED: Cell<u64> = const { Cell::new(0) };
+    static LIES: RefCell<Vec<(usize, u8)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Changes an octet of what is sealed next: nonsense with good integrity, such as only a peer can
+/// say.
+pub fn lie_next(at: usize, change: u8) {
+    LIES.with(|lies| lies.borrow_mut().push((at, change)));
+}
+
+fn tell_lies(plaintext: &mut [u8]) {
+    for (at, change) in LIES.with(|lies| std::mem::take(&mut *lies.borrow_mut())) {
+        if let Some(octet) = plaintext.get_mut(at) {
+            *octet ^= change;
+        }
+    }
 }
 
 /// Restarts the stream of key pairs of this thread, and forgets which IVs were used.
 pub fn reseed(seed: u64) {
     STREAM.with(|stream| stream.set(seed));
+    LIES.with(|lies| lies.borrow_mut().clear());
     forget_ivs();
 }
 
@@ -327,6 +343,7 @@ impl KeyedCipher for KeyedAead {
 
     fn seal(&self, iv: &[u8], aad: &[u8], plaintext: &mut [u8]) -> Result<Vec<u8>, CryptoError> {
         note_iv(&self.0, iv);
+        tell_lies(plaintext);
         self.apply(iv, plaintext);
         Ok(self.tag(iv, aad, plaintext))
     }

@@ -56,6 +56,17 @@ pub struct Packet {
     pub payload: Vec<u8>,
 }
 
+/// Something done to a datagram by who has no keys.
+#[derive(Debug, Clone, Copy)]
+pub enum Change {
+    /// This octet, counted from the front, is combined with that one.
+    Flip(usize, u8),
+    /// What is behind this many octets is cut off.
+    Cut(usize),
+    /// It comes twice.
+    Twice,
+}
+
 /// The network: weather, NAT boxes, partitions.
 #[derive(Debug)]
 pub struct Link {
@@ -68,6 +79,8 @@ pub struct Link {
     cut: Vec<IpAddr>,
     /// Drop this many datagrams before the weather decides again.
     drop_next: u32,
+    /// What happens to the next datagram's octets: all that is sent is changed until this is empty.
+    pub changes: Vec<Change>,
     /// Counts for the report of a walk.
     pub sent: u64,
     /// Datagrams that were lost.
@@ -91,6 +104,7 @@ impl Link {
             nat: BTreeMap::new(),
             cut: Vec::new(),
             drop_next: 0,
+            changes: Vec::new(),
             sent: 0,
             lost: 0,
         }
@@ -122,8 +136,20 @@ impl Link {
     }
 
     /// When and as what a datagram arrives: never, once, or more than once.
-    pub fn carry(&mut self, now: Timestamp, packet: Packet) -> Vec<(Timestamp, Packet)> {
+    pub fn carry(&mut self, now: Timestamp, mut packet: Packet) -> Vec<(Timestamp, Packet)> {
         self.sent += 1;
+        let mut more = 0;
+        for change in std::mem::take(&mut self.changes) {
+            match change {
+                Change::Flip(at, with) => {
+                    if let Some(octet) = packet.payload.get_mut(at) {
+                        *octet ^= with;
+                    }
+                }
+                Change::Cut(len) => packet.payload.truncate(len),
+                Change::Twice => more = 1,
+            }
+        }
         if self.cut.contains(&packet.from.ip()) || self.cut.contains(&packet.to.ip()) {
             self.lost += 1;
             return Vec::new();
@@ -133,7 +159,7 @@ impl Link {
             return Vec::new();
         };
         let mut arrivals = Vec::new();
-        let copies = 1 + u64::from(self.rng.chance(self.weather.duplicate));
+        let copies = 1 + more + u64::from(self.rng.chance(self.weather.duplicate));
         for _ in 0..copies {
             if self.drop_next > 0 {
                 self.drop_next -= 1;

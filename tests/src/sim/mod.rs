@@ -5,6 +5,7 @@
 
 pub mod crypto;
 pub mod link;
+pub mod mangle;
 pub mod node;
 pub mod ops;
 pub mod rng;

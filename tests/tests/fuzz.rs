@@ -1,5 +1,6 @@
 //! Replays the corpus of the fuzz targets that run whole engines or read what operators and files
 //! say, and some scripts that are made on the spot.
+#![allow(clippy::expect_used, clippy::print_stdout)]
 
 use std::path::PathBuf;
 

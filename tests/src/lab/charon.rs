@@ -39,6 +39,8 @@ pub struct Options {
     pub retransmit_tries: u32,
     /// Use RFC 7427 signatures; off means the classic methods of RFC 7296.
     pub signature_authentication: bool,
+    /// Sign with PSS padding where the key is RSA.
+    pub rsa_pss: bool,
     /// Fetch revocation lists and ask OCSP responders over HTTP.
     pub fetch: bool,
     /// The only way to learn a certificate's status, `ocsp` or `crl`; both when there is none.
@@ -62,6 +64,7 @@ impl Default for Options {
             retransmit_timeout: 0.5,
             retransmit_tries: 4,
             signature_authentication: true,
+            rsa_pss: false,
             fetch: false,
             revocation: None,
             hosts: None,
@@ -290,6 +293,7 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
                 "signature_authentication",
                 if options.signature_authentication { "yes" } else { "no" },
             )
+            .set("rsa_pss", if options.rsa_pss { "yes" } else { "no" })
             .section("plugins", |p| {
                 let p = p.section("vici", |v| v.set("socket", &vici));
                 let Some(only) = &options.revocation else { return p };

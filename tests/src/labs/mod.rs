@@ -10,6 +10,7 @@ mod endings;
 mod enrolment;
 mod external;
 mod hostile;
+mod interop;
 mod kernel_connect;
 mod kernel_plane;
 mod many;
@@ -77,11 +78,26 @@ pub const ALL: &[Entry] = &[
     entry("init-retries", "IKE_SA_INIT with a cookie and with another group", suites::init_retries),
     entry("nat-runner", "the runner behind a NAT", paths::nat_runner),
     entry("nat-gateway", "the gateway behind a NAT", paths::nat_gateway),
+    entry("double-nat", "runner and gateway each behind a NAT", paths::double_nat),
     entry("nat-two-runners", "two runners behind one NAT", paths::nat_two_runners),
     entry(
         "fragmentation",
         "IKE fragments both ways with RSA-4096, and a foreign RSA-4096 chain",
         paths::fragmentation,
+    ),
+    entry(
+        "config-payload",
+        "addresses of both families and DNS, the same at both ends",
+        interop::config_payload,
+    ),
+    entry("force-encap", "ESP in UDP without a NAT, as the client wishes", interop::force_encap),
+    entry("port-range", "selectors with a range of ports", interop::port_range),
+    entry("pss", "RSA signatures with PSS padding", interop::pss),
+    entry("mobike", "a client changes its address while it downloads", interop::mobike),
+    entry(
+        "rekey-storm",
+        "both ends rekey every second or two for 30 s; no ping of 3,000 is lost",
+        interop::storm,
     ),
     entry("ipv6", "virtual addresses of both families", paths::ipv6),
     entry("allow-list", "addresses, ports and protocols outside the role", paths::allow_list),

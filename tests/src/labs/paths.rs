@@ -44,6 +44,11 @@ fn simple(lab: &Lab, shape: Shape) -> Result<()> {
     scene.finish()
 }
 
+/// Both of them.
+pub(super) fn double_nat(lab: &Lab) -> Result<()> {
+    simple(lab, Shape { runner_nat: true, gateway_nat: true, ..Shape::default() })
+}
+
 /// Two runners behind one NAT: own addresses, own traffic, none between them.
 pub(super) fn nat_two_runners(lab: &Lab) -> Result<()> {
     let shape = Shape { runner_nat: true, runners: 2, ..Shape::default() };

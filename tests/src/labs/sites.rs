@@ -471,7 +471,7 @@ fn rekeys(lab: &Lab, world: &World, gateway: &Gateway, charon: &Charon) -> Resul
 }
 
 /// SPIs of the only IKE SA and of its only child.
-fn spis(gateway: &Gateway) -> Result<(String, String)> {
+pub(super) fn spis(gateway: &Gateway) -> Result<(String, String)> {
     let sas = gateway.sas()?;
     let [sa] = sas.as_slice() else { bail!("expected one IKE SA: {sas:?}") };
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

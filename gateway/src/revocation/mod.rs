@@ -71,6 +71,8 @@ pub enum Verdict {
 pub struct RevocationChecks {
     memory: Arc<Mutex<Memory>>,
     slots: Arc<Semaphore>,
+    /// Held by the round of [`RevocationChecks::recheck`] under way.
+    round: Arc<tokio::sync::Mutex<()>>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -88,7 +90,8 @@ struct Memory {
 impl RevocationChecks {
     /// Works on this runtime.
     pub fn new(runtime: tokio::runtime::Handle) -> Self {
-        Self { memory: Arc::default(), slots: Arc::new(Semaphore::new(MAX_CHECKS)), runtime }
+        let slots = Arc::new(Semaphore::new(MAX_CHECKS));
+        Self { memory: Arc::default(), slots, round: Arc::default(), runtime }
     }
 
     /// Checks the certificates of a path and tells `done` what it found; false when too many
@@ -115,6 +118,31 @@ impl RevocationChecks {
             done(verdict);
         });
         true
+    }
+
+    /// Checks paths one after the other, as many as there are, and tells `revoked` each that has a
+    /// revoked certificate. Takes no place that a handshake could need; a round that is not over
+    /// when the next begins is left to end.
+    pub fn recheck<T: Send + 'static>(
+        &self,
+        peers: Vec<(T, Sources, Vec<Vec<u8>>)>,
+        revoked: impl Fn(T, String) + Send + 'static,
+    ) {
+        let Ok(round) = Arc::clone(&self.round).try_lock_owned() else { return };
+        let checks = self.clone();
+        self.runtime.spawn(async move {
+            let _round = round;
+            for (who, sources, path) in peers {
+                if sources.mode == Revocation::Off {
+                    continue;
+                }
+                let questions = pki::validate::questions(&path);
+                let verdict = checks.verdict(Arc::new(sources), questions, Arc::default()).await;
+                if let Verdict::Revoked(what) = verdict {
+                    revoked(who, what);
+                }
+            }
+        });
     }
 
     async fn verdict(

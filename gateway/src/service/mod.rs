@@ -37,7 +37,6 @@ use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
 use crate::obs::{Lives, Refusals};
 use crate::policy;
-use crate::revocation::Verdict;
 use crate::site::Sites;
 use crate::sys::{clock, failpoint};
 
@@ -209,21 +208,20 @@ impl Instance {
     /// ends the tunnels of those that are not.
     pub fn recheck_externals(&self) {
         let Some(checks) = self.peers.checks() else { return };
-        for (lease, peer) in self.peers.live_externals() {
-            let ender = self.ender.clone();
-            let ca = peer.ca;
-            checks.check(peer.sources, &peer.peer.path, Vec::new(), move |verdict| {
-                let Verdict::Revoked(what) = verdict else { return };
-                tracing::warn!(%lease, %ca, "{what}: its tunnel ends");
-                // Ending waits for the store and the data plane.
-                drop(tokio::task::spawn_blocking(move || {
-                    let selector = Selector::Id(lease.clone());
-                    if let Err(error) = ender.revoke(&selector, "unspecified", &Actor::System) {
-                        tracing::error!(%lease, %error, "tunnel of a revoked certificate");
-                    }
-                }));
-            });
-        }
+        let live = self.peers.live_externals().into_iter();
+        let peers = live.map(|(lease, peer)| ((lease, peer.ca), peer.sources, peer.peer.path));
+        let ender = self.ender.clone();
+        checks.recheck(peers.collect(), move |(lease, ca), what| {
+            tracing::warn!(%lease, %ca, "{what}: its tunnel ends");
+            let ender = ender.clone();
+            // Ending waits for the store and the data plane.
+            drop(tokio::task::spawn_blocking(move || {
+                let selector = Selector::Id(lease.clone());
+                if let Err(error) = ender.revoke(&selector, "unspecified", &Actor::System) {
+                    tracing::error!(%lease, %error, "tunnel of a revoked certificate");
+                }
+            }));
+        });
     }
 
     /// What the engine is configured with.

@@ -144,8 +144,15 @@ impl Engine {
     /// driver under load does what serves others first, and refuses this first.
     pub fn serves_stranger(&self, token: Token) -> bool {
         self.ctx.pending.get(&token).is_some_and(|pending| {
-            matches!(pending.purpose, Purpose::InitKeyPair | Purpose::InitSecret)
-                && self.sas.get(pending.sa).is_some_and(|sa| !sa.is_initiator())
+            // IKE_INTERMEDIATE, too, comes before the peer has shown who it is.
+            let early = matches!(
+                pending.purpose,
+                Purpose::InitKeyPair
+                    | Purpose::InitSecret
+                    | Purpose::IntermediateKeyPair
+                    | Purpose::IntermediateSecret
+            );
+            early && self.sas.get(pending.sa).is_some_and(|sa| !sa.is_initiator())
         })
     }
 

@@ -12,7 +12,7 @@ use crate::exchange::rekey_ike::{IkeAnswer, IkeRequest};
 use crate::exchange::{Task, about, advance, followup, rekey_child, rekey_ike, send_response};
 use crate::io::{ChildSaId, TimerKind};
 use crate::rng::SaRng;
-use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Nonce, Notify, NotifyType, Payloads, ProtocolId};
@@ -325,7 +325,11 @@ pub(crate) fn abandon_request(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(requesting) = sa.requesting.take() {
         let kex = match *requesting {
             Requesting::Child(request) => request.into_kex(),
-            Requesting::Ike(request) => Some(request.kex),
+            Requesting::Ike(request) => {
+                // Nobody decides over it any more.
+                ctx.deferred.extend(request.crossing().map(Deferred::Redundant));
+                Some(request.kex)
+            }
         };
         if let Some(kex) = kex {
             kex.release(ctx, sa);

@@ -50,9 +50,11 @@ pub(crate) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
 /// # Errors
 /// A sentence, when there are some and no link.
 pub(crate) fn note_link(kex: &mut Kex, payloads: &Payloads) -> Result<(), &'static str> {
-    kex.link = payloads.notify(NotifyType::AdditionalKeyExchange).map(|notify| notify.data.clone());
-    if kex.has_more() && kex.link.is_none() {
-        return Err("the peer's answer does not lead to the key exchanges it agreed on");
+    kex.link = None;
+    if kex.has_more() {
+        let link = payloads.notify(NotifyType::AdditionalKeyExchange);
+        let missing = "the peer's answer does not lead to the key exchanges it agreed on";
+        kex.link = Some(link.ok_or(missing)?.data.clone());
     }
     Ok(())
 }

@@ -96,6 +96,10 @@ impl Kex {
     pub(crate) fn agree(&mut self, ctx: &mut Ctx, sa: &IkeSa, peer_public: Vec<u8>, ours: bool) {
         let handle = self.handle;
         self.held = false;
+        if ours {
+            // It has been sent; the next one is another.
+            self.public.clear();
+        }
         let purpose =
             if ours { Purpose::RequestSecret(handle) } else { Purpose::RespondSecret(handle) };
         let request = KexRequest::Agree { handle, peer_public };

@@ -45,6 +45,11 @@ pub(crate) struct IkeRequest {
 }
 
 impl IkeRequest {
+    /// What the peer's crossing rekey made, which waits for the outcome of ours.
+    pub(crate) fn crossing(&self) -> Option<IkeSaId> {
+        self.collision.as_ref().map(|collision| collision.successor)
+    }
+
     /// The peer has answered it; its successor is not made yet.
     pub(crate) fn is_answered(&self) -> bool {
         self.answer.is_some()
@@ -97,7 +102,10 @@ fn start(ctx: &mut Ctx, sa: &mut IkeSa, group: KeMethod, current: IkeSuite) -> b
     };
     let handle = ctx.fresh_id();
     // What runs is offered first; then all else we accept.
-    let mut suites = vec![IkeSuite { kex: group, ..current }];
+    let mut first = IkeSuite { kex: group, ..current };
+    // No method is used twice (RFC 9370 2.2.1).
+    first.additional.retain(|kex| kex.method != group);
+    let mut suites = vec![first];
     for suite in &ctx.config.ike_suites {
         if !suites.contains(suite) {
             suites.push(suite.clone());
@@ -510,8 +518,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         new.redundant = true;
         // Nobody has heard of it, so its end is no news.
         new.close_reason = Some(CloseReason::Rekeyed);
-        let at = ctx.now.mono.after(ctx.config.timers.tombstone);
-        ctx.timers.set(TimerKey::new(new.id, TimerKind::Tombstone), at);
+        // It waits as long as our request does, however many key exchanges that takes.
         ctx.deferred.push_back(Deferred::Adopt(new));
         send_response(ctx, sa, sa.answering, &payloads);
         return create_child::answered(ctx, sa);

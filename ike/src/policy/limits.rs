@@ -142,7 +142,12 @@ impl HalfOpen {
         let easier = || {
             if within && hard { self.easier(limits, now, source, own, proof.effort) } else { None }
         };
-        fair.or_else(easier).map_or(Admission::Drop, Admission::Evict)
+        match fair.or_else(easier) {
+            Some(victim) => Admission::Evict(victim),
+            // Work could still help.
+            None if within && !hard => Admission::Cookie { puzzle: self.difficulty(limits) },
+            None => Admission::Drop,
+        }
     }
 
     /// What took less effort, of a source that holds no less than this one would then, and no
@@ -320,6 +325,7 @@ mod tests {
     const NOTHING: Proof = Proof { cookie: false, effort: 0 };
     const COOKIE: Proof = Proof { cookie: true, effort: 0 };
     const ASK: Admission = Admission::Cookie { puzzle: None };
+    const PUZZLE: Admission = Admission::Cookie { puzzle: Some(16) };
 
     fn limits() -> Limits {
         Limits { cookie_threshold: 8, max_half_open: 10, ..Limits::default() }
@@ -378,7 +384,7 @@ mod tests {
         // A holds more, but is one of those that may; of B's the oldest is at IKE_AUTH.
         assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Evict(IkeSaId(7)));
         (7..10).for_each(|id| held.authenticating(IkeSaId(id), true));
-        assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Drop);
+        assert_eq!(held.admit(&limits(), T, stranger, COOKIE), PUZZLE);
         held.authenticating(IkeSaId(8), false);
         assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Evict(IkeSaId(8)));
     }
@@ -445,7 +451,7 @@ mod tests {
         let mut held = spread(10);
         let solved = Proof { cookie: true, effort: 16 };
 
-        assert_eq!(held.admit(&limits, T, A, COOKIE), Admission::Drop);
+        assert_eq!(held.admit(&limits, T, A, COOKIE), PUZZLE);
         assert_eq!(held.admit(&limits, T, A, solved), Admission::Evict(IkeSaId(0)));
         held.remove(IkeSaId(0));
         held.add(IkeSaId(50), A, 16);
@@ -463,7 +469,7 @@ mod tests {
         let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
         for effort in 1..16 {
             let lazy = Proof { cookie: true, effort };
-            assert_eq!(spread(10).admit(&limits, T, A, lazy), Admission::Drop, "{effort}");
+            assert_eq!(spread(10).admit(&limits, T, A, lazy), PUZZLE, "{effort}");
         }
     }
 

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::config::PeerConfig;
+use crate::crypto::suite::AdditionalKex;
 use crate::event::CloseReason;
 use crate::exchange::Task;
 use crate::exchange::auth::AuthTask;
@@ -30,7 +31,7 @@ use crate::sa::window::{Outstanding, Window};
 use crate::time::{Timestamp, WallTime};
 use crate::view::{IkeSaView, SaRole, SaState};
 use crate::wire::{
-    ExchangeType, Flags, HashAlgorithm, Header, Identification, IkeSpi, TrafficSelector,
+    ExchangeType, Flags, HashAlgorithm, Header, Identification, IkeSpi, KeMethod, TrafficSelector,
 };
 
 /// Addresses an SA's messages travel between.
@@ -164,6 +165,8 @@ pub(crate) struct IkeSa {
     pub(crate) unproven: bool,
     /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
     pub(crate) orphan: Option<Option<u32>>,
+    /// The key exchanges that the next rekey of a child begins with, as the peer asked.
+    pub(crate) regroup: Option<(ChildSaId, KeMethod, Vec<AdditionalKex>)>,
     /// Our last request for a new SA, kept until what its answer made is in place: a restart in
     /// between asks again.
     pub(crate) unfinished: Option<Outstanding>,
@@ -220,6 +223,7 @@ impl IkeSa {
             reauth_by: None,
             unproven: false,
             orphan: None,
+            regroup: None,
             unfinished: None,
             sync: None,
             peer_token: None,

@@ -19,6 +19,7 @@ mod cookies;
 mod crash;
 mod crossing;
 mod followup;
+mod followup_crossing;
 mod fragments;
 mod handshake;
 mod hostile;

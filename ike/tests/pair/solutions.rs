@@ -106,7 +106,8 @@ fn nobody_gives_way_to_a_request_that_is_refused() {
 
     pair.deliver(solved);
     pair.run();
-    assert_eq!(pair.client.established().len(), 1, "the newer connection replaced the older");
+    let established = pair.server.established();
+    assert!(established.iter().any(|sa| !before.contains(&sa.id)), "the solution was good");
     assert_eq!(pair.server.engine.stats().half_open, PLACES - 1);
 }
 
@@ -161,4 +162,26 @@ fn only_the_puzzle_in_work_is_answered_and_only_one_is_in_work() {
     assert_eq!(sent.payloads.notify(NotifyType::Cookie).unwrap().data, vec![3; 36]);
     pair.release(Side::Client, 0);
     assert!(pair.wire.is_empty(), "the answer to a puzzle that does not count any more");
+}
+
+#[test]
+fn who_has_a_cookie_is_told_of_the_puzzle_when_places_run_out_meanwhile() {
+    let mut setup = Setup::new().quiet();
+    setup.server.limits.cookie_threshold = 0;
+    setup.server.limits.max_half_open = PLACES;
+    let mut pair = setup.build();
+    pair.initiate();
+    pair.step();
+    pair.step();
+    let with_cookie = pair.lose();
+    let message = Message::parse(&with_cookie.datagram.payload).unwrap();
+    assert!(message.payloads.has_notify(NotifyType::Cookie));
+    besiege(&mut pair);
+
+    pair.deliver(with_cookie);
+    let told = Message::parse(&pair.wire[0].datagram.payload).unwrap();
+    assert!(told.payloads.has_notify(NotifyType::Puzzle), "{told:?}");
+    pair.run();
+
+    assert_eq!(pair.server.established().len(), 1);
 }

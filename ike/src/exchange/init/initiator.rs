@@ -37,6 +37,8 @@ pub(crate) struct InitSent {
     cookie: Option<Vec<u8>>,
     /// The solution of the puzzle about the cookie (RFC 8019).
     solution: Option<Vec<u8>>,
+    /// Zero bits of the hardest puzzle about the cookie that was tried.
+    tried: u8,
     /// A cookie whose puzzle is being solved, and the work's number.
     solving: Option<(u64, Vec<u8>)>,
     /// NAT detection, drawn once: a restart changes nothing but what it is for (RFC 7296 2.6).
@@ -79,6 +81,7 @@ pub(crate) fn initiate(engine: &mut Engine, peer: PeerConfig, replaces: Option<I
         public: Vec::new(),
         cookie: None,
         solution: None,
+        tried: 0,
         solving: None,
         natd: None,
         request: Vec::new(),
@@ -175,11 +178,15 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
         // The one in use again is a late copy of the answer that gave it.
         let solving = init.solving.as_ref().map(|(_, cookie)| cookie);
         let known = [init.cookie.as_ref(), solving];
-        let new = !known.into_iter().flatten().any(|known| *known == cookie.data);
+        let mut new = !known.into_iter().flatten().any(|known| *known == cookie.data);
+        let puzzle = payloads
+            .notify(NotifyType::Puzzle)
+            .and_then(|notify| Puzzle::read(&notify.data, &cookie.data));
+        if let Some(puzzle) = &puzzle {
+            // Its cookie comes again with harder work: what was sent was not enough.
+            new |= puzzle.difficulty > init.tried;
+        }
         if new && restartable && (1..=64).contains(&cookie.data.len()) {
-            let puzzle = payloads
-                .notify(NotifyType::Puzzle)
-                .and_then(|notify| Puzzle::read(&notify.data, &cookie.data));
             // One at a time: anyone can set puzzles, and the next answer names the right cookie.
             if puzzle.is_some() && init.solving.is_some() {
                 return;
@@ -188,6 +195,7 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
             init.hint = None;
             if let Some(puzzle) = puzzle {
                 let number = ctx.fresh_id();
+                init.tried = puzzle.difficulty;
                 init.solving = Some((number, cookie.data.clone()));
                 // Asking again without the solution would only bring the puzzle again.
                 ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::Retransmit));
@@ -195,6 +203,7 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, datagram: &Datagra
                 return;
             }
             init.solving = None;
+            init.tried = 0;
             init.cookie = Some(cookie.data.clone());
             init.solution = None;
             send(ctx, sa);

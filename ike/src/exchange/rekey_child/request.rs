@@ -31,6 +31,8 @@ pub(crate) struct ChildRequest {
     ni: Nonce,
     suites: Vec<EspSuite>,
     kex: Option<Kex>,
+    /// Its group is the one the peer asked for with INVALID_KE_PAYLOAD.
+    hinted: bool,
     spi_in: Option<u32>,
     sent: bool,
     answer: Option<Answer>,
@@ -132,7 +134,13 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
     let bare = |suite: &EspSuite| EspSuite { kex: None, additional: Vec::new(), ..suite.clone() };
     let configured = ctx.config.esp_suites.iter().find(|suite| bare(suite) == bare(&current));
     let wanted = configured.filter(|_| current.kex.is_none()).unwrap_or(&current);
-    let (group, additional) = (wanted.kex, wanted.additional.clone());
+    // Unless the peer has just asked for another group.
+    let regroup = sa.regroup.take().filter(|(child, ..)| *child == id);
+    let hinted = regroup.is_some();
+    let (group, additional) = match regroup {
+        Some((_, group, additional)) => (Some(group), additional),
+        None => (wanted.kex, wanted.additional.clone()),
+    };
     // What runs is offered first; the rest of what we accept follows. With key exchanges every
     // suite has some, so that the peer may ask for another group than the first
     // (RFC 7296 1.3: INVALID_KE_PAYLOAD).
@@ -155,6 +163,7 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
         ni,
         suites,
         kex,
+        hinted,
         spi_in: None,
         sent: false,
         answer: None,
@@ -310,14 +319,20 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
                 .ke_method()
                 .ok()
                 .filter(|group| ctx.config.ike_suites.iter().any(|suite| suite.kex == *group));
-            if let (Some(group), Some(child)) = (wanted, sa.children.get_mut(&id)) {
-                if child.suite.kex == Some(group) {
-                    // It asks for what it was given: no end would be in sight.
-                    retry_later(ctx, sa, &task);
-                } else {
-                    child.suite.kex = Some(group);
+            // What was offered with the first group goes with the other one too: nobody talks us
+            // out of an additional key exchange. No method is used twice (RFC 9370 2.2.1).
+            let failed = request(sa).filter(|request| !request.hinted).and_then(|request| {
+                let used = request.kex.as_ref()?.group;
+                Some((used, request.suites.first()?.additional.clone()))
+            });
+            match (wanted, failed) {
+                (Some(group), Some((used, mut additional))) if group != used => {
+                    additional.retain(|kex| kex.method != group);
+                    sa.regroup = Some((id, group, additional));
                     sa.tasks.push_front(task);
                 }
+                // It asks for what it was given, or changes its mind: no end would be in sight.
+                _ => retry_later(ctx, sa, &task),
             }
         }
         NotifyType::TemporaryFailure => retry_later(ctx, sa, &task),

@@ -129,7 +129,7 @@ fn forget_unheard(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
 fn awaits_answer(sa: &IkeSa) -> bool {
     matches!(
         sa.requesting.as_deref(),
-        Some(Requesting::Child(request)) if request.is_sent() && !request.is_answered()
+        Some(Requesting::Child(request)) if request.is_sent() && request.installing().is_none()
     )
 }
 

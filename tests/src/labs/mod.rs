@@ -22,6 +22,7 @@ mod redirect;
 mod refusals;
 mod scene;
 mod sites;
+mod staple;
 mod status;
 mod suites;
 
@@ -183,6 +184,11 @@ pub const ALL: &[Entry] = &[
         "ocsp",
         "OCSP and CRLs for openssl and a strict strongSwan; revoked shows at once",
         status::ocsp,
+    ),
+    entry(
+        "ocsp-in-ike",
+        "strongSwan 6 that can ask nobody gets OCSP answers inside IKE",
+        staple::ocsp,
     ),
     entry(
         "external-ca",

@@ -28,6 +28,13 @@ pub struct EngineConfig {
     pub force_encap: bool,
     /// Largest IKE datagram we send, UDP payload bytes; larger ones are fragmented (RFC 7383).
     pub fragment_size: usize,
+    /// As responder: offer EAP-TLS to peers that ask for EAP (RFC 5216, 5998).
+    pub eap_tls: bool,
+    /// With EAP-TLS: omit our signature when the peer lets us (RFC 5998). Peers say so whether or
+    /// not they expect one.
+    pub eap_only: bool,
+    /// As responder: there are post-quantum preshared keys (RFC 8784).
+    pub ppk: bool,
     /// Timers.
     pub timers: Timers,
     /// Bounds on unauthenticated peers.
@@ -169,6 +176,15 @@ pub enum RemoteAuth {
     SharedKey,
 }
 
+/// An initiator's post-quantum preshared key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PpkUse {
+    /// Its name, which the responder must know too.
+    pub id: Vec<u8>,
+    /// Without it there is no connection.
+    pub required: bool,
+}
+
 /// What an initiator needs to know of a peer (sites, tests, the simulation's clients).
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerConfig {
@@ -186,6 +202,8 @@ pub struct PeerConfig {
     pub local_auth: LocalAuth,
     /// How the peer must authenticate.
     pub remote_auth: RemoteAuth,
+    /// The post-quantum preshared key to use, if any (RFC 8784).
+    pub ppk: Option<PpkUse>,
     /// Offered IKE suites; each is one proposal.
     pub ike_suites: Vec<IkeSuite>,
     /// Offered ESP suites.

@@ -191,6 +191,12 @@ pub enum Action {
     VerifyPeer(Box<VerifyPeer>),
     /// Find the key that a peer shares with us (RFC 7296 2.15).
     SharedKey(Box<SharedKeyRequest>),
+    /// Find the post-quantum preshared key of a name (RFC 8784).
+    Ppk(Box<PpkRequest>),
+    /// Give a peer's TLS messages to the TLS server of its EAP-TLS conversation (RFC 5216). The
+    /// first one of an IKE SA begins the conversation; no word comes when one is given up, so the
+    /// driver forgets those older than [`crate::config::Timers::half_open`].
+    EapTls(Box<EapTlsRequest>),
     /// Decide what an authenticated peer may have: lease, addresses, selectors.
     Authorise(Box<Authorise>),
     /// Reserve an inbound ESP SPI. A reservation that no [`Action::InstallChild`] follows within
@@ -234,6 +240,10 @@ pub enum Completion {
     /// Answer to [`Action::SharedKey`]. The refusal of an unknown peer reaches the operator; the
     /// peer cannot tell it from a wrong key.
     SharedKey(Result<Box<SharedKey>, Refusal>),
+    /// Answer to [`Action::Ppk`]; the refusal is used when the peer insists on the key.
+    Ppk(Result<SecretBytes, Refusal>),
+    /// Answer to [`Action::EapTls`].
+    EapTls(Result<Box<EapTlsAnswer>, Refusal>),
     /// Answer to [`Action::Authorise`].
     Authorise(Result<Box<Grant>, Refusal>),
     /// Answer to [`Action::AllocSpi`].
@@ -322,6 +332,63 @@ pub struct SharedKeyRequest {
     pub peer: Option<Identification>,
 }
 
+/// Which post-quantum preshared key is wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PpkRequest {
+    /// The IKE SA, for the log.
+    pub ike: IkeSaId,
+    /// The peer's outer address.
+    pub remote: SocketAddr,
+    /// Our part in the handshake.
+    pub role: SaRole,
+    /// The peer's identity: as responder the one it claims, as initiator the one expected.
+    pub peer: Option<Identification>,
+    /// The key's name (PPK_ID without its type).
+    pub id: Vec<u8>,
+}
+
+/// What the peer's TLS said.
+#[derive(Clone, PartialEq)]
+pub struct EapTlsRequest {
+    /// The IKE SA, which names the conversation.
+    pub ike: IkeSaId,
+    /// The peer's outer address.
+    pub remote: SocketAddr,
+    /// The identity it claims, which its certificate must prove.
+    pub identity: Identification,
+    /// TLS records.
+    pub data: Vec<u8>,
+}
+
+impl std::fmt::Debug for EapTlsRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EapTlsRequest")
+            .field("ike", &self.ike)
+            .field("remote", &self.remote)
+            .field("identity", &self.identity)
+            .field("octets", &self.data.len())
+            .finish()
+    }
+}
+
+/// What ours answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EapTlsAnswer {
+    /// TLS records for the peer; may be empty only when the handshake is complete.
+    pub send: Vec<u8>,
+    /// The handshake is complete: the peer proved its identity.
+    pub done: Option<EapTlsDone>,
+}
+
+/// A complete EAP-TLS handshake.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EapTlsDone {
+    /// The master session key (RFC 5216 2.3, RFC 9190 2.3).
+    pub msk: SecretBytes,
+    /// Who the peer is.
+    pub peer: Box<VerifiedPeer>,
+}
+
 /// A key shared with a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedKey {
@@ -357,6 +424,8 @@ pub struct Authorise {
     pub wants_ipv6: bool,
     /// It sent INITIAL_CONTACT (RFC 7296 2.4).
     pub initial_contact: bool,
+    /// A post-quantum preshared key is part of the SA's keys (RFC 8784).
+    pub ppk: bool,
     /// Its side's selectors (TSi).
     pub ts_remote: Vec<TrafficSelector>,
     /// Our side's selectors (TSr).

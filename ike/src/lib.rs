@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod crypto;
+pub mod eap;
 mod engine;
 mod error;
 pub mod event;

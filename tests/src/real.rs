@@ -72,6 +72,9 @@ pub fn config(identity: &Identity, ike: &[IkeSuite], esp: &[EspSuite]) -> Engine
         esp_suites: esp.to_vec(),
         force_encap: false,
         fragment_size: 1232,
+        eap_tls: false,
+        eap_only: false,
+        ppk: false,
         timers: Timers::default(),
         limits: Limits::default(),
         continuity: Continuity::default(),
@@ -93,6 +96,7 @@ pub fn target(
         expected: Some(gateway),
         local_auth: LocalAuth::Certificate(CREDENTIAL),
         remote_auth: RemoteAuth::Certificate,
+        ppk: None,
         ike_suites: config.ike_suites.clone(),
         esp_suites: config.esp_suites.clone(),
         first_ke: config.ike_suites.first()?.kex,
@@ -183,6 +187,14 @@ impl Party {
             Action::SharedKey(_) => {
                 let what = "here are no shared keys".to_owned();
                 Completion::SharedKey(Err(refusal("no_shared_key", what)))
+            }
+            Action::Ppk(_) => {
+                let what = "here are no post-quantum preshared keys".to_owned();
+                Completion::Ppk(Err(refusal("unknown_ppk", what)))
+            }
+            Action::EapTls(_) => {
+                let what = "here is no EAP-TLS".to_owned();
+                Completion::EapTls(Err(refusal("eap_tls", what)))
             }
             Action::Authorise(_) => {
                 let grant = (self.grant)(self.grants);

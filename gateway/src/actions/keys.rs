@@ -10,7 +10,7 @@ use ike::wire::Identification;
 use pki::{IkeId, KeyHolder, Lease};
 use zeroize::Zeroizing;
 
-use crate::config::{Config, Psk, hex};
+use crate::config::{Config, Ppk, Psk, hex};
 use crate::sys;
 
 /// Octets of a key at least: what is shorter can be guessed from one recorded handshake
@@ -24,6 +24,7 @@ const LONGEST: usize = 4096;
 #[derive(Debug, Default)]
 pub struct PeerKeys {
     psks: Vec<PeerKey>,
+    ppks: Vec<(Ppk, SecretBytes)>,
 }
 
 /// One peer's key.
@@ -49,10 +50,16 @@ impl PeerKeys {
                 Err(error) => errors.push(format!("[[psk]] {}: {error}", psk.id)),
             }
         }
+        for ppk in &config.ppks {
+            match read(&ppk.file) {
+                Ok(key) => keys.ppks.push((ppk.clone(), key)),
+                Err(error) => errors.push(format!("[[ppk]] {}: {error}", ppk.id)),
+            }
+        }
         if errors.is_empty() { Ok(keys) } else { Err(errors) }
     }
 
-    /// Whether there is any.
+    /// Whether no client authenticates with a shared key.
     pub fn is_empty(&self) -> bool {
         self.psks.is_empty()
     }
@@ -60,6 +67,20 @@ impl PeerKeys {
     /// The key of a peer.
     pub fn psk(&self, id: &Identification) -> Option<&PeerKey> {
         self.psks.iter().find(|key| key.psk.id.is(id))
+    }
+
+    /// The post-quantum preshared key of this name, when the peer may have it.
+    pub fn ppk(&self, id: &[u8], peer: &Identification) -> Option<&SecretBytes> {
+        let found = self.ppks.iter().find(|(ppk, _)| {
+            ppk.id.as_bytes() == id && ppk.client.as_ref().is_none_or(|client| client.is(peer))
+        });
+        found.map(|(_, key)| key)
+    }
+
+    /// The post-quantum preshared key that this peer must use.
+    pub fn required_ppk(&self, peer: &Identification) -> Option<&Ppk> {
+        let mut ppks = self.ppks.iter().map(|(ppk, _)| ppk);
+        ppks.find(|ppk| ppk.required && ppk.client.as_ref().is_none_or(|client| client.is(peer)))
     }
 
     /// The key that a lease was opened with, by the identity it is named after.

@@ -4,6 +4,7 @@
 //! on a few worker threads; everything about packets runs on the data plane's thread, in the
 //! order it was asked for.
 
+mod eap;
 mod externals;
 mod keys;
 mod peers;
@@ -17,6 +18,7 @@ use ike::crypto::{CryptoProvider, KexExecutor, KexOutcome, KexRequest};
 use ike::io::{Action, Completion, CredentialId, Token};
 use ike::wire::KeMethod;
 
+pub use eap::EapServer;
 pub use externals::{ExternalPeer, Externals, spki_sha1};
 pub use keys::PeerKeys;
 pub use peers::{Peers, distinguished_name};
@@ -48,6 +50,7 @@ pub struct Dispatcher {
     workers: Arc<Workers>,
     plane: PlaneHandle,
     peers: Arc<Peers>,
+    eap: EapServer,
     signers: Arc<dyn Signers>,
     engine: EngineHandle,
 }
@@ -59,10 +62,12 @@ impl Dispatcher {
         workers: Arc<Workers>,
         plane: PlaneHandle,
         peers: Arc<Peers>,
+        eap: EapServer,
         signers: Arc<dyn Signers>,
         engine: EngineHandle,
     ) -> Self {
-        Self { provider, kex: KexExecutor::new(provider), workers, plane, peers, signers, engine }
+        let kex = KexExecutor::new(provider);
+        Self { provider, kex, workers, plane, peers, eap, signers, engine }
     }
 
     /// Executes or hands on. A completion that is ready at once is returned. Work for a stranger
@@ -97,6 +102,8 @@ impl Dispatcher {
             Action::SharedKey(request) => {
                 Some(Completion::SharedKey(self.peers.shared_key(&request)))
             }
+            Action::Ppk(request) => Some(Completion::Ppk(self.peers.ppk(&request))),
+            Action::EapTls(request) => self.eap.submit(request, token, &self.engine),
             Action::Authorise(request) => {
                 let peers = Arc::clone(&self.peers);
                 let refusal = peers.busy(Some(request.ike), Some(request.remote));

@@ -8,11 +8,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use ike::crypto::CryptoProvider;
+use ike::crypto::{CryptoProvider, SecretBytes};
 use ike::event::{Blame, Refusal};
 use ike::io::{
-    Authorise, Grant, IkeSaId, LeaseId, OwnProof, PeerProof, SharedKey, SharedKeyRequest,
-    UniquePolicy, VerifiedPeer, VerifyPeer,
+    Authorise, EapTlsRequest, Grant, IkeSaId, LeaseId, OwnProof, PeerProof, PpkRequest, SharedKey,
+    SharedKeyRequest, UniquePolicy, VerifiedPeer, VerifyPeer,
 };
 use ike::time::WallTime;
 use ike::wire::{Identification, NotifyType};
@@ -170,23 +170,85 @@ impl Peers {
                 "check that the client's private key belongs to its certificate".to_owned(),
             )
         })?;
-        let issuer = issuer_name(&peer.certificate).ok_or_else(|| {
-            context.refuse(
-                "certificate_malformed",
-                format!("certificate {} does not parse", peer.subject),
-                "enrol again".to_owned(),
-            )
-        })?;
-        let answer = VerifiedPeer {
-            identity: display_identity(&request.identity, &peer.subject),
-            proof: PeerProof::Certificate {
-                issuer,
-                serial: peer.serial.as_bytes().to_vec(),
-                not_after: WallTime(peer.not_after.micros()),
-            },
-        };
+        let answer = verified_peer(&request.identity, &peer, context)?;
         let known = Known { peer, site: site.map(|site| site.name), external };
         Ok((known, Box::new(answer)))
+    }
+
+    /// Checks the certificate that a peer proved with EAP-TLS (RFC 5216 5.2). It must be of our own
+    /// CA, whose revocations are known without asking anybody.
+    ///
+    /// # Errors
+    /// The refusal, explained.
+    pub fn verify_eap(
+        &self,
+        request: &EapTlsRequest,
+        chain: &[Vec<u8>],
+    ) -> Result<Box<VerifiedPeer>, Refusal> {
+        let context = Context::of_eap(request);
+        let id = IkeId { kind: request.identity.id_type.value(), data: &request.identity.data };
+        let peer = self
+            .authority
+            .verify_peer(chain, Some(id), now())
+            .map_err(|error| context.peer(&error))?;
+        let answer = verified_peer(&request.identity, &peer, &context)?;
+        self.remember(request.ike, Known { peer, site: None, external: None });
+        Ok(Box::new(answer))
+    }
+
+    /// A refusal about EAP-TLS.
+    pub fn refuse_eap(
+        &self,
+        request: &EapTlsRequest,
+        code: &'static str,
+        what: String,
+        fix: &str,
+    ) -> Refusal {
+        Context::of_eap(request).refuse(code, what, fix.to_owned())
+    }
+
+    /// Finds a post-quantum preshared key (RFC 8784).
+    ///
+    /// # Errors
+    /// The refusal, explained.
+    pub fn ppk(&self, request: &PpkRequest) -> Result<SecretBytes, Refusal> {
+        let keys = self.keys();
+        let found = request.peer.as_ref().and_then(|peer| keys.ppk(&request.id, peer));
+        found.cloned().ok_or_else(|| {
+            let context = Context {
+                ike: Some(request.ike),
+                remote: Some(request.remote),
+                identity: request.peer.clone(),
+            };
+            let name = String::from_utf8_lossy(&request.id).escape_debug().to_string();
+            context.refuse(
+                "unknown_ppk",
+                format!(
+                    "the client insists on the post-quantum preshared key \"{name}\", which is \
+                     not known for it here"
+                ),
+                "add a [[ppk]] section with this id, or correct the client (strongSwan: `ppk_id`)"
+                    .to_owned(),
+            )
+        })
+    }
+
+    /// Whether a client used the post-quantum preshared key that it must use.
+    fn check_ppk(&self, request: &Authorise, context: &Context) -> Result<(), Refusal> {
+        let keys = self.keys();
+        let Some(ppk) = keys.required_ppk(&request.identity).filter(|_| !request.ppk) else {
+            return Ok(());
+        };
+        Err(context.refuse(
+            "ppk_required",
+            format!(
+                "the client does not use the post-quantum preshared key \"{}\", which is required",
+                ppk.id
+            ),
+            "give the client the key (strongSwan: `ppk_id` and a `ppk` secret), or set \
+             `required = false`"
+                .to_owned(),
+        ))
     }
 
     fn remember(&self, ike: IkeSaId, known: Known) {
@@ -285,6 +347,7 @@ impl Peers {
             if self.shares_with_site(&request.identity) {
                 return self.grant_shared(request, &context);
             }
+            self.check_ppk(request, &context)?;
             return self.grant_holder(request, &context);
         }
         let known = lock(&self.verified).remove(&request.ike).ok_or_else(|| {
@@ -295,6 +358,7 @@ impl Peers {
         if let Some(site) = site {
             return self.grant_site(&site, &peer, &context);
         }
+        self.check_ppk(request, &context)?;
         let access = match external {
             Some(external) => self.authorise_external(request, external),
             None => self.authority.authorise(&peer, now()),
@@ -482,6 +546,14 @@ impl Context {
         }
     }
 
+    fn of_eap(request: &EapTlsRequest) -> Self {
+        Self {
+            ike: Some(request.ike),
+            remote: Some(request.remote),
+            identity: Some(request.identity.clone()),
+        }
+    }
+
     fn refuse(&self, code: &'static str, what: String, fix: String) -> Refusal {
         Refusal {
             ike: self.ike,
@@ -546,6 +618,29 @@ fn split(sentence: &str) -> (String, String) {
         Some((what, fix)) => (what.to_owned(), fix.to_owned()),
         None => (sentence.to_owned(), "see `runnel doctor`".to_owned()),
     }
+}
+
+/// A checked peer in the engine's words.
+fn verified_peer(
+    identity: &Identification,
+    peer: &pki::VerifiedPeer,
+    context: &Context,
+) -> Result<VerifiedPeer, Refusal> {
+    let issuer = issuer_name(&peer.certificate).ok_or_else(|| {
+        context.refuse(
+            "certificate_malformed",
+            format!("certificate {} does not parse", peer.subject),
+            "enrol again".to_owned(),
+        )
+    })?;
+    Ok(VerifiedPeer {
+        identity: display_identity(identity, &peer.subject),
+        proof: PeerProof::Certificate {
+            issuer,
+            serial: peer.serial.as_bytes().to_vec(),
+            not_after: WallTime(peer.not_after.micros()),
+        },
+    })
 }
 
 fn display_identity(identity: &Identification, subject: &str) -> String {

@@ -1,4 +1,4 @@
-//! Sections about keys that lie in files of their own: `[[psk]]`. The files are read when the
+//! Sections about keys that lie in files of their own: `[[psk]]` and `[[ppk]]`. The files are read when the
 //! gateway starts or reloads, not here.
 
 use std::collections::BTreeSet;
@@ -8,13 +8,16 @@ use std::path::PathBuf;
 
 use ike::wire::{IdType, Identification};
 
-use super::model::{PeerId, Psk, Role};
+use super::model::{PeerId, Ppk, Psk, Role};
 use super::section::{Findings, Section};
 use super::value;
 
 /// How identities are written, for messages.
 const FORMS: &str = "write a host name, a mail address, an IP address, a distinguished name like \
                      \"CN=ci, O=example\", or \"keyid:TEXT\" (\"keyid:0x...\" for octets)";
+
+/// Octets of a PPK_ID at most.
+const MAX_PPK_ID: usize = 128;
 
 pub(super) fn psks(
     sections: Vec<Section<'_, '_>>,
@@ -52,16 +55,55 @@ pub(super) fn psks(
     psks
 }
 
-fn identity(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<PeerId> {
-    let Some((text, at)) = section.string("id", found) else {
-        if !section.has("id") {
-            found.error(section.offset, "this section has no id; add id = \"...\"");
+pub(super) fn ppks(sections: Vec<Section<'_, '_>>, found: &mut Findings<'_>) -> Vec<Ppk> {
+    let mut seen = BTreeSet::new();
+    let mut ppks = Vec::new();
+    for mut section in sections {
+        let id = id(&mut section, found).map(|(id, _)| id);
+        if let Some(id) = &id {
+            if id.is_empty() || id.len() > MAX_PPK_ID {
+                found.error(
+                    section.place("id"),
+                    format!("the name of a [[ppk]] has 1 to {MAX_PPK_ID} octets"),
+                );
+            }
+            if !seen.insert(id.clone()) {
+                found.error(
+                    section.place("id"),
+                    format!("[[ppk]] \"{id}\" is there twice; keep one"),
+                );
+            }
         }
-        return None;
-    };
+        let file = file(&mut section, found);
+        let required = section.boolean("required", found).unwrap_or(false);
+        let client = section.string("client", found).and_then(|(text, at)| {
+            let client = PeerId::parse(&text);
+            if client.is_none() {
+                found.error(at, format!("`client = \"{text}\"` is no identity; {FORMS}"));
+            }
+            client
+        });
+        if let (Some(id), Some(file)) = (id, file) {
+            ppks.push(Ppk { id, file, required, client });
+        }
+        section.finish(&[], found);
+    }
+    ppks
+}
+
+fn identity(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<PeerId> {
+    let (text, at) = id(section, found)?;
     let id = PeerId::parse(&text);
     if id.is_none() {
         found.error(at, format!("`id = \"{text}\"` is no identity; {FORMS}"));
+    }
+    id
+}
+
+fn id(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<(String, usize)> {
+    let id = section.string("id", found);
+    if id.is_none() && !section.has("id") {
+        found.error(section.offset, "this section has no id; add id = \"...\"");
     }
     id
 }
@@ -257,6 +299,21 @@ mod tests {
                 lines.iter().any(|line| line.starts_with(at) && line.contains(part)),
                 "{part}: {errors}"
             );
+        }
+    }
+
+    #[test]
+    fn post_quantum_keys_may_belong_to_one_client() {
+        let text = "[[ppk]]\nid = \"q1\"\nfile = \"/k\"\nrequired = true\nclient = \"CI\"\n";
+        let config = Config::parse(text, "f").unwrap();
+        let ppk = &config.ppks[0];
+        assert_eq!((ppk.id.as_str(), ppk.required), ("q1", true));
+        assert_eq!(ppk.client, Some(PeerId::Fqdn("ci".to_owned())));
+
+        let text = "[[ppk]]\nid = \"\"\nfile = \"/k\"\nclient = \"a b\"\n[[ppk]]\nid = \"\"\n";
+        let errors = Config::parse(text, "f").unwrap_err().to_string();
+        for part in ["f:2:", "1 to 128", "f:4:", "is no identity", "f:6:", "twice", "never"] {
+            assert!(errors.contains(part), "{part}: {errors}");
         }
     }
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 pub use error::{ConfigError, ConfigErrors};
 pub use model::{
     AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, MatchRule, PeerId, Pki,
-    Pool, Psk, Revocation, Role, Site,
+    Pool, Ppk, Psk, Revocation, Role, Site,
 };
 pub use value::{duration_text, hex};
 

@@ -28,6 +28,8 @@ pub struct Config {
     pub psks: Vec<Psk>,
     /// `[[ca]]`
     pub cas: Vec<ExternalCa>,
+    /// `[[ppk]]`
+    pub ppks: Vec<Ppk>,
     /// Where it came from; `None` for the built-in configuration.
     pub source: Option<PathBuf>,
     /// What is odd but not wrong, as `FILE:LINE: sentence`.
@@ -98,6 +100,10 @@ pub struct Ike {
     pub cookie_threshold: usize,
     /// Half-open IKE SAs at most.
     pub max_half_open: usize,
+    /// Clients may prove their certificate with EAP-TLS.
+    pub eap_tls: bool,
+    /// Then the gateway proves itself with EAP-TLS alone to clients that allow it.
+    pub eap_only: bool,
 }
 
 /// The certificate authority.
@@ -245,6 +251,19 @@ pub struct Psk {
     pub role: String,
     /// The gateway proves itself to this client with the same key, not with its certificate.
     pub gateway_shares: bool,
+}
+
+/// A post-quantum preshared key (RFC 8784).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ppk {
+    /// Its name (PPK_ID).
+    pub id: String,
+    /// The file that holds it.
+    pub file: PathBuf,
+    /// Without it there is no connection.
+    pub required: bool,
+    /// The only client that has it; `None`: all.
+    pub client: Option<PeerId>,
 }
 
 /// An IKE identity as configured, in the form identities are compared in.

@@ -72,6 +72,9 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         if let Some(sections) = top.tables("psk", "[[psk]]", &mut found) {
             config.psks = keys::psks(sections, &config.roles, &mut found);
         }
+        if let Some(sections) = top.tables("ppk", "[[ppk]]", &mut found) {
+            config.ppks = keys::ppks(sections, &mut found);
+        }
         top.finish(LATER, &mut found);
     }
     if !found.errors.is_empty() {
@@ -118,6 +121,8 @@ pub(super) fn built_in() -> Config {
             fragment_size: 1232,
             cookie_threshold: 64,
             max_half_open: 2048,
+            eap_tls: false,
+            eap_only: true,
         },
         pki: Pki { trust_domain: None, status_listen: any(8080) },
         enrol: Enrol { listen: any(8443), url: None },
@@ -125,6 +130,7 @@ pub(super) fn built_in() -> Config {
         sites: Vec::new(),
         psks: Vec::new(),
         cas: Vec::new(),
+        ppks: Vec::new(),
         pools,
         source: None,
         warnings: Vec::new(),
@@ -241,6 +247,12 @@ fn ike(mut section: Section<'_, '_>, out: &mut Ike, found: &mut Findings<'_>) {
     }
     if let Some(count) = section.number("max_half_open", 1..=1_000_000, found) {
         out.max_half_open = usize::try_from(count).unwrap_or(out.max_half_open);
+    }
+    if let Some(flag) = section.boolean("eap_tls", found) {
+        out.eap_tls = flag;
+    }
+    if let Some(flag) = section.boolean("eap_only", found) {
+        out.eap_only = flag;
     }
     if out.max_half_open < out.cookie_threshold {
         found.error(

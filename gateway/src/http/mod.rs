@@ -13,7 +13,7 @@ pub use est::EstService;
 pub use page::PageService;
 pub use server::{Limits, Reply, Request, Service, serve};
 pub use status::StatusService;
-pub use tls::{CertificateSlot, acceptor};
+pub use tls::{CertificateSlot, acceptor, eap_config};
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};

@@ -48,8 +48,35 @@ pub fn acceptor(
     authority: Arc<Authority>,
     certificate: Arc<CertificateSlot>,
 ) -> Result<TlsAcceptor, Error> {
+    Ok(TlsAcceptor::from(server(authority, certificate, Purpose::Enrolment)?))
+}
+
+/// The TLS side of EAP-TLS, where a certificate is required and looked at when the handshake is
+/// complete: only then the identity it must prove is at hand.
+///
+/// # Errors
+/// As [`acceptor`].
+pub fn eap_config(
+    authority: Arc<Authority>,
+    certificate: Arc<CertificateSlot>,
+) -> Result<Arc<ServerConfig>, Error> {
+    server(authority, certificate, Purpose::Eap)
+}
+
+/// What a listener asks certificates for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Enrolment,
+    Eap,
+}
+
+fn server(
+    authority: Arc<Authority>,
+    certificate: Arc<CertificateSlot>,
+    purpose: Purpose,
+) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = PeerVerifier::new(authority, Arc::clone(&provider));
+    let verifier = PeerVerifier::new(authority, Arc::clone(&provider), purpose);
     // strongSwan's own TLS stops at 1.2 (5.9.8 and 6.0.6).
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -58,7 +85,7 @@ pub fn acceptor(
     // No resumption: a resumed session would carry a certificate that may be revoked by now.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 /// Accepts certificates of our own CA and lets clients without one in as well; what a certificate
@@ -68,10 +95,11 @@ struct PeerVerifier {
     authority: Arc<Authority>,
     provider: Arc<CryptoProvider>,
     hints: Vec<DistinguishedName>,
+    purpose: Purpose,
 }
 
 impl PeerVerifier {
-    fn new(authority: Arc<Authority>, provider: Arc<CryptoProvider>) -> Self {
+    fn new(authority: Arc<Authority>, provider: Arc<CryptoProvider>, purpose: Purpose) -> Self {
         let hints = authority
             .ca_certificates()
             .iter()
@@ -80,13 +108,13 @@ impl PeerVerifier {
                 Some(DistinguishedName::from(certificate.subject().as_raw().to_vec()))
             })
             .collect();
-        Self { authority, provider, hints }
+        Self { authority, provider, hints, purpose }
     }
 }
 
 impl ClientCertVerifier for PeerVerifier {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        self.purpose == Purpose::Eap
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -99,6 +127,9 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: TlsTime,
     ) -> Result<ClientCertVerified, Error> {
+        if self.purpose == Purpose::Eap {
+            return Ok(ClientCertVerified::assertion());
+        }
         let chain: Vec<Vec<u8>> = std::iter::once(end_entity)
             .chain(intermediates)
             .map(|certificate| certificate.to_vec())

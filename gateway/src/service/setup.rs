@@ -137,6 +137,9 @@ pub fn engine_config(
         esp_suites,
         force_encap: !capabilities.plain_esp,
         fragment_size: config.ike.fragment_size,
+        eap_tls: config.ike.eap_tls,
+        eap_only: config.ike.eap_only,
+        ppk: !config.ppks.is_empty(),
         timers: Timers {
             dpd: config.ike.dpd,
             rekey_ike: config.ike.rekey,

@@ -83,6 +83,7 @@ fn peer(
         expected: Some(identification(&site.id)),
         local_auth,
         remote_auth,
+        ppk: None,
         first_ke: first.kex,
         ike_suites: engine.ike_suites.clone(),
         esp_suites: engine.esp_suites.clone(),

@@ -21,7 +21,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use xfrm::PlaneError;
 
-use crate::actions::{Dispatcher, Peers, PlaneHandle, Workers};
+use crate::actions::{Dispatcher, EapServer, Peers, PlaneHandle, Workers};
 use crate::admin;
 use crate::config::Config;
 use crate::driver::{EngineHandle, EventLoop};
@@ -209,11 +209,15 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     peers.check_with(checks);
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let workers = Arc::new(Workers::start(cores).map_err(|error| other(&error))?);
+    let eap = crate::http::eap_config(Arc::clone(&authority), identity.tls())
+        .map_err(|error| other(&error))?;
+    let eap = EapServer::start(eap, Arc::clone(&peers)).map_err(|error| other(&error))?;
     let dispatcher = Dispatcher::new(
         provider,
         workers,
         plane.clone(),
         Arc::clone(&peers),
+        eap,
         Arc::<GatewayIdentity>::clone(&identity),
         engine.clone(),
     );

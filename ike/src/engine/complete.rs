@@ -72,6 +72,21 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
             };
             auth::shared_key(ctx, sa, answer);
         }
+        Purpose::Ppk => {
+            let answer = match completion {
+                Some(Completion::Ppk(answer)) => answer,
+                _ => Err(auth::unanswered("the search for the post-quantum preshared key")),
+            };
+            auth::ppk(ctx, sa, answer);
+        }
+        Purpose::SignWithoutPpk => auth::signed_without_ppk(ctx, sa, answer!(Sign)),
+        Purpose::EapTls => {
+            let answer = match completion {
+                Some(Completion::EapTls(answer)) => answer,
+                _ => Err(auth::unanswered("the TLS of the peer's EAP-TLS")),
+            };
+            auth::eap_tls(ctx, sa, answer);
+        }
         Purpose::Authorise => {
             let answer = match completion {
                 Some(Completion::Authorise(answer)) => answer,

@@ -144,6 +144,7 @@ fn read_traits(ctx: &Ctx, payloads: &Payloads, header: &Header, path: Path) -> P
             .unwrap_or_default(),
         childless: payloads.has_notify(NotifyType::ChildlessIkev2Supported),
         redirect: redirect::supported(payloads) && !redirect::came_from_there(ctx, payloads),
+        ppk: ctx.config.ppk && payloads.has_notify(NotifyType::UsePpk),
         force_encap: ctx.config.force_encap,
         ..PeerTraits::default()
     };
@@ -183,6 +184,9 @@ fn respond(ctx: &mut Ctx, sa: &mut IkeSa, public: Vec<u8>) {
     payloads.push_notify(Notify::new(NotifyType::ChildlessIkev2Supported));
     if !half_open.chain.is_done() {
         payloads.push_notify(Notify::new(NotifyType::IntermediateExchangeSupported));
+    }
+    if sa.traits.ppk {
+        payloads.push_notify(Notify::new(NotifyType::UsePpk));
     }
     if let Ok(bytes) = (Message { header, payloads }).encode() {
         half_open.response = bytes.clone();

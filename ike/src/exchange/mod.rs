@@ -166,19 +166,24 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         Err(error) => return refuse_malformed(ctx, sa, opened, error),
     };
     match opened.header.exchange {
-        ExchangeType::IkeAuth if init::ready_for_auth(sa) => {
-            auth::process_request(ctx, sa, &payloads);
-        }
         ExchangeType::IkeIntermediate if matches!(sa.phase, Phase::HalfOpen(_)) => {
             intermediate::process_request(ctx, sa, opened, &payloads);
         }
-        ExchangeType::Informational if !matches!(sa.phase, Phase::HalfOpen(_)) => {
+        ExchangeType::IkeAuth if auth::expects_auth(sa) => {
+            auth::process_request(ctx, sa, &payloads);
+        }
+        // Until IKE_AUTH is complete nobody is authenticated, and nothing else has a place.
+        exchange if auth::expects_request(sa) => {
+            let what = format!("the peer sent {exchange} before IKE_AUTH was complete");
+            refuse_request(ctx, sa, opened, what, invalid_syntax());
+        }
+        ExchangeType::Informational => {
             informational::process_request(ctx, sa, &payloads);
         }
-        ExchangeType::CreateChildSa if !matches!(sa.phase, Phase::HalfOpen(_)) => {
+        ExchangeType::CreateChildSa => {
             create_child::process_request(ctx, sa, &payloads);
         }
-        ExchangeType::IkeFollowupKe if !matches!(sa.phase, Phase::HalfOpen(_)) => {
+        ExchangeType::IkeFollowupKe => {
             followup::process_request(ctx, sa, &payloads);
         }
         exchange => {
@@ -221,7 +226,7 @@ fn refuse_request(
         sa,
         refusal(Blame::Malformed, Some(notify.kind), code, what, "check the peer's software"),
     );
-    if matches!(sa.phase, Phase::HalfOpen(_)) {
+    if auth::expects_request(sa) {
         // A fatal error of IKE_AUTH ends the IKE SA (RFC 7296 2.21.2).
         auth::refuse_request(ctx, sa, opened.header.exchange, notify, refused);
         return;

@@ -37,6 +37,12 @@ pub(crate) enum Purpose {
     Verify,
     /// The key shared with the peer.
     SharedKey,
+    /// The post-quantum preshared key.
+    Ppk,
+    /// Our AUTH signature for a responder without the post-quantum preshared key.
+    SignWithoutPpk,
+    /// What our TLS answers in EAP-TLS.
+    EapTls,
     /// The peer's lease.
     Authorise,
     /// The inbound SPI of the child SA that IKE_AUTH makes.

@@ -76,6 +76,8 @@ pub(crate) struct PeerTraits {
     pub(crate) mobike: bool,
     /// It accepts an IKE SA without a child (RFC 6023).
     pub(crate) childless: bool,
+    /// A post-quantum preshared key may be used in IKE_AUTH (RFC 8784). Forgotten afterwards.
+    pub(crate) ppk: bool,
     /// We faked NAT detection, so that ESP always goes in UDP.
     pub(crate) force_encap: bool,
     /// Message ids may be synchronised (RFC 6311 3).

@@ -187,6 +187,7 @@ impl Engine {
             mobike: saved.peer.mobike,
             redirect: saved.peer.redirect,
             childless: false,
+            ppk: false,
             force_encap: saved.peer.force_encap,
             message_id_sync: saved.peer.message_id_sync,
         };

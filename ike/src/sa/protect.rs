@@ -113,6 +113,20 @@ impl Protection {
         Self::from_keys(crypto, suite, initiator, keys)
     }
 
+    /// Mixes a post-quantum preshared key into the keys of AUTH and of what follows; those that
+    /// protect messages stay (RFC 8784 3).
+    ///
+    /// # Errors
+    /// As [`IkeKeys::mix_ppk`].
+    pub(crate) fn mix_ppk(&mut self, ppk: &SecretBytes) -> Result<(), CryptoError> {
+        self.keys.mix_ppk(self.prf, ppk)
+    }
+
+    /// Takes [`Protection::mix_ppk`] back.
+    pub(crate) fn unmix(&mut self, keys: IkeKeys) {
+        self.keys = keys;
+    }
+
     pub(crate) fn suite(&self) -> &IkeSuite {
         &self.suite
     }

@@ -18,6 +18,7 @@ mod cookies;
 
 mod crash;
 mod crossing;
+mod eap;
 mod followup;
 mod followup_crossing;
 mod fragments;
@@ -31,6 +32,7 @@ mod mlkem;
 mod mobike;
 mod multi_ke;
 mod ocsp;
+mod ppk;
 mod psk;
 mod puzzles;
 mod reauth;

@@ -1,12 +1,12 @@
 //! Someone with a side's keys, who can say what that side's engine never would.
 
-use ike::crypto::keymat::{IkeKeys, Nonces, skeyseed};
+use ike::crypto::keymat::{IkeKeys, Nonces, auth_octets, auth_shared_key, skeyseed};
 use ike::crypto::ring::PROVIDER;
-use ike::crypto::{IkeSuite, KexResponse, KeyedCipher};
+use ike::crypto::{IkeSuite, KexResponse, KeyedCipher, Prf, SecretBytes};
 use ike::io::{Completion, Datagram, Input};
 use ike::wire::{
-    CipherError, ExchangeType, Flags, Header, IkeSpi, Message, Opened, Payloads, SkCipher, open,
-    seal,
+    AuthMethod, Authentication, CipherError, ExchangeType, Flags, Header, IdPayload,
+    Identification, IkeSpi, Message, Opened, Payloads, SkCipher, open, seal,
 };
 
 use crate::harness::{Flight, Pair, Side};
@@ -44,6 +44,10 @@ impl SkCipher for Sk {
 
 /// See the module.
 pub struct Spy {
+    pub keys: IkeKeys,
+    prf: &'static dyn Prf,
+    messages: (Vec<u8>, Vec<u8>),
+    nonces: (Vec<u8>, Vec<u8>),
     spis: (IkeSpi, IkeSpi),
     from_i: Sk,
     from_r: Sk,
@@ -54,8 +58,9 @@ impl Spy {
     /// Takes the keys of the first IKE SA from what the engines were told. The suite must be an
     /// AEAD.
     pub fn of(pair: &Pair) -> Self {
-        let request = Message::parse(&sa_init(pair, Side::Server)).unwrap();
-        let response = Message::parse(&sa_init(pair, Side::Client)).unwrap();
+        let messages = (sa_init(pair, Side::Server), sa_init(pair, Side::Client));
+        let request = Message::parse(&messages.0).unwrap();
+        let response = Message::parse(&messages.1).unwrap();
         let shared = pair
             .client
             .inputs
@@ -87,11 +92,27 @@ impl Spy {
         .unwrap();
         let cipher = PROVIDER.cipher(suite.encryption).unwrap();
         Self {
+            prf,
+            messages,
+            nonces: (nonces.i.to_vec(), nonces.r.to_vec()),
             spis,
             from_i: Sk(cipher.keyed(&keys.ei, None).unwrap()),
             from_r: Sk(cipher.keyed(&keys.er, None).unwrap()),
             iv: 1 << 60,
+            keys,
         }
+    }
+
+    /// AUTH of a side with this identity, made with a shared key (RFC 7296 2.15).
+    pub fn mic(&self, from: Side, id: &Identification, key: &[u8]) -> Authentication {
+        let (sk_p, message, nonce) = match from {
+            Side::Client => (&self.keys.pi, &self.messages.0, &self.nonces.1),
+            Side::Server => (&self.keys.pr, &self.messages.1, &self.nonces.0),
+        };
+        let body = IdPayload::from(id.clone()).body();
+        let octets = auth_octets(self.prf, sk_p, message, nonce, &body, None);
+        let mic = auth_shared_key(self.prf, &SecretBytes::copy_from(key), &octets);
+        Authentication::new(AuthMethod::SharedKeyMic, mic.expose().to_vec())
     }
 
     /// A datagram of `from` that says `payloads`.

@@ -18,7 +18,35 @@ pub fn samples() -> Vec<Sample> {
     let mut out = messages();
     out.extend(encrypted());
     out.extend(fragments());
+    out.extend(eap());
     out
+}
+
+/// Scripts of [`crate::targets::fuzz_eap`]: the identifier, then length, way and octets of each
+/// response.
+fn eap() -> Vec<Sample> {
+    let script = |entries: &[(u8, &[u8])]| {
+        let mut out = vec![7];
+        for (way, octets) in entries {
+            out.push(u8::try_from(octets.len()).expect("short entries"));
+            out.push(*way);
+            out.extend_from_slice(octets);
+        }
+        out
+    };
+    let hello = [&[0x80, 0, 0, 0, 3][..], &[0x16, 0x03, 0x01]].concat();
+    let first = [&[0xc0, 0, 0, 0, 6][..], b"abc"].concat();
+    let nak = [2, 7, 0, 6, 3, 26];
+    let raw = [2, 7, 0, 9, 13, 0, 0x16, 0x03, 0x01];
+    vec![
+        ("eap", "handshake", script(&[(97, &hello), (1, &[0]), (1, &[]), (1, &[0])])),
+        ("eap", "fragments", script(&[(1, &first), (3, &[0, b'd', b'e', b'f']), (1, &[0])])),
+        ("eap", "raw", script(&[(0, &raw), (1, &[0])])),
+        ("eap", "another_method", script(&[(0, &nak)])),
+        ("eap", "too_long", script(&[(1, &[0x80, 0, 1, 0, 0, 1])])),
+        ("eap", "out_of_turn", script(&[(99, &hello), (1, &[0, 1, 2])])),
+        ("eap", "start_from_the_peer", script(&[(1, &[0x20])])),
+    ]
 }
 
 fn messages() -> Vec<Sample> {

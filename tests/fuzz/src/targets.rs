@@ -1,9 +1,10 @@
 //! What each fuzz target does with its input. Panics are findings.
 
+use ike::eap::{EapTls, Heard, MAX_ROUNDS, MAX_TLS};
 use ike::wire::{
-    AdditionalAddresses, FragmentLimits, Frame, Header, Message, Notify, Opened, Payload,
-    PayloadType, Payloads, Progress, Reassembler, SignatureData, SkCipher, WireError, open, seal,
-    seal_fragments, seal_plaintext,
+    AdditionalAddresses, Eap, EapType, FragmentLimits, Frame, Header, Message, Notify, Opened,
+    Payload, PayloadType, Payloads, Progress, Reassembler, SignatureData, SkCipher, WireError,
+    open, seal, seal_fragments, seal_plaintext,
 };
 
 use crate::toy::{ToyAead, ToyCbcMac, counting_iv};
@@ -14,8 +15,65 @@ const KEY: u64 = 0x0123_4567_89ab_cdef;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 3] =
-    [("message", fuzz_message), ("encrypted", fuzz_encrypted), ("fragments", fuzz_fragments)];
+pub const TARGETS: [Target; 4] = [
+    ("message", fuzz_message),
+    ("encrypted", fuzz_encrypted),
+    ("fragments", fuzz_fragments),
+    ("eap", fuzz_eap),
+];
+
+/// A script of EAP responses to an EAP-TLS server: each entry is a length, a way and octets. An
+/// even way makes them an EAP packet as it came; an odd one the data of the right response. When
+/// the peer's TLS is complete, as many octets are sent back as the way says, times 32.
+pub fn fuzz_eap(data: &[u8]) {
+    let Some((identifier, mut script)) = data.split_first() else { return };
+    let (mut server, first) = EapTls::start(*identifier);
+    let mut expected = first.identifier;
+    // What the peer still has to hear of us.
+    let mut owed = 0;
+    let mut answers = 0;
+    loop {
+        let [length, way, rest @ ..] = script else { return };
+        let (octets, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        script = rest;
+        let answer = if way & 1 == 0 {
+            let Ok(answer) = Eap::from_bytes(octets) else { continue };
+            let bytes = answer.to_bytes().expect("what parses can be encoded");
+            assert_eq!(bytes, octets, "an EAP packet has one encoding");
+            answer
+        } else {
+            Eap::response(expected, EapType::Tls, octets.to_vec())
+        };
+        answers += 1;
+        let request = match server.hear(&answer) {
+            Ok(Heard::Reply(request)) => request,
+            Ok(Heard::Tls(tls)) => {
+                assert!(tls.len() <= MAX_TLS);
+                assert_eq!(owed, 0, "the peer speaks when it has heard everything");
+                owed = usize::from(*way) * 32;
+                server.send(vec![0x17; owed]).expect("that much can be sent")
+            }
+            Ok(Heard::Acknowledged) => {
+                assert_eq!(owed, 0, "only what was sent whole is acknowledged");
+                assert_eq!(server.success().identifier, expected);
+                return;
+            }
+            Err(error) => {
+                let _ = error.to_string();
+                assert_eq!(server.failure().identifier, expected);
+                return;
+            }
+        };
+        assert!(answers <= MAX_ROUNDS, "a conversation ends");
+        assert_eq!(request.identifier, expected.wrapping_add(1));
+        expected = request.identifier;
+        let [flags, tls @ ..] = request.data.as_slice() else { panic!("no flags") };
+        let tls = if flags & 0x80 == 0 { tls } else { &tls[4..] };
+        assert!(tls.len() <= 1000 && tls.len() <= owed);
+        owed -= tls.len();
+        assert_eq!(flags & 0x40 != 0, owed > 0, "the last fragment says so");
+    }
+}
 
 /// Any datagram: parsing must not panic, and what parses must have one canonical encoding.
 pub fn fuzz_message(data: &[u8]) {

@@ -49,6 +49,8 @@ pub struct Options {
     pub hosts: Option<PathBuf>,
     /// Reauthenticate with the new IKE SA first.
     pub make_before_break: bool,
+    /// EAP-TLS, with TLS fragments of this many octets.
+    pub eap_tls: Option<u32>,
     /// Half-open SAs at which peers must return a cookie.
     pub cookie_threshold: u32,
     /// ESP in the kernel instead of kernel-libipsec's own; only the guest's kernel has it.
@@ -65,6 +67,7 @@ impl Default for Options {
             retransmit_tries: 4,
             signature_authentication: true,
             rsa_pss: false,
+            eap_tls: None,
             fetch: false,
             revocation: None,
             hosts: None,
@@ -280,8 +283,9 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
     // The earlier of two kernel plugins owns the SAs.
     let esp = if options.kernel_esp { "" } else { "kernel-libipsec" };
     let fetch = if options.fetch { "curl" } else { "" };
+    let eap = if options.eap_tls.is_some() { "eap-identity eap-tls" } else { "" };
     Conf::new().section("charon", |c| {
-        c.set("load", &format!("{first} {fetch} {esp} {last}"))
+        c.set("load", &format!("{first} {fetch} {eap} {esp} {last}"))
             .set("install_virtual_ip", "yes")
             .set("fragment_size", &options.fragment_size.to_string())
             .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
@@ -295,7 +299,12 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
             )
             .set("rsa_pss", if options.rsa_pss { "yes" } else { "no" })
             .section("plugins", |p| {
-                let p = p.section("vici", |v| v.set("socket", &vici));
+                let mut p = p.section("vici", |v| v.set("socket", &vici));
+                if let Some(size) = options.eap_tls {
+                    p = p.section("eap-tls", |e| {
+                        e.set("fragment_size", &size.to_string()).set("max_message_count", "60")
+                    });
+                }
                 let Some(only) = &options.revocation else { return p };
                 let flag = |way: &str| if way == only { "yes" } else { "no" };
                 p.section("revocation", |r| {

@@ -6,6 +6,7 @@ pub mod bench;
 mod crash;
 mod daemon;
 pub mod demo;
+mod eap;
 mod endings;
 mod enrolment;
 mod external;
@@ -16,6 +17,7 @@ mod kernel_plane;
 mod many;
 mod mlkem;
 mod paths;
+mod ppk;
 mod psk;
 mod reauth;
 mod redirect;
@@ -143,6 +145,16 @@ pub const ALL: &[Entry] = &[
         "site-strongswan-responder",
         "gateway to gateway: connects to strongSwan through NAT, cookie, other group; rekeys by both",
         sites::strongswan_responder,
+    ),
+    entry(
+        "eap-tls",
+        "EAP-TLS with and without EAP-only, in small fragments; refused certificates; not offered",
+        eap::run,
+    ),
+    entry(
+        "ppk",
+        "post-quantum preshared keys: right, wrong, unknown, absent, optional and required",
+        ppk::run,
     ),
     entry(
         "psk",

@@ -117,6 +117,9 @@ pub fn config(name: &str) -> EngineConfig {
         esp_suites: esp_suites(name),
         force_encap: false,
         fragment_size: 1232,
+        eap_tls: false,
+        eap_only: false,
+        ppk: false,
         timers: Timers::default(),
         limits: Limits::default(),
         continuity: Continuity::default(),
@@ -273,6 +276,7 @@ impl Node {
             expected: Some(identity(gateway_name)),
             local_auth: LocalAuth::Certificate(CredentialId(0)),
             remote_auth: RemoteAuth::Certificate,
+            ppk: None,
             ike_suites: offered(self.kind),
             esp_suites: esp_suites(&self.name),
             first_ke: KeMethod::Curve25519,
@@ -335,16 +339,9 @@ impl Node {
             }
             Action::VerifyPeer(request) => Completion::VerifyPeer(self.verify(&request)),
             // Simulated hosts have certificates only.
-            Action::SharedKey(request) => Completion::SharedKey(Err(Refusal {
-                ike: Some(request.ike),
-                remote: Some(request.remote),
-                identity: request.peer,
-                blame: Blame::Incompatible,
-                notify: Some(NotifyType::AuthenticationFailed),
-                code: "unknown_identity",
-                what: "nobody shares a key".to_owned(),
-                fix: String::new(),
-            })),
+            Action::SharedKey(_) => Completion::SharedKey(Err(nobody("unknown_identity"))),
+            Action::Ppk(_) => Completion::Ppk(Err(nobody("unknown_ppk"))),
+            Action::EapTls(_) => Completion::EapTls(Err(nobody("eap_tls"))),
             Action::Authorise(request) => Completion::Authorise(self.authorise(now, &request)),
             Action::AllocSpi => {
                 self.next_spi += 1;
@@ -496,5 +493,19 @@ impl Node {
             deadline: if gateway { WallTime(now.wall.0.saturating_add(life)) } else { FAR },
             unique: UniquePolicy::Replace,
         }
+    }
+}
+
+/// The refusal of what no simulated host has.
+fn nobody(code: &'static str) -> Refusal {
+    Refusal {
+        ike: None,
+        remote: None,
+        identity: None,
+        blame: Blame::Incompatible,
+        notify: Some(NotifyType::AuthenticationFailed),
+        code,
+        what: code.to_owned(),
+        fix: String::new(),
     }
 }

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{LocalAuth, RemoteAuth};
+use crate::config::{LocalAuth, PpkUse, RemoteAuth};
 use crate::crypto::keymat::Nonces;
-use crate::crypto::{EspSuite, SecretBytes};
+use crate::crypto::{EspSuite, IkeKeys, SecretBytes};
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{
-    AuthTask, Exchanged, Own, check_grant, remember, shared, still_granted, up,
+    AuthTask, Exchanged, Own, check_grant, ppk, remember, shared, still_granted, up,
 };
 use crate::exchange::certs;
 use crate::exchange::{about, config, continuity, reauth, redirect, send_request};
 use crate::io::{
-    Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, SharedKey, SharedKeyRequest,
-    VerifiedPeer, VerifyPeer,
+    Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, PpkRequest, SharedKey,
+    SharedKeyRequest, VerifiedPeer, VerifyPeer,
 };
 use crate::policy::{narrowing, proposal};
 use crate::sa::child::{self, NewChild};
@@ -37,6 +37,13 @@ pub(crate) struct Initiator {
     /// One side or both authenticate with a shared key.
     shares: bool,
     shared: Option<SecretBytes>,
+    /// The post-quantum preshared key agreed on, until it is mixed in.
+    ppk: Option<PpkUse>,
+    ppk_key: Option<SecretBytes>,
+    /// The keys before it was.
+    unmixed: Option<IkeKeys>,
+    /// The data of AUTH for a responder that does not have it.
+    auth_without_ppk: Option<Vec<u8>>,
     spi: Option<Result<u32, String>>,
     sent: bool,
     peer_id: Option<Identification>,
@@ -47,24 +54,20 @@ pub(crate) struct Initiator {
     pub(super) killed: BTreeSet<LeaseId>,
 }
 
-/// The keys are there: asks for our proof and the child's SPI.
+/// The keys are there: asks for what our proof and the first child need.
 pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
-    let (Some(peer), Some(protection)) = (&sa.peer, &sa.protection) else {
+    let Some(peer) = &sa.peer else {
         return lifecycle::finish(ctx, sa);
     };
-    let mut sign = None;
     let own = match peer.local_auth {
         LocalAuth::SharedKey => Own::SharedKey,
-        LocalAuth::Certificate(wanted) => {
-            let credentials = ctx.config.credentials.iter().filter(|ours| ours.id == wanted);
+        LocalAuth::Certificate(credential) => {
+            let credentials = ctx.config.credentials.iter().filter(|ours| ours.id == credential);
             let Some((ours, how)) = certs::choose(credentials, &[], &sa.traits.hashes) else {
                 return no_credential(ctx, sa);
             };
-            let id = IdPayload::from(peer.identity.clone());
-            let message = exchanged.octets(protection, SaRole::Initiator, &id.body());
-            sign = Some(Action::Sign { credential: wanted, scheme: how.scheme, message });
             let ocsp = if sa.traits.wants_ocsp { ours.ocsp.clone() } else { Vec::new() };
-            Own::Certificate { credential: wanted, how, chain: ours.chain.clone(), ocsp }
+            Own::Certificate { credential, how, chain: ours.chain.clone(), ocsp }
         }
     };
     let shares =
@@ -76,12 +79,24 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         local: peer.identity.clone(),
         peer: peer.expected.clone(),
     });
+    let ppk = peer.ppk.clone().filter(|_| sa.traits.ppk);
+    let find_ppk = ppk.as_ref().map(|ppk| PpkRequest {
+        ike: sa.id,
+        remote: sa.path.remote,
+        role: SaRole::Initiator,
+        peer: peer.expected.clone(),
+        id: ppk.id.clone(),
+    });
     let initiator = Initiator {
         exchanged,
         own,
         auth: None,
         shares,
         shared: None,
+        ppk,
+        ppk_key: None,
+        unmixed: None,
+        auth_without_ppk: None,
         spi: None,
         sent: false,
         peer_id: None,
@@ -91,13 +106,104 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         killed: BTreeSet::new(),
     };
     sa.phase = Phase::Authenticating(Box::new(AuthTask::Initiator(Box::new(initiator))));
-    if let Some(sign) = sign {
-        ctx.act(sa.id, Purpose::Sign, sign);
-    }
     if let Some(find) = find {
         ctx.act(sa.id, Purpose::SharedKey, Action::SharedKey(Box::new(find)));
     }
+    if let Some(find) = find_ppk {
+        ctx.act(sa.id, Purpose::Ppk, Action::Ppk(Box::new(find)));
+    }
+    prove_if_ready(ctx, sa);
     ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
+}
+
+/// Makes our AUTH, or asks for its signature, once every key it needs is here; with an optional
+/// post-quantum preshared key also what AUTH is without it (RFC 8784 3).
+fn prove_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let (Some(protection), Some(peer)) = (&mut sa.protection, &sa.peer) else {
+        return;
+    };
+    let Some(initiator) = initiator_in(&mut sa.phase) else {
+        return;
+    };
+    let waits = (initiator.shares && initiator.shared.is_none())
+        || (initiator.ppk.is_some() && initiator.ppk_key.is_none());
+    if waits || initiator.unmixed.is_some() || initiator.auth.is_some() {
+        return;
+    }
+    let id = IdPayload::from(peer.identity.clone());
+    let octets = |initiator: &Initiator, protection: &Protection| {
+        initiator.exchanged.octets(protection, SaRole::Initiator, &id.body())
+    };
+    let mut without = None;
+    if let (Some(ppk), Some(key)) = (&initiator.ppk, initiator.ppk_key.take()) {
+        if !ppk.required {
+            without = Some(octets(initiator, protection));
+        }
+        initiator.unmixed = Some(protection.keys().clone());
+        if let Err(error) = protection.mix_ppk(&key) {
+            return fail(ctx, sa, Blame::Internal, "internal", error.to_string());
+        }
+    }
+    let with = octets(initiator, protection);
+    match &initiator.own {
+        Own::Certificate { credential, how, .. } => {
+            let (credential, scheme) = (*credential, how.scheme);
+            let sign = |message| Action::Sign { credential, scheme, message };
+            ctx.act(sa.id, Purpose::Sign, sign(with));
+            if let Some(without) = without {
+                ctx.act(sa.id, Purpose::SignWithoutPpk, sign(without));
+            }
+        }
+        Own::SharedKey => {
+            let key = initiator.shared.clone().unwrap_or_default();
+            let mic = |octets: &[u8]| shared::mic(protection, &key, octets);
+            initiator.auth = Some(Payload::Auth(mic(&with)));
+            initiator.auth_without_ppk = without.map(|octets| mic(&octets).data);
+        }
+    }
+    send_if_ready(ctx, sa);
+}
+
+/// The post-quantum preshared key (RFC 8784).
+pub(super) fn ppk_found(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<SecretBytes, Refusal>) {
+    let Some(initiator) = initiator(sa) else {
+        return;
+    };
+    match answer {
+        Ok(key) => initiator.ppk_key = Some(key),
+        Err(_) if initiator.ppk.as_ref().is_some_and(|ppk| !ppk.required) => initiator.ppk = None,
+        Err(refused) => return fail_with(ctx, sa, refused),
+    }
+    prove_if_ready(ctx, sa);
+}
+
+/// What AUTH is for a responder without the post-quantum preshared key.
+pub(super) fn signed_without_ppk(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+    match made(sa, answer) {
+        Some(Ok(Payload::Auth(auth))) => {
+            if let Some(initiator) = initiator(sa) {
+                initiator.auth_without_ppk = Some(auth.data);
+            }
+            send_if_ready(ctx, sa);
+        }
+        Some(Err(why)) => fail_signing(ctx, sa, &why),
+        _ => {}
+    }
+}
+
+/// A signature as an AUTH payload; `None` when nobody asked for one.
+fn made(sa: &mut IkeSa, answer: Result<Vec<u8>, String>) -> Option<Result<Payload, String>> {
+    let Own::Certificate { how, .. } = &initiator(sa)?.own else {
+        return None;
+    };
+    let how = *how;
+    Some(answer.and_then(|signature| {
+        certs::auth_payload(how, signature).map_err(|error| error.to_string())
+    }))
+}
+
+fn fail_signing(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
+    fail(ctx, sa, Blame::Internal, "sign", format!("our signature failed: {why}"));
 }
 
 fn no_credential(ctx: &mut Ctx, sa: &mut IkeSa) {
@@ -133,47 +239,32 @@ fn initiator_in(phase: &mut Phase) -> Option<&mut Initiator> {
 }
 
 pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
-    let Some(initiator) = initiator(sa) else {
-        return;
-    };
-    let Own::Certificate { how, .. } = &initiator.own else {
-        return;
-    };
-    let auth = answer.and_then(|signature| {
-        certs::auth_payload(*how, signature).map_err(|error| error.to_string())
-    });
-    match auth {
-        Ok(auth) => {
-            initiator.auth = Some(auth);
+    match made(sa, answer) {
+        Some(Ok(auth)) => {
+            if let Some(initiator) = initiator(sa) {
+                initiator.auth = Some(auth);
+            }
             send_if_ready(ctx, sa);
         }
-        Err(why) => fail(ctx, sa, Blame::Internal, "sign", format!("our signature failed: {why}")),
+        Some(Err(why)) => fail_signing(ctx, sa, &why),
+        None => {}
     }
 }
 
 /// The key shared with the peer, for our AUTH, its AUTH, or both.
 pub(super) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<SharedKey>, Refusal>) {
-    let (Some(protection), Some(peer)) = (&sa.protection, &sa.peer) else {
+    let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
+    let Some(initiator) = initiator(sa) else {
         return;
     };
-    let Some(initiator) = initiator_in(&mut sa.phase) else {
-        return;
-    };
-    let key = match answer {
+    match answer {
         Ok(found) if found.key.is_empty() => {
-            let refused = shared::empty_key(peer.expected.as_ref());
-            return fail_with(ctx, sa, refused);
+            return fail_with(ctx, sa, shared::empty_key(expected.as_ref()));
         }
-        Ok(found) => found.key,
+        Ok(found) => initiator.shared = Some(found.key),
         Err(refused) => return fail_with(ctx, sa, refused),
-    };
-    if matches!(initiator.own, Own::SharedKey) {
-        let id = IdPayload::from(peer.identity.clone());
-        let octets = initiator.exchanged.octets(protection, SaRole::Initiator, &id.body());
-        initiator.auth = Some(Payload::Auth(shared::mic(protection, &key, &octets)));
     }
-    initiator.shared = Some(key);
-    send_if_ready(ctx, sa);
+    prove_if_ready(ctx, sa);
 }
 
 pub(super) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
@@ -187,9 +278,10 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     let Some(initiator) = initiator(sa) else {
         return;
     };
+    let optional = initiator.ppk.as_ref().is_some_and(|ppk| !ppk.required);
     if initiator.sent
         || initiator.auth.is_none()
-        || (initiator.shares && initiator.shared.is_none())
+        || (optional && initiator.auth_without_ppk.is_none())
     {
         return;
     }
@@ -203,6 +295,8 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     };
     initiator.sent = true;
     let (own, auth) = (initiator.own.clone(), initiator.auth.take());
+    let ppk = initiator.ppk.clone();
+    let without = initiator.auth_without_ppk.take();
     let Some(peer) = &sa.peer else {
         return;
     };
@@ -238,6 +332,10 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     payloads.push(Payload::Sa(proposal::offer_esp(&suites, spi)));
     payloads.push(Payload::TsI(TrafficSelectors::new(offered_local(sa))));
     payloads.push(Payload::TsR(TrafficSelectors::new(peer.ts_remote.clone())));
+    if let Some(ppk) = &ppk {
+        payloads.push_notify(ppk::identity(&ppk.id));
+        without.into_iter().for_each(|data| payloads.push_notify(ppk::without(data)));
+    }
     if peer.mobike {
         payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
     }
@@ -268,7 +366,8 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     continuity::heard(ctx, sa, payloads);
     reauth::heard(ctx, sa, payloads);
     let connection = sa.connection();
-    let (Some(protection), Some(initiator)) = (&sa.protection, initiator_in(&mut sa.phase)) else {
+    let (Some(protection), Some(initiator)) = (&mut sa.protection, initiator_in(&mut sa.phase))
+    else {
         return;
     };
     let (Some(id_r), Some(auth)) = (payloads.id_r(), payloads.auth()) else {
@@ -292,6 +391,18 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         lifecycle::down(ctx, sa, CloseReason::Failed(what));
         return lifecycle::finish(ctx, sa);
     };
+    if let Some(keys) = initiator.unmixed.take()
+        && !payloads.has_notify(NotifyType::PpkIdentity)
+    {
+        // The responder did without the post-quantum preshared key (RFC 8784 3).
+        if initiator.ppk.as_ref().is_some_and(|ppk| ppk.required) {
+            let what = "the peer does not use the post-quantum preshared key, which is required";
+            return fail(ctx, sa, Blame::Incompatible, "ppk_refused", what.to_owned());
+        }
+        protection.unmix(keys);
+        initiator.ppk = None;
+    }
+    let protection = &*protection;
     let mobike = payloads.has_notify(NotifyType::MobikeSupported);
     initiator.peer_id = Some(id_r.id.clone());
     initiator.response = Some(payloads.clone());
@@ -375,6 +486,7 @@ pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Verifie
         wants_ipv4: false,
         wants_ipv6: false,
         initial_contact: false,
+        ppk: initiator.ppk.is_some(),
         ts_remote: selectors(response.and_then(Payloads::ts_r)),
         ts_local: selectors(response.and_then(Payloads::ts_i)),
         connection,

@@ -5,14 +5,18 @@
 //! failed; why is for the operator.
 
 mod initiator;
+mod ppk;
 mod responder;
 mod shared;
 
+use crate::crypto::SecretBytes;
 use crate::crypto::keymat::auth_octets;
 use crate::event::{Blame, CloseReason, Event, Refusal};
 use crate::exchange::certs::SigningMethod;
 use crate::exchange::{about, malformed, reauth};
-use crate::io::{ChildSaId, CredentialId, Grant, LeaseId, SharedKey, UniquePolicy, VerifiedPeer};
+use crate::io::{
+    ChildSaId, CredentialId, EapTlsAnswer, Grant, LeaseId, SharedKey, UniquePolicy, VerifiedPeer,
+};
 use crate::policy::limits::Source;
 use crate::policy::narrowing;
 use crate::sa::context::{Ctx, Deferred, refusal};
@@ -28,7 +32,9 @@ use initiator::Initiator;
 use responder::Responder;
 
 pub(crate) use initiator::begin as begin_initiator;
-pub(crate) use responder::{esp_refused, process_request, refuse_request};
+pub(crate) use responder::{
+    esp_refused, expects_auth, expects_request, process_request, refuse_request,
+};
 
 /// What IKE_SA_INIT left: nonces, and both messages as they went over the wire.
 #[derive(Debug)]
@@ -118,6 +124,29 @@ pub(crate) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Share
         Some(Role::Responder) => responder::shared_key(ctx, sa, answer),
         Some(Role::Initiator) => initiator::shared_key(ctx, sa, answer),
         None => {}
+    }
+}
+
+/// The post-quantum preshared key is there, or there is none.
+pub(crate) fn ppk(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<SecretBytes, Refusal>) {
+    match role(sa) {
+        Some(Role::Responder) => responder::ppk_found(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::ppk_found(ctx, sa, answer),
+        None => {}
+    }
+}
+
+/// Our signature for a responder without the post-quantum preshared key.
+pub(crate) fn signed_without_ppk(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, String>) {
+    if matches!(role(sa), Some(Role::Initiator)) {
+        initiator::signed_without_ppk(ctx, sa, answer);
+    }
+}
+
+/// Our TLS answers the peer's, or gives up.
+pub(crate) fn eap_tls(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<EapTlsAnswer>, Refusal>) {
+    if matches!(role(sa), Some(Role::Responder)) {
+        responder::eap_tls(ctx, sa, answer);
     }
 }
 

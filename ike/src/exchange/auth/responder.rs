@@ -1,5 +1,7 @@
 //! IKE_AUTH as responder.
 
+mod claim;
+mod eap;
 mod first_child;
 
 use std::collections::BTreeSet;
@@ -8,17 +10,14 @@ use std::time::Duration;
 use crate::crypto::SecretBytes;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{
-    AuthTask, Exchanged, Own, check_grant, remember, shared, still_granted, up,
+    AuthTask, Exchanged, Own, check_grant, ppk, remember, shared, still_granted, up,
 };
 use crate::exchange::certs;
 use crate::exchange::config::{self, Wanted};
 use crate::exchange::{
     about, continuity, reauth, redirect, seal_response, send_response, send_sealed,
 };
-use crate::io::{
-    Action, Authorise, Grant, LeaseId, OwnProof, PeerProof, SharedKey, SharedKeyRequest,
-    VerifiedPeer, VerifyPeer,
-};
+use crate::io::{Action, Authorise, Grant, LeaseId, VerifiedPeer};
 use crate::policy::proposal;
 use crate::sa::child;
 use crate::sa::context::{Ctx, Purpose, refusal};
@@ -27,12 +26,16 @@ use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
-    AuthMethod, ExchangeType, HashAlgorithm, IdPayload, Identification, Notify, NotifyType,
-    Payload, Payloads, TrafficSelectors,
+    ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
+    TrafficSelectors,
 };
 
+use claim::Claim;
+use eap::EapTask;
 use first_child::{ChildOffer, ChildOutcome};
 
+pub(super) use claim::{ppk_found, shared_key};
+pub(super) use eap::answered as eap_tls;
 pub(crate) use first_child::esp_refused;
 pub(super) use first_child::{installed, spi};
 
@@ -42,15 +45,24 @@ pub(crate) struct Responder {
     exchanged: Exchanged,
     id_i: IdPayload,
     id_r: Identification,
+    /// The peer's proof; with EAP it comes last.
+    claim: Option<Claim>,
+    /// EAP, when the peer asked for it by sending no AUTH.
+    eap: Option<EapTask>,
     /// Authorities the peer named in CERTREQ.
     authorities: Vec<[u8; 20]>,
     /// The peer asked for OCSP answers about our certificate (RFC 4806).
     wants_ocsp: bool,
+    /// The peer's certificates, until they are checked.
+    certificates: Vec<Vec<u8>>,
+    /// OCSP answers it sent about them.
+    ocsp: Vec<Vec<u8>>,
     /// How we authenticate; with a shared key that is known when the key is.
     own: Option<Own>,
-    /// The peer's AUTH, until the key it was made with is here.
-    peer_mic: Option<Vec<u8>>,
+    /// The key shared with the peer, or EAP's.
     shared: SecretBytes,
+    /// A post-quantum preshared key is part of the keys.
+    ppk: bool,
     wanted: Wanted,
     initial_contact: bool,
     mobike: bool,
@@ -63,23 +75,42 @@ pub(crate) struct Responder {
     pub(super) killed: BTreeSet<LeaseId>,
 }
 
-/// An authentic first request. Whoever sent it made the key exchange; who that is comes now.
+/// Whether the peer's next request belongs to IKE_AUTH: nobody is authenticated.
+pub(crate) fn expects_request(sa: &IkeSa) -> bool {
+    match &sa.phase {
+        Phase::HalfOpen(_) => true,
+        Phase::Authenticating(task) => matches!(task.as_ref(), AuthTask::Responder(_)),
+        _ => false,
+    }
+}
+
+/// Whether that may be IKE_AUTH itself now: every key exchange is done.
+pub(crate) fn expects_auth(sa: &IkeSa) -> bool {
+    expects_request(sa)
+        && (!matches!(sa.phase, Phase::HalfOpen(_)) || crate::exchange::init::ready_for_auth(sa))
+}
+
+/// An authentic request. Whoever sent it made the key exchange; who that is comes now.
 pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    if responder(sa).is_some() {
+        ctx.half_open.authenticating(sa.id, true);
+        return eap::process_request(ctx, sa, payloads);
+    }
     let Some(exchanged) = take_exchanged(sa) else {
         return;
     };
     continuity::heard(ctx, sa, payloads);
-    match examine(ctx, sa, exchanged, payloads) {
-        Ok((responder, purpose, action)) => {
+    match claim::examine(ctx, sa, exchanged, payloads) {
+        Ok(responder) => {
             sa.phase = Phase::Authenticating(Box::new(AuthTask::Responder(Box::new(responder))));
             ctx.half_open.authenticating(sa.id, true);
-            ctx.act(sa.id, purpose, action);
+            claim::begin(ctx, sa, payloads);
         }
         Err(refused) => fail(ctx, sa, *refused),
     }
 }
 
-/// A fatal error before anything was examined.
+/// A fatal error in a request that was not examined.
 pub(crate) fn refuse_request(
     ctx: &mut Ctx,
     sa: &mut IkeSa,
@@ -89,7 +120,7 @@ pub(crate) fn refuse_request(
 ) {
     ctx.refuse(refused);
     crate::exchange::init::abandon(ctx, sa);
-    answer_error_in(ctx, sa, exchange, notify);
+    answer_error(ctx, sa, exchange, notify);
 }
 
 fn take_exchanged(sa: &mut IkeSa) -> Option<Exchanged> {
@@ -106,122 +137,6 @@ fn take_exchanged(sa: &mut IkeSa) -> Option<Exchanged> {
         response: half_open.response,
         int_auth: half_open.chain.int_auth(sa.window.next_expected()),
     })
-}
-
-fn examine(
-    ctx: &Ctx,
-    sa: &IkeSa,
-    exchanged: Exchanged,
-    payloads: &Payloads,
-) -> Result<(Responder, Purpose, Action), Box<Refusal>> {
-    let failed = Some(NotifyType::AuthenticationFailed);
-    let identity = payloads.id_i().map(|id| id.id.clone());
-    let refuse = |blame, notify, code, what: String, fix: &str| {
-        let refused = refusal(blame, notify, code, what, fix);
-        Box::new(about(sa, Refusal { identity: identity.clone(), ..refused }))
-    };
-    let Some(id_i) = payloads.id_i().cloned() else {
-        let what = "IKE_AUTH without an IDi payload".to_owned();
-        let notify = Some(NotifyType::InvalidSyntax);
-        return Err(refuse(Blame::Malformed, notify, "no_identity", what, "check the client"));
-    };
-    let Some(auth) = payloads.auth() else {
-        let what = "the client wants to authenticate with EAP, which is not offered".to_owned();
-        let fix = "let the client authenticate with its certificate (strongSwan: `auth = pubkey`)";
-        return Err(refuse(Blame::Incompatible, failed, "eap_not_offered", what, fix));
-    };
-    let Some(protection) = &sa.protection else {
-        let what = "no keys".to_owned();
-        return Err(refuse(Blame::Internal, failed, "internal", what, "report this as a defect"));
-    };
-    let mut responder = Responder {
-        exchanged,
-        id_i,
-        id_r: ctx.config.identity.clone(),
-        authorities: certs::requested(payloads),
-        wants_ocsp: certs::wants_ocsp(payloads),
-        own: None,
-        peer_mic: None,
-        shared: SecretBytes::default(),
-        wanted: Wanted::of(payloads.cp()),
-        initial_contact: payloads.has_notify(NotifyType::InitialContact),
-        mobike: payloads.has_notify(NotifyType::MobikeSupported),
-        offer: first_child::offer(payloads),
-        verified: None,
-        auth: None,
-        child: ChildOutcome::Undecided,
-        killed: BTreeSet::new(),
-    };
-    if auth.method == AuthMethod::SharedKeyMic {
-        responder.peer_mic = Some(auth.data.clone());
-        let request = SharedKeyRequest {
-            ike: sa.id,
-            remote: sa.path.remote,
-            role: SaRole::Responder,
-            local: responder.id_r.clone(),
-            peer: identity.clone(),
-        };
-        return Ok((responder, Purpose::SharedKey, Action::SharedKey(Box::new(request))));
-    }
-    let certificates = certs::received(payloads);
-    if certificates.is_empty() {
-        let what = "the client sent no X.509 certificate".to_owned();
-        let fix = "let the client send it (strongSwan: `send_cert = always` and `certs = ...`)";
-        return Err(refuse(Blame::Incompatible, failed, "no_certificate", what, fix));
-    }
-    let max = ctx.config.limits.max_certificates;
-    if certificates.len() > max {
-        let what = format!("the client sent {} certificates, at most {max}", certificates.len());
-        let fix = "let the client send its own chain only";
-        return Err(refuse(Blame::Misbehaved, failed, "too_many_certificates", what, fix));
-    }
-    let proof = certs::peer_signature(auth).map_err(|error| {
-        let fix = "let the client sign with ECDSA, Ed25519 or RSA and SHA2-256 or better \
-                   (strongSwan: `auth = pubkey`, `signature_authentication = yes`)";
-        refuse(Blame::Incompatible, failed, "auth_method", error.to_string(), fix)
-    })?;
-    let own = own_certificate(ctx, &responder.authorities, &sa.traits.hashes, responder.wants_ocsp);
-    responder.own = Some(own.map_err(|refused| {
-        Box::new(about(sa, Refusal { identity: identity.clone(), ..*refused }))
-    })?);
-    let verify = VerifyPeer {
-        ike: sa.id,
-        remote: sa.path.remote,
-        identity: responder.id_i.id.clone(),
-        certificates,
-        scheme: proof.scheme,
-        rsa_classic: proof.rsa_classic,
-        message: responder.peer_octets(protection),
-        signature: proof.signature,
-        expected: None,
-        connection: None,
-        ocsp: certs::received_ocsp(payloads, max),
-    };
-    Ok((responder, Purpose::Verify, Action::VerifyPeer(Box::new(verify))))
-}
-
-/// The certificate we authenticate with.
-fn own_certificate(
-    ctx: &Ctx,
-    authorities: &[[u8; 20]],
-    hashes: &[HashAlgorithm],
-    wants_ocsp: bool,
-) -> Result<Own, Box<Refusal>> {
-    match certs::choose(ctx.config.credentials.iter(), authorities, hashes) {
-        Some((credential, how)) => {
-            let ocsp = if wants_ocsp { credential.ocsp.clone() } else { Vec::new() };
-            let (credential, chain) = (credential.id, credential.chain.clone());
-            Ok(Own::Certificate { credential, how, chain, ocsp })
-        }
-        None => Err(Box::new(refusal(
-            Blame::Incompatible,
-            Some(NotifyType::AuthenticationFailed),
-            "no_credential",
-            "no credential of ours can sign in a way the client verifies",
-            "give the gateway a certificate of another key type, or let the client announce more \
-             hash algorithms",
-        ))),
-    }
 }
 
 impl Responder {
@@ -252,46 +167,6 @@ fn responder_in(phase: &mut Phase) -> Option<&mut Responder> {
     }
 }
 
-/// The key that the peer claims to share with us (RFC 7296 2.15).
-pub(super) fn shared_key(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<SharedKey>, Refusal>) {
-    let (Some(protection), Some(responder)) = (&sa.protection, responder_in(&mut sa.phase)) else {
-        return;
-    };
-    let Some(claimed) = responder.peer_mic.take() else {
-        return;
-    };
-    let identity = responder.id_i.id.clone();
-    let octets = responder.peer_octets(protection);
-    // An unknown peer costs the time of a wrong key: it cannot find out whom we know.
-    let key = answer.as_ref().map(|shared| shared.key.clone()).unwrap_or_default();
-    let right = shared::is_right(protection, &key, &octets, &claimed);
-    let refused = match answer {
-        Err(refused) => Refusal { identity: Some(identity), ..refused },
-        Ok(_) if key.is_empty() => shared::empty_key(Some(&identity)),
-        Ok(_) if !right => shared::wrong_key(&identity),
-        Ok(found) => {
-            responder.shared = key;
-            let own = match found.own {
-                OwnProof::SharedKey => Ok(Own::SharedKey),
-                OwnProof::Certificate => {
-                    let (authorities, hashes) = (&responder.authorities, &sa.traits.hashes);
-                    own_certificate(ctx, authorities, hashes, responder.wants_ocsp)
-                }
-            };
-            match own {
-                Ok(own) => {
-                    responder.own = Some(own);
-                    let name = identity.to_string();
-                    let peer = VerifiedPeer { identity: name, proof: PeerProof::SharedKey };
-                    return verified(ctx, sa, Ok(Box::new(peer)));
-                }
-                Err(refused) => Refusal { identity: Some(identity), ..*refused },
-            }
-        }
-    };
-    fail(ctx, sa, refused);
-}
-
 pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
     let (id, remote) = (sa.id, sa.path.remote);
     let Some(responder) = responder(sa) else {
@@ -318,6 +193,7 @@ pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Verifie
         wants_ipv4: responder.wanted.ipv4,
         wants_ipv6: responder.wanted.ipv6,
         initial_contact: responder.initial_contact,
+        ppk: responder.ppk,
         ts_remote: ts_i,
         ts_local: ts_r,
         connection: None,
@@ -387,6 +263,7 @@ pub(super) fn signed(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Vec<u8>, Stri
         certs::auth_payload(*how, signature).map_err(|error| error.to_string())
     });
     match auth {
+        Ok(auth) if responder.eap.is_some() => eap::signed(ctx, sa, auth),
         Ok(auth) => {
             responder.auth = Some(auth);
             finish_if_ready(ctx, sa);
@@ -433,7 +310,10 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     let mut responder = *responder;
-    let mut payloads = Payloads::from(vec![Payload::id_r(responder.id_r.clone())]);
+    let mut payloads = Payloads::new();
+    if responder.eap.is_none() {
+        payloads.push(Payload::id_r(responder.id_r.clone()));
+    }
     if let Some(Own::Certificate { chain, ocsp, .. }) = &responder.own {
         certs::payloads(chain).chain(certs::staples(ocsp)).for_each(|cert| payloads.push(cert));
     }
@@ -461,6 +341,9 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         }
         _ => {}
     }
+    if responder.ppk {
+        payloads.push_notify(ppk::used());
+    }
     if responder.mobike {
         sa.traits.mobike = true;
         payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
@@ -477,7 +360,8 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     // Nothing is established that the peer cannot be told of.
     let Some(packets) = seal_response(ctx, sa, ExchangeType::IkeAuth, &payloads) else {
         lifecycle::clear_dataplane(ctx, sa, &CloseReason::Failed("encode".to_owned()));
-        return answer_error(ctx, sa, Notify::new(NotifyType::AuthenticationFailed));
+        let failed = Notify::new(NotifyType::AuthenticationFailed);
+        return answer_error(ctx, sa, ExchangeType::IkeAuth, failed);
     };
     up(ctx, sa, responder.initial_contact);
     if let Some(id) = child_up {
@@ -517,25 +401,27 @@ fn fail(ctx: &mut Ctx, sa: &mut IkeSa, refused: Refusal) {
     let reason = CloseReason::Failed(refused.code.to_owned());
     ctx.refuse(Refusal { notify: Some(notify), ..refused });
     lifecycle::clear_dataplane(ctx, sa, &reason);
-    answer_error(ctx, sa, Notify::new(notify));
+    answer_error(ctx, sa, ExchangeType::IkeAuth, Notify::new(notify));
 }
 
 /// Ends the handshake because the operator or the lease's end wants it so.
 pub(super) fn reject(ctx: &mut Ctx, sa: &mut IkeSa) {
-    answer_error(ctx, sa, Notify::new(NotifyType::AuthenticationFailed));
+    let failed = Notify::new(NotifyType::AuthenticationFailed);
+    answer_error(ctx, sa, ExchangeType::IkeAuth, failed);
 }
 
-fn answer_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
-    answer_error_in(ctx, sa, ExchangeType::IkeAuth, notify);
-}
-
-/// The same where the handshake has not come to IKE_AUTH.
-fn answer_error_in(ctx: &mut Ctx, sa: &mut IkeSa, exchange: ExchangeType, notify: Notify) {
+fn answer_error(ctx: &mut Ctx, sa: &mut IkeSa, exchange: ExchangeType, notify: Notify) {
     let mut payloads = Payloads::new();
+    if let Some(failure) = responder(sa).and_then(|responder| responder.eap.as_ref()?.failure()) {
+        payloads.push(Payload::Eap(failure));
+    }
     payloads.push_notify(notify);
     sa.phase = Phase::Lingering;
     ctx.half_open.authenticating(sa.id, false);
     sa.children.clear();
-    send_response(ctx, sa, exchange, &payloads);
+    // Between the messages of EAP it is the peer's turn, and nothing can be answered.
+    if sa.window.is_busy() {
+        send_response(ctx, sa, exchange, &payloads);
+    }
     lifecycle::linger_failed(ctx, sa);
 }

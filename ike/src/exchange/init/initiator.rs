@@ -123,6 +123,9 @@ pub(super) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
     natd.iter().for_each(|payload| payloads.push(payload.clone()));
     payloads.push_notify(Notify::new(NotifyType::FragmentationSupported));
     payloads.push_notify(certs::hashes_notify());
+    if peer.ppk.is_some() {
+        payloads.push_notify(Notify::new(NotifyType::UsePpk));
+    }
     announced.into_iter().for_each(|payload| payloads.push(payload));
     if peer.ike_suites.iter().any(|suite| !suite.additional_methods().is_empty()) {
         payloads.push_notify(Notify::new(NotifyType::IntermediateExchangeSupported));
@@ -288,12 +291,25 @@ fn accept(ctx: &mut Ctx, sa: &mut IkeSa, message: Message, datagram: &Datagram) 
     {
         return;
     }
+    let ppk = payloads.has_notify(NotifyType::UsePpk);
+    if !ppk && peer.ppk.as_ref().is_some_and(|ppk| ppk.required) {
+        // Nothing authenticates this: another response may still come (RFC 8784 3).
+        init.hint = Some(refusal(
+            Blame::Incompatible,
+            None,
+            "ppk_refused",
+            "the peer does not offer to use post-quantum preshared keys, which is required",
+            "give the peer the key, or do not require it",
+        ));
+        return;
+    }
     init.hint = None;
     init.answer =
         Some(InitAnswer { nr: nr.clone(), suite: chosen.suite, message: datagram.payload.clone() });
     let request = KexRequest::Agree { handle: init.handle, peer_public: ke.data.clone() };
     sa.spi_r = message.header.spi_r;
     sa.traits = read_traits(ctx, payloads, &message.header, Path::of(datagram));
+    sa.traits.ppk = ppk && peer.ppk.is_some();
     sa.window.answered();
     ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::Retransmit));
     let nat = sa.traits.peer_behind_nat || sa.traits.we_behind_nat || sa.traits.force_encap;

@@ -20,6 +20,8 @@ pub use setup::{Setup, address, esp, ike, net};
 pub const CLIENT_IP: &str = "192.0.2.10";
 pub const SERVER_IP: &str = "198.51.100.1";
 pub const LEASE: &str = "lease-1";
+/// The key that the harness's EAP-TLS agrees on.
+pub const MSK: &[u8] = &[0x3a; 64];
 
 /// Wall clock at the start of every test, in microseconds since the epoch.
 pub const START: i64 = 1_800_000_000_000_000;

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ike::config::EngineConfig;
-use ike::crypto::{CryptoProvider, KexExecutor, KexResponse, Signer};
+use ike::crypto::{CryptoProvider, KexExecutor, KexResponse, SecretBytes, Signer};
 use ike::event::{CloseReason, Event, Refusal};
 use ike::io::{
-    Action, ChildSaId, ChildUse, Completion, Grant, IkeSaId, Input, InstallChild, Output,
-    PeerProof, SharedKey, SharedKeyRequest, Token, VerifiedPeer, VerifyPeer,
+    Action, ChildSaId, ChildUse, Completion, EapTlsAnswer, EapTlsDone, EapTlsRequest, Grant,
+    IkeSaId, Input, InstallChild, Output, PeerProof, SharedKey, SharedKeyRequest, Token,
+    VerifiedPeer, VerifyPeer,
 };
 use ike::snapshot::Snapshot;
 use ike::wire::Identification;
@@ -27,6 +28,8 @@ pub struct Peer {
     pub(super) key: Key,
     /// The keys shared with peers, by identity.
     pub shared_keys: BTreeMap<Identification, SharedKey>,
+    /// Post-quantum preshared keys, by name.
+    pub ppks: BTreeMap<Vec<u8>, SecretBytes>,
     /// What Authorise answers; `None` refuses.
     pub grant: Option<Grant>,
     /// Actions to be kept back.
@@ -72,6 +75,7 @@ impl Peer {
             kex: KexExecutor::new(crypto),
             key,
             shared_keys: BTreeMap::new(),
+            ppks: BTreeMap::new(),
             grant: None,
             hold: |_| false,
             held: Vec::new(),
@@ -151,6 +155,11 @@ impl Peer {
             ),
             Action::VerifyPeer(verify) => Completion::VerifyPeer(self.verify(now, &verify)),
             Action::SharedKey(request) => Completion::SharedKey(self.shared_key(&request)),
+            Action::Ppk(request) => Completion::Ppk(match self.ppks.get(&request.id) {
+                Some(key) => Ok(key.clone()),
+                None => Err(refusal("unknown_ppk")),
+            }),
+            Action::EapTls(request) => Completion::EapTls(self.eap_tls(&request)),
             Action::Authorise(_) => Completion::Authorise(match &self.grant {
                 Some(grant) => Ok(Box::new(grant.clone())),
                 None => Err(refusal("no_lease")),
@@ -197,6 +206,26 @@ impl Peer {
         let peer = request.peer.as_ref().ok_or_else(|| refusal("no_peer"))?;
         let found = self.shared_keys.get(peer).ok_or_else(|| refusal("unknown_identity"))?;
         Ok(Box::new(found.clone()))
+    }
+
+    /// Stands for a TLS server: `hello` is answered at length, `finished` proves the identity.
+    fn eap_tls(&self, request: &EapTlsRequest) -> Result<Box<EapTlsAnswer>, Refusal> {
+        match request.data.as_slice() {
+            b"hello" => Ok(Box::new(EapTlsAnswer { send: vec![0x16; 1500], done: None })),
+            b"finished" => {
+                let proof = PeerProof::Certificate {
+                    issuer: b"test".to_vec(),
+                    serial: vec![1],
+                    not_after: WallTime(super::START + 3_600_000_000),
+                };
+                let peer = VerifiedPeer { identity: request.identity.to_string(), proof };
+                let msk = SecretBytes::copy_from(super::MSK);
+                let done = Some(EapTlsDone { msk, peer: Box::new(peer) });
+                Ok(Box::new(EapTlsAnswer { send: b"finished too".to_vec(), done }))
+            }
+            b"silence" => Ok(Box::new(EapTlsAnswer { send: Vec::new(), done: None })),
+            _ => Err(refusal("certificate_expired")),
+        }
     }
 
     fn verify(&self, now: Now, verify: &VerifyPeer) -> Result<Box<VerifiedPeer>, Refusal> {

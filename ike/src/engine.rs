@@ -4,7 +4,7 @@
 mod complete;
 pub(crate) mod receive;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::EngineConfig;
 use crate::crypto::cookie::CookieJar;
@@ -19,6 +19,7 @@ use crate::io::{
     ChildSaId, Command, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId, Output,
     TimerKind, Token,
 };
+use crate::policy::limits::Source;
 use crate::rng::{SaRng, Seed};
 use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
@@ -26,16 +27,16 @@ use crate::sa::table::SaTable;
 use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Phase};
 use crate::time::{Now, Timestamp};
-use crate::view::{EngineStats, IkeSaView};
+use crate::view::{EngineStats, IkeSaView, SaRole};
 use crate::wire::{HEADER_LEN, Header, IkeSpi};
 
 /// Answers to strangers per second at most, beyond cookies and key exchange hints: refusals and
 /// version errors. More would make us a tool of who forges source addresses.
 const STRANGER_RATE: u64 = 20;
 
-/// Crash tokens shown per second at most: after a restart a fleet asks within its liveness checks'
-/// interval.
-const TOKEN_RATE: u64 = 200;
+/// Crash tokens shown per second at most, to all and to one source: after a restart a fleet asks
+/// within its liveness checks' interval, and nobody who asks for many keeps others from theirs.
+const TOKEN_RATE: (u64, u64) = (2000, 50);
 
 /// Bits of an id below the shard's number.
 const SHARD_SHIFT: u32 = 48;
@@ -56,6 +57,8 @@ pub struct Engine {
     strangers: (Timestamp, u64),
     /// Crash tokens shown in this second.
     tokens: (Timestamp, u64),
+    /// By whom they were asked for; no more than are shown.
+    tokens_of: BTreeMap<Source, u64>,
     cookie_mode: bool,
     /// After [`Command::Shutdown`]: nothing new begins.
     pub(crate) stopping: bool,
@@ -87,6 +90,7 @@ impl Engine {
             jar,
             strangers: (now.mono, 0),
             tokens: (now.mono, 0),
+            tokens_of: BTreeMap::new(),
             cookie_mode: false,
             stopping: false,
         })
@@ -156,10 +160,10 @@ impl Engine {
         })
     }
 
-    /// Our crash token for an IKE SA with these SPIs, the initiator's first; `None` when none are
-    /// made (RFC 6290).
-    pub fn crash_token(&self, spis: (u64, u64)) -> Option<Vec<u8>> {
-        exchange::crash::token(&self.ctx, (IkeSpi(spis.0), IkeSpi(spis.1)))
+    /// Our crash token for an IKE SA with these SPIs, the initiator's first, and our role in it;
+    /// `None` when none are made (RFC 6290).
+    pub fn crash_token(&self, spis: (u64, u64), role: SaRole) -> Option<Vec<u8>> {
+        exchange::crash::token(&self.ctx, (IkeSpi(spis.0), IkeSpi(spis.1)), role)
     }
 
     /// Every IKE SA, in the order of their names.
@@ -286,8 +290,20 @@ impl Engine {
     }
 
     /// Whether a crash token may be shown now.
-    pub(crate) fn may_show_token(&mut self) -> bool {
-        within(&mut self.tokens, self.ctx.now.mono, TOKEN_RATE)
+    pub(crate) fn may_show_token(&mut self, source: Source) -> bool {
+        let (all, each) = TOKEN_RATE;
+        let now = self.ctx.now.mono;
+        if now.since(self.tokens.0) >= std::time::Duration::from_secs(1) {
+            self.tokens_of.clear();
+        }
+        if self.tokens_of.get(&source).is_some_and(|shown| *shown >= each)
+            || !within(&mut self.tokens, now, all)
+        {
+            return false;
+        }
+        let shown = self.tokens_of.entry(source).or_default();
+        *shown = shown.saturating_add(1);
+        true
     }
 
     /// Reports when the cookie mode changed.

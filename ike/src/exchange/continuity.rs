@@ -11,7 +11,7 @@ pub(crate) fn offer(ctx: &Ctx, sa: &IkeSa, payloads: &mut Payloads) {
     if ctx.config.continuity.message_id_sync {
         payloads.push_notify(Notify::new(NotifyType::MessageIdSyncSupported));
     }
-    crash::tell(ctx, (sa.spi_i, sa.spi_r), payloads);
+    crash::tell(ctx, (sa.spi_i, sa.spi_r), sa.role, payloads);
 }
 
 /// What the peer says, in either role.
@@ -26,5 +26,5 @@ pub(crate) fn reply(ctx: &Ctx, sa: &IkeSa, payloads: &mut Payloads) {
     if sa.traits.message_id_sync {
         payloads.push_notify(Notify::new(NotifyType::MessageIdSyncSupported));
     }
-    crash::tell(ctx, (sa.spi_i, sa.spi_r), payloads);
+    crash::tell(ctx, (sa.spi_i, sa.spi_r), sa.role, payloads);
 }

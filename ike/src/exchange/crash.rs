@@ -10,8 +10,10 @@ use crate::engine::Engine;
 use crate::event::{Blame, CloseReason};
 use crate::exchange::{about, send_request};
 use crate::io::Datagram;
+use crate::policy::limits::Source;
 use crate::sa::context::{Ctx, refusal};
 use crate::sa::{IkeSa, Path, Phase, lifecycle};
+use crate::view::SaRole;
 use crate::wire::{ExchangeType, Flags, Header, IkeSpi, Message, Notify, NotifyType, Payloads};
 
 /// Keeps these tokens apart from anything else made with the secret.
@@ -27,16 +29,21 @@ const MIN_TOKEN: usize = 16;
 const MAX_SHOWN: usize = 4;
 
 /// Our token for an IKE SA, when we make tokens.
-pub(crate) fn token(ctx: &Ctx, spis: (IkeSpi, IkeSpi)) -> Option<Vec<u8>> {
+///
+/// Our role is in it: whoever asks says which of the SPIs is ours, and so which of our shards is to
+/// answer. The one that does not know the SA, asked about the peer's SPI as if it were ours, makes
+/// another token than the one that does (RFC 6290 9.3).
+pub(crate) fn token(ctx: &Ctx, spis: (IkeSpi, IkeSpi), role: SaRole) -> Option<Vec<u8>> {
     let secret = ctx.config.continuity.crash_secret.as_ref().filter(|s| !s.is_empty())?;
     let prf = ctx.crypto.prf(PrfId::HmacSha2_256)?;
     let (i, r) = (spis.0.0.to_be_bytes(), spis.1.0.to_be_bytes());
-    Some(prf.compute(secret.expose(), &[LABEL, &i, &r]).expose().to_vec())
+    let role = [u8::from(role == SaRole::Initiator)];
+    Some(prf.compute(secret.expose(), &[LABEL, &i, &r, &role]).expose().to_vec())
 }
 
 /// Tells our token of an IKE SA.
-pub(crate) fn tell(ctx: &Ctx, spis: (IkeSpi, IkeSpi), payloads: &mut Payloads) {
-    if let Some(token) = token(ctx, spis) {
+pub(crate) fn tell(ctx: &Ctx, spis: (IkeSpi, IkeSpi), role: SaRole, payloads: &mut Payloads) {
+    if let Some(token) = token(ctx, spis, role) {
         payloads.push_notify(Notify::with_data(NotifyType::QuickCrashDetection, token));
     }
 }
@@ -58,7 +65,7 @@ pub(crate) fn makes(ctx: &Ctx) -> bool {
 /// That exchange.
 pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
     let mut payloads = Payloads::new();
-    tell(ctx, (sa.spi_i, sa.spi_r), &mut payloads);
+    tell(ctx, (sa.spi_i, sa.spi_r), sa.role, &mut payloads);
     send_request(ctx, sa, ExchangeType::Informational, &payloads);
     true
 }
@@ -83,7 +90,8 @@ pub(crate) fn unknown(engine: &mut Engine, datagram: &Datagram, header: &Header)
     }
     let mut payloads = Payloads::new();
     payloads.push_notify(Notify::new(NotifyType::InvalidIkeSpi));
-    tell(&engine.ctx, spis, &mut payloads);
+    let role = if header.flags.initiator { SaRole::Responder } else { SaRole::Initiator };
+    tell(&engine.ctx, spis, role, &mut payloads);
     if payloads.len() < 2 {
         return;
     }
@@ -92,7 +100,7 @@ pub(crate) fn unknown(engine: &mut Engine, datagram: &Datagram, header: &Header)
     // No more comes back than came: nobody uses us against another.
     if let Ok(bytes) = (Message { header, payloads }).encode()
         && bytes.len() <= datagram.payload.len()
-        && engine.may_show_token()
+        && engine.may_show_token(Source::from(datagram.remote.ip()))
     {
         engine.ctx.transmit(Path::of(datagram).datagram(bytes));
     }

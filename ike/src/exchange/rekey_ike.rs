@@ -539,7 +539,7 @@ fn answer(ctx: &Ctx, response: &IkeAnswer) -> Payloads {
         Payload::Nonce(response.nr.clone()),
         ke,
     ]);
-    crash::tell(ctx, response.spis(), &mut payloads);
+    crash::tell(ctx, response.spis(), SaRole::Responder, &mut payloads);
     payloads
 }
 

@@ -45,10 +45,11 @@ pub fn choose_ike(
     sent: KeMethod,
     several: bool,
 ) -> Option<Chosen<IkeSuite>> {
+    let offered = relevant(ours, offer);
     let find = |want: &dyn Fn(&IkeSuite) -> bool| {
         let ours = ours.iter().filter(|suite| several || suite.additional_methods().is_empty());
         ours.filter(|suite| want(suite)).find_map(|suite| {
-            let proposal = offer.proposals.iter().find(|offer| ike_matches(suite, offer))?;
+            let proposal = offered.iter().find(|offer| ike_matches(suite, offer))?;
             Some(Chosen::of(proposal, suite.clone(), &suite.additional))
         })
     };
@@ -56,6 +57,42 @@ pub fn choose_ike(
     let several = |suite: &IkeSuite| !suite.additional_methods().is_empty();
     let at_once = find(&|suite| suite.kex == sent && several(suite) == several(&best.suite));
     Some(at_once.unwrap_or(best))
+}
+
+/// An offer without what cannot matter to us, each transform once: a stranger's may be long, and
+/// it is searched for each of our suites.
+fn relevant(ours: &[IkeSuite], offer: &SecurityAssociation) -> Vec<Proposal> {
+    let mut known: Vec<Transform> = Vec::new();
+    for transform in ours.iter().flat_map(ike_transforms) {
+        if !known.contains(&transform) {
+            known.push(transform);
+        }
+    }
+    let usable =
+        |proposal: &&Proposal| proposal.protocol == ProtocolId::Ike && has_only_known(proposal);
+    let reduce = |proposal: &Proposal| {
+        let mut kept: Vec<Transform> = Vec::new();
+        for transform in &proposal.transforms {
+            let plain = transform.attributes.is_empty();
+            // Of these types it also counts that there is one, and that it may be left out.
+            let counts = match transform.id {
+                TransformId::Integ(id) => {
+                    (plain && id == IntegId::None)
+                        || !kept.iter().any(|kept| kept.kind() == TransformType::Integ)
+                }
+                TransformId::AddKe { method, .. } => {
+                    (plain && method == KeMethod::None)
+                        || !kept.iter().any(|kept| kept.kind() == transform.kind())
+                }
+                _ => false,
+            };
+            if (counts || known.contains(transform)) && !kept.contains(transform) {
+                kept.push(transform.clone());
+            }
+        }
+        Proposal { transforms: kept, spi: proposal.spi.clone(), ..*proposal }
+    };
+    offer.proposals.iter().filter(usable).map(reduce).collect()
 }
 
 /// Which key exchanges an ESP proposal is to have.

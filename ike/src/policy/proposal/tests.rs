@@ -217,3 +217,39 @@ fn advice_names_the_weak_algorithms_and_the_client_setting() {
     assert!(advice.contains("3des") && advice.contains("sha1"), "{advice}");
     assert_eq!(text(&offer), "3DES-HMAC_SHA1_96-MODP_1024");
 }
+
+#[test]
+fn a_long_offer_is_reduced_to_what_can_matter() {
+    let ours = ike("aes256gcm16-aes128gcm16-prfsha384-prfsha256-x25519-ecp256-ecp384-modp2048,\
+         aes256-sha256-prfsha256-x25519");
+    let mut transforms: Vec<Transform> =
+        (100..200).map(|id| Transform::ke(KeMethod::from(id))).collect();
+    transforms.extend((100..200).map(|id| Transform::integ(IntegId::from(id))));
+    transforms.extend((100..200).map(|id| Transform::prf(PrfId::from(id))));
+    transforms.extend((100..200).map(|id| Transform::add_ke(3, KeMethod::from(id))));
+    transforms.extend(vec![Transform::encr(EncrId::AesGcm16, Some(256)); 50]);
+    let offer = SecurityAssociation::new(vec![proposal(1, transforms.clone())]);
+
+    let [reduced] = &relevant(&ours, &offer)[..] else { panic!("one proposal") };
+    let kinds: Vec<_> = reduced.transforms.iter().map(Transform::kind).collect();
+    assert_eq!(
+        kinds.len(),
+        3,
+        "a cipher, and that there are integrity and a third slot: {kinds:?}"
+    );
+    assert_eq!(choose_ike(&ours, &offer, KeMethod::Curve25519, true), None);
+
+    // Nothing that fits is lost, and what has to be refused still is.
+    let ours = ike("aes256gcm16-prfsha384-x25519");
+    transforms.extend([
+        Transform::prf(PrfId::HmacSha2_384),
+        Transform::ke(KeMethod::Curve25519),
+        Transform::integ(IntegId::None),
+    ]);
+    let offer = SecurityAssociation::new(vec![proposal(1, transforms.clone())]);
+    assert_eq!(choose_ike(&ours, &offer, KeMethod::Curve25519, true), None, "slot 3 is a must");
+    transforms.push(Transform::add_ke(3, KeMethod::None));
+    let offer = SecurityAssociation::new(vec![proposal(1, transforms)]);
+    let chosen = choose_ike(&ours, &offer, KeMethod::Curve25519, true).unwrap();
+    assert_eq!((chosen.suite, chosen.left_out), (ours[0].clone(), vec![3]));
+}

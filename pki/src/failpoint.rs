@@ -29,6 +29,8 @@ pub const LIST: &[&str] = &[
     "expire.after_commit",
     "crl.before_commit",
     "crl.after_commit",
+    "ocsp.before_commit",
+    "ocsp.after_commit",
     "store.before_commit",
     "store.after_commit",
 ];

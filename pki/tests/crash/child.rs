@@ -27,6 +27,7 @@ fn main() {
     let names = ServerNames::new("gw.example.com");
     let identity = authority.server_identity(&names, NOW).unwrap();
     tell(format!("server {}", validate::serial_of(&identity.chain[0]).unwrap()));
+    assert!(authority.ocsp_for(&identity.chain[0], NOW).unwrap().is_some());
 
     let mut enrol = |key: usize| {
         let secret = token(&authority);

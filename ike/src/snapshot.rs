@@ -70,7 +70,7 @@ pub struct SavedRequest {
     pub message_id: u32,
     /// Its exchange.
     pub exchange: ExchangeType,
-    /// Its datagrams.
+    /// Its datagrams; none when it is not sent again, and only what it asked for is to be undone.
     pub packets: Vec<Vec<u8>>,
     /// The SPI it proposes for a child SA: when the peer made the child meanwhile, it is deleted.
     pub child_spi: Option<u32>,

@@ -87,7 +87,7 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
 }
 
 /// The peer may have made the child that was asked for when we stopped.
-fn delete_orphan(ctx: &mut Ctx, sa: &mut IkeSa) {
+pub(crate) fn delete_orphan(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(Some(spi)) = sa.orphan.take()
         && sa.is_established()
     {

@@ -43,15 +43,7 @@ impl IkeSa {
             keys: protection.keys().clone(),
             next_request: self.window.next_request(),
             next_expected: self.window.next_expected(),
-            // A synchronisation is not sent again: the next start makes its own.
-            outstanding: outstanding(self).filter(|_| !sync::waiting(self)).map(|request| {
-                SavedRequest {
-                    message_id: request.message_id,
-                    exchange: request.exchange,
-                    packets: request.packets.clone(),
-                    child_spi: create_child::proposed_spi(self),
-                }
-            }),
+            outstanding: saved_request(self),
             cached: self.window.cached().map(|response| SavedResponse {
                 message_id: response.message_id,
                 packets: response.packets.clone(),
@@ -98,6 +90,25 @@ impl IkeSa {
                 .collect(),
         })
     }
+}
+
+/// The request to be sent again after a restart. A synchronisation is not, the next start makes
+/// its own; then only what was asked for before the last start is still to be undone.
+fn saved_request(sa: &IkeSa) -> Option<SavedRequest> {
+    if sync::waiting(sa) {
+        return sa.orphan.map(|child_spi| SavedRequest {
+            message_id: sa.window.next_request(),
+            exchange: ExchangeType::CreateChildSa,
+            packets: Vec::new(),
+            child_spi,
+        });
+    }
+    outstanding(sa).map(|request| SavedRequest {
+        message_id: request.message_id,
+        exchange: request.exchange,
+        packets: request.packets.clone(),
+        child_spi: create_child::proposed_spi(sa).or(sa.orphan.flatten()),
+    })
 }
 
 /// The request to be sent again after a restart: the one that waits for its answer, or the one
@@ -165,12 +176,14 @@ impl Engine {
         sa.window = Window::restore(
             saved.next_request,
             saved.next_expected,
-            saved.outstanding.map(|request| Outstanding {
-                message_id: request.message_id,
-                exchange: request.exchange,
-                packets: request.packets,
-                tries: 0,
-                payloads: None,
+            saved.outstanding.filter(|request| !request.packets.is_empty()).map(|request| {
+                Outstanding {
+                    message_id: request.message_id,
+                    exchange: request.exchange,
+                    packets: request.packets,
+                    tries: 0,
+                    payloads: None,
+                }
             }),
             saved.cached.map(|response| Cached {
                 message_id: response.message_id,
@@ -222,6 +235,9 @@ impl Engine {
         if sa.traits.message_id_sync && ctx.config.continuity.message_id_sync {
             sync::begin(ctx, &mut sa);
         } else {
+            if sa.window.outstanding().is_none() {
+                sync::delete_orphan(ctx, &mut sa);
+            }
             exchange::arm_retransmit(ctx, &sa);
         }
         dpd::arm(ctx, &sa, ctx.config.timers.dpd);

@@ -334,3 +334,38 @@ fn a_replayed_question_is_not_reflected_at_will() {
 
     assert!(pair.wire.len() <= 1, "{} answers", pair.wire.len());
 }
+
+#[test]
+fn a_child_made_before_two_restarts_is_deleted_after_the_second() {
+    let mut pair = Pair::connected();
+    let child = *pair.server.plane.keys().next().unwrap();
+    let old = pair.server.inbound();
+    pair.command(Side::Server, Command::RekeyChild(child));
+    pair.step();
+    pair.wire.clear();
+    assert_eq!(pair.client.inbound().len(), 2);
+
+    // The first start does not live to hear the answer to its synchronisation.
+    pair.restart(Side::Server);
+    pair.wire.clear();
+    pair.restart(Side::Server);
+    pair.run();
+
+    pair.assert_mirrored(1);
+    assert_eq!(pair.server.inbound(), old);
+    assert_both_talk(&mut pair);
+}
+
+#[test]
+fn a_delete_under_way_is_said_again_after_a_restart() {
+    let mut pair = Pair::connected();
+    let child = *pair.server.plane.keys().next().unwrap();
+    pair.command(Side::Server, Command::CloseChild(child, CloseReason::Operator));
+    pair.lose();
+    assert_eq!(pair.client.inbound().len(), 1);
+
+    pair.restart(Side::Server);
+    pair.run();
+
+    pair.assert_nothing_installed();
+}

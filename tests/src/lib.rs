@@ -6,6 +6,7 @@
 
 pub mod alloc;
 pub mod guest;
+#[cfg(feature = "providers")]
 pub mod handshake;
 pub mod hostile;
 pub mod lab;

@@ -18,6 +18,7 @@ use crate::io::{
     Action, ChildSaId, Grant, IkeSaId, LeaseId, PeerProof, TimerKind, UniquePolicy, VerifiedPeer,
 };
 use crate::sa::IkeSa;
+use crate::sa::child::Child;
 use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::timers::TimerKey;
 use crate::time::Timestamp;
@@ -165,7 +166,12 @@ pub(crate) fn restored(engine: &mut Engine) {
     }
     for sa in engine.sas.iter() {
         let Some(lease) = sa.lease_id() else { continue };
-        for child in sa.children.values().filter(|child| !child.outbound_active) {
+        // Not what is closed already, nor what waits for a predecessor beside it.
+        let waits = |child: &&Box<Child>| {
+            let follows = sa.children.values().any(|other| other.replaced_by == Some(child.id));
+            !child.outbound_active && !child.removed && !follows
+        };
+        for child in sa.children.values().filter(waits) {
             engine.ctx.reauths.heirs.insert(child.id, (sa.id, lease.clone()));
         }
     }

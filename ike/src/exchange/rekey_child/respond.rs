@@ -69,8 +69,9 @@ pub(crate) fn process_request(
     offer: &SecurityAssociation,
     ni: &Nonce,
 ) {
-    // RFC 7296 2.25.2: not while we are rekeying the IKE SA.
-    if ike_rekey_under_way(sa) {
+    // RFC 7296 2.25.2: not while we are rekeying the IKE SA, on neither side of that: until our
+    // own rekey is decided, the children are not yet those of what the peer's rekey made.
+    if sa.redundant || ike_rekey_under_way(sa) {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
     forget_unheard(ctx, sa, payloads);

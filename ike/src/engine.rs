@@ -334,6 +334,7 @@ impl Engine {
 
     fn succeed(&mut self, old: IkeSaId, new: IkeSaId, delete: bool) {
         let Some(mut successor) = self.sas.take(new) else {
+            self.with_sa(old, advance);
             return;
         };
         self.with_sa(old, |ctx, old| rekey_ike::succeed(ctx, old, &mut successor, delete));

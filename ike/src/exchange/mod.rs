@@ -26,7 +26,7 @@ pub(crate) mod sync;
 
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::io::{ChildSaId, TimerKind};
-use crate::sa::context::{Ctx, refusal};
+use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::protect::Framing;
 use crate::sa::timers::TimerKey;
@@ -67,7 +67,12 @@ pub(crate) fn advance(ctx: &mut Ctx, sa: &mut IkeSa) {
     if !matches!(sa.phase, Phase::Established | Phase::Rekeyed | Phase::Closing) {
         return;
     }
-    // What is sent while the peer replaces this SA would belong to neither.
+    // What is sent while this SA is being replaced would belong to neither.
+    let handing_over =
+        |deferred: &Deferred| matches!(deferred, Deferred::Succeed { old, .. } if *old == sa.id);
+    if ctx.deferred.iter().any(handing_over) {
+        return;
+    }
     while sa.active.is_none()
         && sa.requesting.is_none()
         && sa.window.outstanding().is_none()

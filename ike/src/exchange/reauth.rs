@@ -167,11 +167,11 @@ pub(crate) fn restored(engine: &mut Engine) {
     for sa in engine.sas.iter() {
         let Some(lease) = sa.lease_id() else { continue };
         // Not what is closed already, nor what waits for a predecessor beside it.
-        let waits = |child: &&Box<Child>| {
+        let waits = |child: &Child| {
             let follows = sa.children.values().any(|other| other.replaced_by == Some(child.id));
             !child.outbound_active && !child.removed && !follows
         };
-        for child in sa.children.values().filter(waits) {
+        for child in sa.children.values().filter(|child| waits(child)) {
             engine.ctx.reauths.heirs.insert(child.id, (sa.id, lease.clone()));
         }
     }

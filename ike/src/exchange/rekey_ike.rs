@@ -342,7 +342,8 @@ fn successor(
 /// the old one is ours to send.
 pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: bool) {
     if !old.is_established() || !new.is_established() {
-        return;
+        // What waited for the successor goes on without it.
+        return advance(ctx, old);
     }
     new.children = std::mem::take(&mut old.children);
     let children: Vec<ChildSaId> = new.children.keys().copied().collect();

@@ -494,11 +494,13 @@ pub(crate) fn request_failed(ctx: &mut Ctx, sa: &mut IkeSa) {
 }
 
 fn finish(ctx: &mut Ctx, sa: &mut IkeSa) {
-    // The peer's crossing rekey stands when ours came to nothing.
+    // The peer's crossing rekey stands when ours came to nothing, unless the peer has closed what
+    // it made: for the peer ours was the better one.
     if let Some(request) = request(sa)
         && let Some(collision) = request.collision.take()
+        && let old = request.rekeys
+        && sa.children.contains_key(&collision.child)
     {
-        let old = request.rekeys;
         match sa.children.get_mut(&old).filter(|old| !old.removed) {
             Some(child) => {
                 child.replaced_by = Some(collision.child);

@@ -69,12 +69,13 @@ pub(crate) fn process_request(
     offer: &SecurityAssociation,
     ni: &Nonce,
 ) {
+    // Whatever becomes of the request: it tells that the peer lacks what an earlier one made.
+    forget_unheard(ctx, sa, payloads);
     // RFC 7296 2.25.2: not while we are rekeying the IKE SA, on neither side of that: until our
     // own rekey is decided, the children are not yet those of what the peer's rekey made.
     if sa.redundant || ike_rekey_under_way(sa) {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
-    forget_unheard(ctx, sa, payloads);
     let awaiting = awaits_answer(sa);
     let rekeys = match rekeyed_child(sa, payloads, awaiting) {
         Ok(rekeys) => rekeys,

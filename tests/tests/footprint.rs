@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ike::config::{EngineConfig, Limits};
@@ -25,14 +24,6 @@ const HALF_OPEN: usize = 5 * 1024;
 const LONGEST_HALF_OPEN: usize = 9 * 1024;
 /// Octets of the longest accepted request.
 const LONGEST: usize = 4096;
-
-/// The whole process is counted: one test at a time.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    alloc::start();
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// An engine and what it asked for.
 struct Gateway {
@@ -114,7 +105,7 @@ fn crowded() -> Limits {
 
 #[test]
 fn a_stranger_holds_a_bounded_number_of_bytes_for_a_bounded_time() {
-    let _alone = alone();
+    alloc::start();
     const COUNT: usize = 900;
     for (make, most) in [
         (sa_init as fn(&mut Dice) -> Vec<u8>, HALF_OPEN),
@@ -145,7 +136,7 @@ fn a_stranger_holds_a_bounded_number_of_bytes_for_a_bounded_time() {
 
 #[test]
 fn a_request_that_needs_a_cookie_costs_no_memory_and_no_key_exchange() {
-    let _alone = alone();
+    alloc::start();
     let mut dice = Dice::new(4);
     let mut gateway = Gateway::new(Limits { cookie_threshold: 1, ..crowded() });
     gateway.datagram(source(1), sa_init(&mut dice));
@@ -163,7 +154,7 @@ fn a_request_that_needs_a_cookie_costs_no_memory_and_no_key_exchange() {
 
 #[test]
 fn a_stranger_causes_one_key_pair_and_one_shared_secret_whatever_it_sends() {
-    let _alone = alone();
+    alloc::start();
     let mut dice = Dice::new(5);
     let mut gateway = Gateway::new(crowded());
     let request = sa_init(&mut dice);

@@ -1,24 +1,10 @@
 //! The keys that peers share with the gateway, from the files the configuration names.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
-
 use ike::crypto::SecretBytes;
 use ike::wire::Identification;
 use pki::{IkeId, KeyHolder, Lease};
-use zeroize::Zeroizing;
 
-use crate::config::{Config, Ppk, Psk, hex};
-use crate::sys;
-
-/// Octets of a key at least: what is shorter can be guessed from one recorded handshake
-/// (RFC 7296 2.15).
-const SHORTEST: usize = 16;
-
-/// Octets of a key file at most.
-const LONGEST: usize = 4096;
+use crate::config::{Config, PeerId, Ppk, Psk, read_key};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -45,13 +31,13 @@ impl PeerKeys {
         let mut errors = Vec::new();
         let mut keys = Self::default();
         for psk in &config.psks {
-            match read(&psk.file) {
+            match read_key(&psk.file) {
                 Ok(key) => keys.psks.push(PeerKey { psk: psk.clone(), key }),
                 Err(error) => errors.push(format!("[[psk]] {}: {error}", psk.id)),
             }
         }
         for ppk in &config.ppks {
-            match read(&ppk.file) {
+            match read_key(&ppk.file) {
                 Ok(key) => keys.ppks.push((ppk.clone(), key)),
                 Err(error) => errors.push(format!("[[ppk]] {}: {error}", ppk.id)),
             }
@@ -66,21 +52,23 @@ impl PeerKeys {
 
     /// The key of a peer.
     pub fn psk(&self, id: &Identification) -> Option<&PeerKey> {
-        self.psks.iter().find(|key| key.psk.id.is(id))
+        let id = PeerId::of(id)?;
+        self.psks.iter().find(|key| key.psk.id.is(&id))
     }
 
     /// The post-quantum preshared key of this name, when the peer may have it.
     pub fn ppk(&self, id: &[u8], peer: &Identification) -> Option<&SecretBytes> {
-        let found = self.ppks.iter().find(|(ppk, _)| {
-            ppk.id.as_bytes() == id && ppk.client.as_ref().is_none_or(|client| client.is(peer))
-        });
+        let peer = PeerId::of(peer);
+        let found =
+            self.ppks.iter().find(|(ppk, _)| ppk.id.as_bytes() == id && is_of(ppk, peer.as_ref()));
         found.map(|(_, key)| key)
     }
 
     /// The post-quantum preshared key that this peer must use.
     pub fn required_ppk(&self, peer: &Identification) -> Option<&Ppk> {
+        let peer = PeerId::of(peer);
         let mut ppks = self.ppks.iter().map(|(ppk, _)| ppk);
-        ppks.find(|ppk| ppk.required && ppk.client.as_ref().is_none_or(|client| client.is(peer)))
+        ppks.find(|ppk| ppk.required && is_of(ppk, peer.as_ref()))
     }
 
     /// The key that a lease was opened with, by the identity it is named after.
@@ -104,74 +92,18 @@ impl PeerKey {
     }
 }
 
-/// Reads a key file: text as it is, without the line's end, or `0x` and hexadecimal digits.
-fn read(path: &Path) -> Result<SecretBytes, String> {
-    let shown = path.display();
-    let failed = |error: &std::io::Error| {
-        let reason = sys::reason(error);
-        format!("cannot read {shown}: {reason}; create it with `openssl rand -hex 32 > {shown}`")
-    };
-    let mut file = File::open(path).map_err(|error| failed(&error))?;
-    let about = file.metadata().map_err(|error| failed(&error))?;
-    let mode = about.permissions().mode() & 0o777;
-    if !about.is_file() {
-        return Err(format!("{shown} is not a file"));
-    }
-    if mode & 0o077 != 0 {
-        return Err(format!(
-            "{shown} can be read or changed by others (mode {mode:04o}); run `chmod 600 {shown}`"
-        ));
-    }
-    if about.size() > LONGEST as u64 {
-        return Err(format!("{shown} has {} bytes; a key has at most {LONGEST}", about.size()));
-    }
-    // Room for the whole file at once: a vector that grows leaves copies behind.
-    let mut text = Zeroizing::new(Vec::with_capacity(LONGEST + 1));
-    file.by_ref().take(LONGEST as u64).read_to_end(&mut text).map_err(|error| failed(&error))?;
-    parse(&text).map_err(|why| format!("{shown} {why}"))
-}
-
-fn parse(text: &[u8]) -> Result<SecretBytes, String> {
-    let text = text.strip_suffix(b"\n").unwrap_or(text);
-    let text = text.strip_suffix(b"\r").unwrap_or(text);
-    let key = match text.strip_prefix(b"0x") {
-        Some(digits) => hex(digits)
-            .map(SecretBytes::new)
-            .ok_or("begins with 0x, and what follows are not pairs of hexadecimal digits")?,
-        None => SecretBytes::copy_from(text),
-    };
-    if key.len() < SHORTEST {
-        return Err(format!(
-            "holds a key of {} octets; use at least {SHORTEST} random ones (`openssl rand -hex 32`)",
-            key.len()
-        ));
-    }
-    Ok(key)
+/// Whether a peer may have this key.
+fn is_of(ppk: &Ppk, peer: Option<&PeerId>) -> bool {
+    ppk.client.as_ref().is_none_or(|client| peer.is_some_and(|peer| client.is(peer)))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
     use crate::config::Config;
-
-    #[test]
-    fn keys_are_text_or_hexadecimal_digits() {
-        assert_eq!(parse(b"correct horse battery\n").unwrap().expose(), b"correct horse battery");
-        assert_eq!(parse(b" sixteen octets \r\n").unwrap().expose(), b" sixteen octets ");
-        let hex = parse(format!("0x{}\n", "00ff".repeat(8)).as_bytes()).unwrap();
-        assert_eq!(hex.expose(), [0, 0xff].repeat(8));
-        for (text, part) in [
-            (&b"short\n"[..], "key of 5 octets"),
-            (b"", "key of 0 octets"),
-            (b"0x00ff00ff00ff00ff00ff00ff00ff00f", "pairs"),
-            (b"0xhh", "pairs"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(part), "{error}");
-        }
-    }
 
     #[test]
     fn a_key_that_others_can_read_is_refused() {

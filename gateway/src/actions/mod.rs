@@ -21,7 +21,7 @@ use ike::wire::KeMethod;
 pub use eap::EapServer;
 pub use externals::{ExternalPeer, Externals, spki_sha1};
 pub use keys::PeerKeys;
-pub use peers::{Peers, distinguished_name};
+pub use peers::{Decision, Peers};
 pub use plane::{Confirmation, PlaneHandle, PlaneThread};
 pub use translate::suite as plane_suite;
 pub use workers::{Rank, Workers};
@@ -90,13 +90,15 @@ impl Dispatcher {
             Action::VerifyPeer(request) => {
                 let (peers, engine) = (Arc::clone(&self.peers), self.engine.clone());
                 let refusal = peers.busy(Some(request.ike), Some(request.remote));
+                let ours = request.connection.is_some();
+                let rank = if ours { Rank::Peer } else { Rank::Claimant };
                 // The answer may wait for others; this worker does not.
                 let job = move || {
                     peers.verify(&request, move |result| {
                         engine.post(Message::Completion(token, Completion::VerifyPeer(result)));
                     });
                 };
-                let accepted = self.workers.submit(Rank::Peer, Box::new(job));
+                let accepted = self.workers.submit(rank, Box::new(job));
                 if accepted { None } else { Some(Completion::VerifyPeer(Err(refusal))) }
             }
             Action::SharedKey(request) => {
@@ -108,8 +110,8 @@ impl Dispatcher {
                 let peers = Arc::clone(&self.peers);
                 let refusal = peers.busy(Some(request.ike), Some(request.remote));
                 self.work(Completion::Authorise(Err(refusal)), move || {
-                    let (epoch, result) = peers.authorise(&request);
-                    Message::Authorised { token, epoch, request, result }
+                    let decision = peers.authorise(&request);
+                    Message::Authorised { token, request, decision: Box::new(decision) }
                 })
             }
             Action::SolvePuzzle(puzzle) => {

@@ -13,11 +13,13 @@ const WAITING: usize = 4096;
 /// wait in vain, since a peer says again what got no answer in time.
 const STRANGERS: usize = 64;
 
-/// Who a job is for; strangers' jobs run when there are no others.
+/// Who a job is for; each runs when there is none for those before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rank {
-    /// A peer that has shown more than an address.
+    /// A peer that is authenticated, or that answered at its address.
     Peer,
+    /// One that claims an identity: anybody can make the gateway validate chains.
+    Claimant,
     /// A peer of whom nothing is known but its address.
     Stranger,
 }
@@ -43,7 +45,7 @@ impl Workers {
     /// When the system gives no thread.
     pub fn start(count: usize) -> std::io::Result<Self> {
         let queue: Arc<Queue<Job>> =
-            Arc::new(Queue::new(&[Bound::items(WAITING), Bound::items(STRANGERS)]));
+            Arc::new(Queue::new(&[WAITING, WAITING, STRANGERS].map(Bound::items)));
         let mut threads = Vec::new();
         for index in 0..count.max(1) {
             let queue = Arc::clone(&queue);
@@ -59,7 +61,8 @@ impl Workers {
     pub fn submit(&self, rank: Rank, job: Job) -> bool {
         let lane = match rank {
             Rank::Peer => 0,
-            Rank::Stranger => 1,
+            Rank::Claimant => 1,
+            Rank::Stranger => 2,
         };
         self.queue.offer(lane, job, 0)
     }
@@ -129,9 +132,10 @@ mod tests {
         let accepted =
             (0..10 * STRANGERS).filter(|_| workers.submit(Rank::Stranger, job("stranger"))).count();
         assert_eq!(accepted, STRANGERS);
+        assert!(workers.submit(Rank::Claimant, job("claimant")));
         assert!(workers.submit(Rank::Peer, job("peer")));
         release.send(()).unwrap();
-        let order: Vec<_> = results.iter().take(STRANGERS + 1).collect();
-        assert_eq!((order[0], order[1]), ("peer", "stranger"));
+        let order: Vec<_> = results.iter().take(STRANGERS + 2).collect();
+        assert_eq!(order[..3], ["peer", "claimant", "stranger"]);
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use ike::wire::{IdType, Identification};
 
-use super::model::{PeerId, Ppk, Psk, Role};
+use super::model::{PeerId, Ppk, Psk, Role, Site};
 use super::section::{Findings, Section};
 use super::value;
 
@@ -16,12 +16,17 @@ use super::value;
 const FORMS: &str = "write a host name, a mail address, an IP address, a distinguished name like \
                      \"CN=ci, O=example\", or \"keyid:TEXT\" (\"keyid:0x...\" for octets)";
 
+/// Octets of a peer's distinguished name at most: nobody configures a longer one, and it is read
+/// before the peer has proved anything.
+const MAX_DN: usize = 1024;
+
 /// Octets of a PPK_ID at most.
 const MAX_PPK_ID: usize = 128;
 
 pub(super) fn psks(
     sections: Vec<Section<'_, '_>>,
     roles: &[Role],
+    sites: &[Site],
     found: &mut Findings<'_>,
 ) -> Vec<Psk> {
     let mut seen = BTreeSet::new();
@@ -32,6 +37,16 @@ pub(super) fn psks(
             && !seen.insert(id.clone())
         {
             found.error(section.place("id"), format!("[[psk]] \"{id}\" is there twice; keep one"));
+        }
+        let site = sites.iter().find(|site| site.peer_id().is_some() && site.peer_id() == id);
+        if let Some(site) = site {
+            found.error(
+                section.place("id"),
+                format!(
+                    "site \"{}\" has this id too; a peer is a site or a client, keep one",
+                    site.name
+                ),
+            );
         }
         let file = file(&mut section, found);
         let role = role(&mut section, roles, found);
@@ -188,18 +203,19 @@ impl PeerId {
             IdType::Rfc822Addr => Self::Mail(id.as_text()?.to_ascii_lowercase()),
             IdType::Ipv4Addr | IdType::Ipv6Addr => Self::Address(id.as_address()?.to_canonical()),
             IdType::KeyId => Self::KeyId(id.data.clone()),
-            IdType::DerAsn1Dn => Self::Dn(pki::validate::render_dn(&id.data)),
+            IdType::DerAsn1Dn if id.data.len() <= MAX_DN => {
+                Self::Dn(pki::validate::render_dn(&id.data))
+            }
             _ => return None,
         })
     }
 
-    /// Whether a peer's identity is this one. Distinguished names are compared as people write
-    /// them, without regard to case.
-    pub fn is(&self, id: &Identification) -> bool {
-        match (self, Self::of(id)) {
-            (Self::Dn(ours), Some(Self::Dn(theirs))) => ours.eq_ignore_ascii_case(&theirs),
-            (ours, Some(theirs)) => *ours == theirs,
-            (_, None) => false,
+    /// Whether another is the same. Distinguished names are compared as people write them, without
+    /// regard to case.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Dn(ours), Self::Dn(theirs)) => ours.eq_ignore_ascii_case(theirs),
+            (ours, theirs) => ours == theirs,
         }
     }
 
@@ -260,10 +276,13 @@ mod tests {
 
     #[test]
     fn a_peers_identity_is_compared_by_type_and_without_case() {
+        let is = |ours: &PeerId, theirs: &Identification| {
+            PeerId::of(theirs).is_some_and(|theirs| ours.is(&theirs))
+        };
         let fqdn = PeerId::parse("ci-7.example.com").unwrap();
-        assert!(fqdn.is(&Identification::fqdn("CI-7.Example.com")));
-        assert!(!fqdn.is(&Identification::rfc822("ci-7.example.com")));
-        assert!(!fqdn.is(&Identification::key_id(b"ci-7.example.com".to_vec())));
+        assert!(is(&fqdn, &Identification::fqdn("CI-7.Example.com")));
+        assert!(!is(&fqdn, &Identification::rfc822("ci-7.example.com")));
+        assert!(!is(&fqdn, &Identification::key_id(b"ci-7.example.com".to_vec())));
         let dn = PeerId::parse("cn=CI, o=x").unwrap();
         let der = [
             &[0x30, 0x19, 0x31, 0x0b, 0x30, 0x09, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x02][..],
@@ -272,8 +291,8 @@ mod tests {
             b"x",
         ]
         .concat();
-        assert!(dn.is(&Identification::dn(der)));
-        assert!(!dn.is(&Identification::dn(vec![0x30, 0x00])));
+        assert!(is(&dn, &Identification::dn(der)));
+        assert!(!is(&dn, &Identification::dn(vec![0x30, 0x00])));
     }
 
     #[test]
@@ -300,6 +319,17 @@ mod tests {
                 "{part}: {errors}"
             );
         }
+    }
+
+    #[test]
+    fn a_peer_is_a_site_or_a_client() {
+        let text = "[[site]]\nname = \"o\"\nid = \"GW.office.example\"\n\
+                    local_networks = [\"10.20.0.0/16\"]\nremote_networks = [\"10.30.0.0/16\"]\n\
+                    [[psk]]\nid = \"gw.OFFICE.example\"\nfile = \"/k\"\n";
+
+        let errors = Config::parse(text, "f").unwrap_err().to_string();
+
+        assert!(errors.contains("f:7:") && errors.contains("keep one"), "{errors}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod error;
 mod external;
+mod keyfile;
 mod keys;
 mod model;
 mod read;
@@ -15,11 +16,12 @@ mod value;
 use std::path::Path;
 
 pub use error::{ConfigError, ConfigErrors};
+pub use keyfile::read_key;
 pub use model::{
     AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, MatchRule, PeerId, Pki,
     Pool, Ppk, Psk, Revocation, Role, Site,
 };
-pub use value::{duration_text, hex};
+pub use value::duration_text;
 
 /// Where the configuration is looked for when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/runnel/runnel.toml";

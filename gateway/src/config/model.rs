@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ike::crypto::SecretBytes;
+use ike::wire::Identification;
 use ipnet::IpNet;
 
 /// Everything `runnel up` needs to know.
@@ -45,6 +46,12 @@ impl Config {
     /// The site of that name.
     pub fn site(&self, name: &str) -> Option<&Site> {
         self.sites.iter().find(|site| site.name == name)
+    }
+
+    /// The site that has this identity.
+    pub fn site_of(&self, id: &Identification) -> Option<&Site> {
+        let theirs = PeerId::of(id)?;
+        self.sites.iter().find(|site| site.peer_id().is_some_and(|ours| ours.is(&theirs)))
     }
 
     /// The role of that name.

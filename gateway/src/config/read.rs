@@ -70,7 +70,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
             config.sites = site_list(sections, &config.pools, own.as_deref(), &mut found);
         }
         if let Some(sections) = top.tables("psk", "[[psk]]", &mut found) {
-            config.psks = keys::psks(sections, &config.roles, &mut found);
+            config.psks = keys::psks(sections, &config.roles, &config.sites, &mut found);
         }
         if let Some(sections) = top.tables("ppk", "[[ppk]]", &mut found) {
             config.ppks = keys::ppks(sections, &mut found);

@@ -1,20 +1,42 @@
 //! `[[site]]`: another gateway with networks behind it.
 
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ike::crypto::SecretBytes;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use zeroize::Zeroizing;
 
 use super::error::ConfigError;
-use super::model::{Pool, Site};
+use super::keyfile::read_key;
+use super::model::{PeerId, Pool, Site};
 use super::read::named;
 use super::section::{Findings, Section};
 use super::value;
+
+impl Site {
+    /// The identity it proves.
+    pub fn peer_id(&self) -> Option<PeerId> {
+        PeerId::parse(&self.id)
+    }
+
+    /// Whether a tunnel made under these terms may go on under the others: only what may be opened
+    /// through it differs, which the packet filter obeys at once.
+    pub fn has_same_tunnel(&self, after: &Self) -> bool {
+        let terms = |site: &Self| {
+            (
+                site.remote.clone(),
+                site.id.clone(),
+                (site.connect, site.follow_redirects),
+                site.anchors.clone(),
+                site.psk.clone(),
+                site.local.clone(),
+                site.networks.clone(),
+            )
+        };
+        terms(self) == terms(after)
+    }
+}
 
 /// Networks on one side of a site at most: the peer's list of selectors holds this many.
 const MAX_NETWORKS: usize = 32;
@@ -42,7 +64,10 @@ pub(super) fn site_list(
                 format!("site \"{}\" has this gateway's own id; name the other one's", site.name),
             );
         }
-        if let Some(other) = sites.iter().find(|other| !site.id.is_empty() && other.id == site.id) {
+        if let Some(other) = sites
+            .iter()
+            .find(|other| !site.id.is_empty() && other.id.eq_ignore_ascii_case(&site.id))
+        {
             found.error(
                 section.place("id"),
                 format!(
@@ -225,46 +250,26 @@ pub(super) fn read_files(sites: &mut [Site], file: &Path) -> Vec<ConfigError> {
     let place = |path: &Path| file.parent().map_or_else(|| path.to_owned(), |dir| dir.join(path));
     for site in sites {
         let name = site.name.clone();
-        let mut wrong = |line: usize, key: &str, path: &Path, why: String| {
-            let message = format!("`{key}` of site \"{name}\": {}: {why}", path.display());
+        let mut wrong = |line: usize, key: &str, why: String| {
+            let message = format!("`{key}` of site \"{name}\": {why}");
             errors.push(ConfigError { line, message });
         };
         if let Some(path) = site.ca.as_deref().map(place) {
             match anchors(&path) {
                 Ok(anchors) => site.anchors = anchors,
-                Err(why) => wrong(site.ca_line, "ca", &path, why),
+                Err(why) => {
+                    wrong(site.ca_line, "ca", format!("{}: {why}", path.display()));
+                }
             }
         }
         if let Some(path) = site.psk_file.as_deref().map(place) {
-            match shared_key(&path) {
+            match read_key(&path) {
                 Ok(key) => site.psk = Some(key),
-                Err(why) => wrong(site.psk_line, "psk_file", &path, why),
+                Err(why) => wrong(site.psk_line, "psk_file", why),
             }
         }
     }
     errors
-}
-
-/// Octets of a shared key at least. RFC 7296 2.15: it must not be a word that can be guessed.
-const MIN_KEY: usize = 20;
-
-fn shared_key(path: &Path) -> Result<SecretBytes, String> {
-    let readable =
-        |error: &std::io::Error| format!("{}; check path and owner", crate::sys::reason(error));
-    let mode = std::fs::metadata(path).map_err(|error| readable(&error))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err("others may read this key; run `chmod 600` on it".to_owned());
-    }
-    let text = Zeroizing::new(std::fs::read(path).map_err(|error| readable(&error))?);
-    let key = text.trim_ascii();
-    if key.len() < MIN_KEY {
-        return Err(format!(
-            "holds {} characters, at least {MIN_KEY} are needed; make one with \
-             `openssl rand -base64 32`",
-            key.len()
-        ));
-    }
-    Ok(SecretBytes::copy_from(key))
 }
 
 fn anchors(path: &Path) -> Result<Vec<Vec<u8>>, String> {

@@ -162,7 +162,7 @@ pub(super) fn dns_name(text: &str) -> bool {
 }
 
 /// Octets written as pairs of hexadecimal digits.
-pub fn hex(digits: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn hex(digits: &[u8]) -> Option<Vec<u8>> {
     // Room for all at once: they may be a key, and a vector that grows leaves copies behind.
     let mut octets = Vec::with_capacity(digits.len() / 2);
     let (pairs, rest) = digits.as_chunks::<2>();

@@ -103,8 +103,8 @@ impl EventLoop {
                 let completion = self.dispatcher.absorb(outcome);
                 self.handle(Input::Completion(token, completion));
             }
-            Message::Authorised { token, epoch, request, result } => {
-                let result = self.peers.confirm(&request, epoch, result);
+            Message::Authorised { token, request, decision } => {
+                let result = self.peers.confirm(&request, *decision);
                 self.handle(Input::Completion(token, Completion::Authorise(result)));
             }
             Message::Dataplane(event) => self.handle(Input::Dataplane(event)),

@@ -12,15 +12,13 @@ use std::time::Duration;
 
 use ike::Engine;
 use ike::crypto::KexOutcome;
-use ike::event::{CloseReason, Refusal};
-use ike::io::{
-    Authorise, Command, Completion, Datagram, DataplaneEvent, Grant, IkeSaId, LeaseId, Token,
-};
+use ike::event::CloseReason;
+use ike::io::{Authorise, Command, Completion, Datagram, DataplaneEvent, IkeSaId, LeaseId, Token};
 
 pub use eventloop::EventLoop;
 pub use sockets::{IKE_PORT, IkeSockets, NAT_PORT, Receiver};
 
-use crate::lease::Epoch;
+use crate::actions::Decision;
 use crate::sys::queue::{Bound, Queue};
 
 /// Datagrams that name an SPI of ours and wait for the engine at most: some 50 ms of work.
@@ -46,12 +44,10 @@ pub enum Message {
     Authorised {
         /// The action.
         token: Token,
-        /// When it was decided, in the order of endings.
-        epoch: Epoch,
         /// What was asked.
         request: Box<Authorise>,
         /// What was decided.
-        result: Result<Box<Grant>, Refusal>,
+        decision: Box<Decision>,
     },
     /// Something happened in the data plane.
     Dataplane(DataplaneEvent),

@@ -77,10 +77,9 @@ impl Report {
 /// Names in DER are printed as people write them.
 fn identity(identity: &Identification) -> String {
     match identity.id_type {
-        IdType::DerAsn1Dn => crate::actions::distinguished_name(&identity.data),
-        _ => None,
+        IdType::DerAsn1Dn => pki::validate::render_dn(&identity.data),
+        _ => identity.to_string(),
     }
-    .unwrap_or_else(|| identity.to_string())
 }
 
 #[derive(Debug)]

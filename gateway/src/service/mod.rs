@@ -346,6 +346,7 @@ impl Instance {
             let (Some(id), Some(deadline)) = (sa.lease, sa.deadline) else { continue };
             let lease = self.authority.lease(&id.0).map_err(pki_error)?;
             let role = sa.lease_role.unwrap_or_default();
+            let lease = lease.filter(|lease| lease.state.is_live());
             let grant = lease.and_then(|lease| self.peers.regrant(&lease, &role, deadline));
             let command = match grant {
                 Some(grant) => Command::UpdateLease(id, grant),

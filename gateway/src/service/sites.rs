@@ -84,32 +84,37 @@ impl Instance {
     }
 
     fn replace_held(&self, before: &Config, after: Config) -> Result<(), AdminError> {
-        let stays = |site: &Site| after.site(&site.name).is_some_and(|new| same_tunnel(site, new));
+        let stays =
+            |site: &&Site| after.site(&site.name).is_some_and(|new| site.has_same_tunnel(new));
         let doomed: Vec<&Site> = before.sites.iter().filter(|site| !stays(site)).collect();
-        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
-        for site in doomed {
-            let leases: BTreeSet<String> = of_site(&sas, &site.name)
-                .filter_map(|sa| Some(sa.lease.as_ref()?.0.clone()))
-                .collect();
-            for id in leases {
-                let Some(lease) = self.authority.lease(&id).map_err(pki_error)? else { continue };
-                self.ender.cut_tunnels(&lease, CloseReason::Operator).map_err(end_error)?;
-                if after.site(&site.name).is_none() && lease.site().is_some() {
-                    self.authority
-                        .release(&id, "admin", &Actor::System, now())
-                        .map_err(pki_error)?;
-                }
-            }
-            let event = AuditEvent::new("site.change", &Actor::System, now());
-            self.authority.record_audit(&event.reason(site.name.clone())).map_err(pki_error)?;
-        }
+        let gone = |site: &Site| after.site(&site.name).is_none();
+        let doomed: Vec<(&Site, bool)> = doomed.iter().map(|site| (*site, gone(site))).collect();
         let routes = policy::site_routes(&after, &sys::net::local_addresses());
-        self.plane
-            .replace_sites(policy::site_filters(&after), routes)
-            .wait(PATIENCE)
-            .map_err(failed)?;
+        let filters = policy::site_filters(&after);
+        // In this order: what is authorised from here on is judged by the new terms, and what was
+        // authorised before is among the tunnels.
         self.config.replace(after);
-        Ok(())
+        self.peers.configuration_changed();
+        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let cut: Vec<_> =
+            doomed.into_iter().map(|(site, is_gone)| self.cut_site(&sas, site, is_gone)).collect();
+        self.plane.replace_sites(filters, routes).wait(PATIENCE).map_err(failed)?;
+        cut.into_iter().collect()
+    }
+
+    /// Ends the tunnels of a site that went or changed.
+    fn cut_site(&self, sas: &[IkeSaView], site: &Site, is_gone: bool) -> Result<(), AdminError> {
+        let leases: BTreeSet<String> =
+            of_site(sas, &site.name).filter_map(|sa| Some(sa.lease.as_ref()?.0.clone())).collect();
+        for id in leases {
+            let Some(lease) = self.authority.lease(&id).map_err(pki_error)? else { continue };
+            self.ender.cut_tunnels(&lease, CloseReason::Operator).map_err(end_error)?;
+            if is_gone && lease.site().is_some() {
+                self.authority.release(&id, "admin", &Actor::System, now()).map_err(pki_error)?;
+            }
+        }
+        let event = AuditEvent::new("site.change", &Actor::System, now());
+        self.authority.record_audit(&event.reason(site.name.clone())).map_err(pki_error)
     }
 }
 
@@ -119,21 +124,4 @@ fn of_site<'a>(sas: &'a [IkeSaView], site: &str) -> impl Iterator<Item = &'a Ike
     sas.iter().filter(move |sa| {
         sa.state == ike::SaState::Established && sa.lease_role.as_deref() == Some(role.as_str())
     })
-}
-
-/// A tunnel made under one may go on under the other: only what may be opened through it differs,
-/// which the packet filter obeys at once.
-fn same_tunnel(before: &Site, after: &Site) -> bool {
-    let terms = |site: &Site| {
-        (
-            site.remote.clone(),
-            site.id.clone(),
-            (site.connect, site.follow_redirects),
-            site.anchors.clone(),
-            site.psk.clone(),
-            site.local.clone(),
-            site.networks.clone(),
-        )
-    };
-    terms(before) == terms(after)
 }

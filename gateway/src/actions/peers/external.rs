@@ -8,7 +8,9 @@ use ike::io::{Authorise, IkeSaId, VerifiedPeer, VerifyPeer};
 use pki::validate::PeerError;
 use pki::{Access, AccessError, IkeId, KeyHolder, Lease};
 
-use super::{Context, ExternalPeer, Externals, Known, Peers, lock, now};
+use super::context::Context;
+use super::proof::{Proof, Terms};
+use super::{ExternalPeer, Externals, Peers, lock, now};
 use crate::revocation::{RevocationChecks, Verdict};
 
 impl Peers {
@@ -77,13 +79,17 @@ impl Peers {
     pub(super) fn look_into(
         self: &Arc<Self>,
         request: &VerifyPeer,
-        known: Known,
+        proof: Proof,
         answer: Box<VerifiedPeer>,
         context: Context,
         done: impl FnOnce(Result<Box<VerifiedPeer>, Refusal>) + Send + 'static,
     ) {
         let busy = self.busy(Some(request.ike), Some(request.remote));
-        let (Some(external), Some(checks)) = (&known.external, self.checks()) else {
+        let external = match &proof.terms {
+            Terms::Certificate(known) => known.external.as_ref(),
+            Terms::SharedKey(_) => None,
+        };
+        let (Some(external), Some(checks)) = (external, self.checks()) else {
             return done(Err(busy));
         };
         if external.role.is_none() {
@@ -104,7 +110,7 @@ impl Peers {
         let later = Arc::clone(&done);
         let accepted = checks.check(sources, &path, request.ocsp.clone(), move |verdict| {
             let Some(done) = lock(&later).take() else { return };
-            done(peers.judge(ike, known, answer, verdict, &context));
+            done(peers.judge(ike, proof, answer, verdict, &context));
         });
         if !accepted && let Some(done) = lock(&done).take() {
             done(Err(busy));
@@ -115,7 +121,7 @@ impl Peers {
     fn judge(
         &self,
         ike: IkeSaId,
-        known: Known,
+        proof: Proof,
         answer: Box<VerifiedPeer>,
         verdict: Verdict,
         context: &Context,
@@ -125,7 +131,7 @@ impl Peers {
                 if let Some(unknown) = unknown {
                     tracing::info!(ike = ike.0, %unknown, "standing unknown, which is tolerated");
                 }
-                self.remember(ike, known);
+                self.remember(ike, proof);
                 Ok(answer)
             }
             Verdict::Revoked(what) => Err(context.refuse(
@@ -148,7 +154,7 @@ impl Peers {
     pub(super) fn authorise_external(
         &self,
         request: &Authorise,
-        external: ExternalPeer,
+        external: &ExternalPeer,
     ) -> Result<Access, AccessError> {
         let peer = &external.peer;
         // The name of the issuer alone would let one CA speak for another of the same name.
@@ -166,7 +172,7 @@ impl Peers {
         let client = Some(request.remote.ip().to_canonical());
         let mut access = self.authority.authorise_holder(&holder, client, now())?;
         access.deadline = access.deadline.min(peer.not_after);
-        lock(&self.live).insert(access.lease.id.clone(), external);
+        lock(&self.live).insert(access.lease.id.clone(), external.clone());
         Ok(access)
     }
 

@@ -1,6 +1,7 @@
 //! Carries out what is due for sites: resolves names, finds our own address, tells the engine.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,32 +20,44 @@ use crate::service::{Instance, identification};
 const TICK: Duration = Duration::from_millis(200);
 
 /// Works until `stop` becomes true.
-pub fn run(instance: &Instance, stop: &AtomicBool) {
+pub fn run(instance: &Arc<Instance>, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         tick(instance);
         std::thread::sleep(TICK);
     }
 }
 
-fn tick(instance: &Instance) {
+fn tick(instance: &Arc<Instance>) {
     let config = instance.config.get();
     let configured: Vec<_> =
         config.sites.iter().map(|site| (site.name.clone(), site.connect)).collect();
     for step in instance.sites.due(&configured, Instant::now()) {
         match step {
-            Step::Connect(name) => {
-                let Some(site) = config.site(&name) else { continue };
-                if let Err(why) = connect(instance, &config, site) {
-                    tracing::warn!(site = %name, %why, "site not connected; it is tried again");
-                    instance.sites.failed(&name, why, Instant::now());
-                }
-            }
+            Step::Connect(name) => connect_aside(instance, &config, name),
             Step::Close(ike) => {
                 let why = "no child SA with the site".to_owned();
                 let command = Command::CloseIkeSa(ike, CloseReason::Failed(why));
                 instance.engine.post(Message::Command(command));
             }
         }
+    }
+}
+
+/// Connects on a thread of its own: a name server that does not answer must not hold up the other
+/// sites. A site has one attempt at a time, so there are not more threads than sites.
+fn connect_aside(instance: &Arc<Instance>, config: &Arc<Config>, name: String) {
+    let (its, config) = (Arc::clone(instance), Arc::clone(config));
+    let site = name.clone();
+    let attempt = move || {
+        let Some(found) = config.site(&site) else { return };
+        if let Err(why) = connect(&its, &config, found) {
+            tracing::warn!(%site, %why, "site not connected; it is tried again");
+            its.sites.failed(&site, why, Instant::now());
+        }
+    };
+    let started = std::thread::Builder::new().name("site".to_owned()).spawn(attempt);
+    if let Err(error) = started {
+        instance.sites.failed(&name, crate::sys::reason(&error), Instant::now());
     }
 }
 

@@ -1,5 +1,6 @@
 //! Runs programs of the workspace and of the toolchain.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -63,6 +64,25 @@ impl Program {
         Ok(())
     }
 
+    /// Runs it and hands each line of its standard output to `each` as it comes.
+    pub(crate) fn lines(mut self, mut each: impl FnMut(&str)) -> Result<()> {
+        let line = self.line();
+        let mut child = self
+            .command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{line}`"))?;
+        let out = child.stdout.take().context("it has no output")?;
+        for text in BufReader::new(out).lines() {
+            each(&text?);
+        }
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("`{line}` failed ({status})");
+        }
+        Ok(())
+    }
+
     /// Runs it and returns its standard output.
     pub(crate) fn output(mut self) -> Result<String> {
         let line = self.line();
@@ -77,7 +97,7 @@ impl Program {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The prepared command, for callers that read its output as it comes.
+    /// The prepared command, for callers that need more than this.
     pub(crate) fn into_command(self) -> Command {
         self.command
     }

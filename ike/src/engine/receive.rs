@@ -20,6 +20,10 @@ use crate::wire::{
 /// request from addresses of others has us send no more.
 const STRAY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Octets of a message at most while its sender has not authenticated, whole or in fragments: room
+/// for a chain of large RSA keys, and little enough for thousands of strangers at once.
+const MAX_UNPROVEN: usize = 20 * 1024;
+
 pub(crate) fn may_stray(last: &mut Option<Timestamp>, ctx: &Ctx) -> bool {
     let now = ctx.now.mono;
     let may = last.is_none_or(|last| now.since(last) >= STRAY_INTERVAL);
@@ -186,7 +190,13 @@ impl Engine {
         } else if !sa.window.awaits(header.message_id, header.exchange) {
             return;
         }
-        let limits = ctx.config.limits;
+        let mut limits = ctx.config.limits;
+        if !sa.is_initiator() && matches!(sa.phase, Phase::HalfOpen(_) | Phase::Authenticating(_)) {
+            limits.max_message = limits.max_message.min(MAX_UNPROVEN);
+            if datagram.payload.len() > limits.max_message {
+                return;
+            }
+        }
         match sa.inbox.receive(protection, &frame, &limits) {
             Received::Message(opened) => {
                 ctx.timers.cancel(TimerKey::sub(

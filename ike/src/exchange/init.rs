@@ -36,6 +36,9 @@ pub(crate) const MAX_INIT_LEN: usize = 4096;
 /// Octets of IKE_AUTH kept while the shared secret is computed.
 const MAX_QUEUED: usize = 16 * 1024;
 
+/// Datagrams of it at most: small ones cost more than their octets.
+const MAX_HELD: usize = 64;
+
 /// Octets of our nonces: half the longest PRF key is the least (RFC 7296 2.10).
 const NONCE_LEN: usize = 32;
 
@@ -220,7 +223,9 @@ pub(crate) fn hold(ctx: &mut Ctx, sa: &mut IkeSa, datagram: Datagram) {
         return;
     }
     let queued: usize = half_open.queue.iter().map(|held| held.payload.len()).sum();
-    if queued.saturating_add(datagram.payload.len()) > MAX_QUEUED {
+    if half_open.queue.len() >= MAX_HELD
+        || queued.saturating_add(datagram.payload.len()) > MAX_QUEUED
+    {
         return;
     }
     half_open.queue.push(datagram);

@@ -460,17 +460,20 @@ pub(crate) fn process_request(
         let notify = Notify::invalid_ke(chosen.suite.kex);
         return respond_error(ctx, sa, notify);
     }
-    // Our own rekey that is not yet sent gives way.
+    // Before anything is computed for it: an SPI is 8 octets and never zero (RFC 7296 3.3.1, 3.1).
+    let nr = create_child::fresh_nonce(&mut sa.rng);
+    let (Some(nr), true) = (nr, chosen.spi.len() == 8 && chosen.spi.iter().any(|o| *o != 0)) else {
+        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+    };
+    // Our own rekey that is not yet sent gives way, and comes back if nothing comes of the peer's.
     if request(sa).is_some_and(|request| !request.sent) {
         abandon_request(ctx, sa);
         sa.active = None;
+        retry_later(ctx, sa, &Task::RekeyIke);
     }
-    let zero = chosen.spi.iter().all(|octet| *octet == 0);
     let handle = ctx.fresh_id();
     let additional = chosen.suite.additional_methods();
-    let kex = Kex::answer(ctx, sa, handle, ke.method, &ke.data, additional);
-    let nr = create_child::fresh_nonce(&mut sa.rng);
-    let (Some(kex), Some(nr), false) = (kex, nr, zero) else {
+    let Some(kex) = Kex::answer(ctx, sa, handle, ke.method, &ke.data, additional) else {
         return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
     };
     let spi = fresh_spi(ctx, sa);

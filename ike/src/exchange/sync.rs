@@ -20,6 +20,10 @@ use crate::wire::{
 /// does not answer. With one request at a time this is as many exchanges as a snapshot may lack.
 const JUMP: u32 = 64;
 
+/// The last id that a peer may name: from ids that are as good as used up the count would wrap
+/// around, and recorded requests would be new again (RFC 7296 2.2).
+const LAST_SYNCHRONISED: u32 = 1 << 31;
+
 /// What an SA knows of synchronisations.
 #[derive(Debug, Default)]
 pub(crate) struct Sync {
@@ -190,5 +194,6 @@ fn answer(ctx: &mut Ctx, sa: &mut IkeSa, told: MessageIdSync, path: Path) {
 }
 
 fn said(payloads: &Payloads) -> Option<MessageIdSync> {
-    payloads.notify(NotifyType::MessageIdSync)?.as_message_id_sync().ok()
+    let said = payloads.notify(NotifyType::MessageIdSync)?.as_message_id_sync().ok()?;
+    (said.next_send.max(said.next_receive) <= LAST_SYNCHRONISED).then_some(said)
 }

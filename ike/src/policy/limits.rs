@@ -122,15 +122,16 @@ impl Held {
 impl HalfOpen {
     /// Decides over a new initiator.
     pub fn admit(
-        &self,
+        &mut self,
         limits: &Limits,
         now: Timestamp,
         source: Source,
         proof: Proof,
     ) -> Admission {
+        self.forget_proven(now);
         let own = self.of.get(&source).map_or(0, Held::len);
         let fair = self.gives_way_to(source, own);
-        let within = own < self.share(limits, now, source);
+        let within = own < self.share(limits, source);
         if !proof.cookie && (self.cookie_mode(limits) || !within) {
             let puzzle = if fair.is_none() { self.difficulty(limits) } else { None };
             return Admission::Cookie { puzzle };
@@ -140,7 +141,7 @@ impl HalfOpen {
         }
         let hard = self.difficulty(limits).is_some_and(|asked| proof.effort >= asked);
         let easier = || {
-            if within && hard { self.easier(limits, now, source, own, proof.effort) } else { None }
+            if within && hard { self.easier(limits, source, own, proof.effort) } else { None }
         };
         match fair.or_else(easier) {
             Some(victim) => Admission::Evict(victim),
@@ -152,21 +153,13 @@ impl HalfOpen {
 
     /// What took less effort, of a source that holds no less than this one would then, and no
     /// proven one within its share.
-    fn easier(
-        &self,
-        limits: &Limits,
-        now: Timestamp,
-        source: Source,
-        own: usize,
-        effort: u8,
-    ) -> Option<IkeSaId> {
+    fn easier(&self, limits: &Limits, source: Source, own: usize, effort: u8) -> Option<IkeSaId> {
         let least = self.weight(source, own.saturating_add(1));
         let candidates = self.by_effort.iter().take_while(|(other, _)| *other < effort);
         candidates.take(CANDIDATES).map(|(_, id)| *id).find(|id| {
             self.owner.get(id).is_some_and(|(victim, _)| {
                 let held = self.of.get(victim).map_or(0, Held::len);
-                let safe =
-                    self.proven.contains_key(victim) && held <= self.share(limits, now, *victim);
+                let safe = self.proven.contains_key(victim) && held <= self.share(limits, *victim);
                 !safe && self.weight(*victim, held) >= least
             })
         })
@@ -287,9 +280,20 @@ impl HalfOpen {
             }
             half_open.proven_order.insert((now, source));
         });
-        if self.proven.len() > MAX_PROVEN
-            && let Some((_, oldest)) = self.proven_order.pop_first()
-        {
+        if self.proven.len() > MAX_PROVEN {
+            self.forget_oldest();
+        }
+    }
+
+    /// Forgets who authenticated longer ago than is remembered.
+    fn forget_proven(&mut self, now: Timestamp) {
+        while self.proven_order.first().is_some_and(|(at, _)| now.since(*at) >= PROVEN_FOR) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.proven_order.pop_first() {
             self.change(oldest, |half_open| {
                 half_open.proven.remove(&oldest);
             });
@@ -306,12 +310,9 @@ impl HalfOpen {
         self.owner.is_empty()
     }
 
-    fn share(&self, limits: &Limits, now: Timestamp, source: Source) -> usize {
+    fn share(&self, limits: &Limits, source: Source) -> usize {
         let base = limits.cookie_threshold.div_ceil(SHARE_OF_THRESHOLD).max(1);
-        match self.proven.get(&source) {
-            Some(at) if now.since(*at) < PROVEN_FOR => base.saturating_mul(PROVEN_FACTOR),
-            _ => base,
-        }
+        if self.proven.contains_key(&source) { base.saturating_mul(PROVEN_FACTOR) } else { base }
     }
 }
 
@@ -339,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_source_over_its_share_returns_a_cookie_and_others_connect_at_once() {
-        let held = held(A, 0..2);
+        let mut held = held(A, 0..2);
 
         assert_eq!(held.admit(&limits(), T, A, NOTHING), ASK);
         assert_eq!(held.admit(&limits(), T, A, COOKIE), Admission::Accept);
@@ -356,8 +357,21 @@ mod tests {
     }
 
     #[test]
+    fn a_source_that_authenticated_an_hour_ago_gives_way_like_others() {
+        let mut held = held(A, 0..6);
+        (6..10).for_each(|id| held.add(IkeSaId(id), B, 0));
+        held.authenticated(A, T);
+        let stranger = Source::V4([192, 0, 2, 3]);
+
+        assert_eq!(held.admit(&limits(), T, stranger, COOKIE), Admission::Evict(IkeSaId(6)));
+        let later = T + PROVEN_FOR;
+        assert_eq!(held.admit(&limits(), later, stranger, COOKIE), Admission::Evict(IkeSaId(0)));
+        assert!(held.proven.is_empty() && held.proven_order.is_empty());
+    }
+
+    #[test]
     fn over_the_global_threshold_everyone_returns_a_cookie() {
-        let held = held(A, 0..8);
+        let mut held = held(A, 0..8);
 
         assert!(held.cookie_mode(&limits()));
         assert_eq!(held.admit(&limits(), T, B, NOTHING), ASK);
@@ -431,17 +445,17 @@ mod tests {
     #[test]
     fn puzzles_are_set_when_shares_do_not_help_and_are_harder_the_fuller_it_is() {
         let limits = Limits { cookie_threshold: 4, max_half_open: 100, ..Limits::default() };
-        let asked = |held: &HalfOpen| match held.admit(&limits, T, A, NOTHING) {
+        let asked = |held: &mut HalfOpen| match held.admit(&limits, T, A, NOTHING) {
             Admission::Cookie { puzzle } => puzzle,
             other => panic!("{other:?}"),
         };
 
-        assert_eq!(asked(&spread(74)), None);
-        assert_eq!(asked(&spread(75)), Some(10));
-        assert_eq!(asked(&spread(100)), Some(16));
+        assert_eq!(asked(&mut spread(74)), None);
+        assert_eq!(asked(&mut spread(75)), Some(10));
+        assert_eq!(asked(&mut spread(100)), Some(16));
         // One source holds it all: others need no puzzle, he does.
-        let greedy = held(B, 0..100);
-        assert_eq!(asked(&greedy), None);
+        let mut greedy = held(B, 0..100);
+        assert_eq!(asked(&mut greedy), None);
         assert_eq!(greedy.admit(&limits, T, B, NOTHING), Admission::Cookie { puzzle: Some(16) });
     }
 

@@ -12,6 +12,9 @@ use crate::wire::{
 /// Proposals in one offer at most; the rest of a long list of suites is left out.
 const MAX_OFFERED: usize = 48;
 
+/// The last of the SPIs that are reserved for the IANA (RFC 4303 2.1).
+const LAST_RESERVED_SPI: u32 = 255;
+
 /// Octets of a peer's offer shown to people at most.
 const MAX_SHOWN: usize = 600;
 
@@ -136,7 +139,10 @@ pub fn choose_esp(
 ) -> Option<Chosen<EspSuite>> {
     for suite in ours {
         for proposal in &offer.proposals {
-            if proposal.protocol != ProtocolId::Esp || !esp_matches(suite, proposal) {
+            if proposal.protocol != ProtocolId::Esp
+                || !has_esp_spi(proposal)
+                || !esp_matches(suite, proposal)
+            {
                 continue;
             }
             let methods = match kex {
@@ -262,7 +268,7 @@ pub fn accept_esp(
     let [proposal] = answer.proposals.as_slice() else {
         return None;
     };
-    if proposal.protocol != ProtocolId::Esp {
+    if proposal.protocol != ProtocolId::Esp || !has_esp_spi(proposal) {
         return None;
     }
     let suite = offered.iter().find(|suite| {
@@ -414,6 +420,12 @@ fn ike_matches(suite: &IkeSuite, proposal: &Proposal) -> bool {
 }
 
 /// All but the key exchanges, which have their own rules in each exchange.
+/// Whether an SPI can be one of ESP: some are reserved, and in UDP zero marks IKE (RFC 3948 2.1).
+fn has_esp_spi(proposal: &Proposal) -> bool {
+    let spi = <[u8; 4]>::try_from(proposal.spi.as_slice()).map(u32::from_be_bytes);
+    spi.is_ok_and(|spi| spi > LAST_RESERVED_SPI)
+}
+
 fn esp_matches(suite: &EspSuite, proposal: &Proposal) -> bool {
     let esn = if suite.esn {
         has(proposal, TransformId::Esn(EsnId::Esn))

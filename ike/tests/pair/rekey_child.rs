@@ -79,6 +79,27 @@ fn the_timers_rekey_over_and_over() {
     pair.assert_no_leaks();
 }
 
+/// RFC 7296 2.8: times are jittered, so that both ends, and a thousand clients, do not rekey at once.
+#[test]
+fn the_time_of_a_rekey_is_left_to_chance_within_a_tenth() {
+    let mut times = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let mut setup = Setup::new().quiet();
+        setup.client.timers.rekey_child = Duration::from_secs(100);
+        setup.seeds.0 = 100 + seed;
+        let mut pair = Pair::connected_with(setup);
+        let start = pair.now.mono;
+        while pair.wire.is_empty() {
+            pair.wait(Duration::from_millis(100));
+            assert!(pair.now.mono.since(start) <= Duration::from_millis(100_100));
+        }
+        let after = pair.now.mono.since(start);
+        assert!(after >= Duration::from_secs(90), "{after:?}");
+        times.insert(after.as_millis() / 100);
+    }
+    assert!(times.len() > 10, "{times:?}");
+}
+
 #[test]
 fn both_sides_timers_converge() {
     let mut setup = Setup::new().quiet();

@@ -6,12 +6,12 @@ use crate::event::{Blame, CloseReason};
 use crate::exchange::auth::{ChildRefused, child_refused, esp_refused, ts_unacceptable};
 use crate::exchange::create_child::{
     self, Requesting, Responding, abandon_request, abandon_response, ike_rekey_under_way,
-    respond_error,
+    respond_error, retry_later,
 };
 use crate::exchange::followup;
 use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision, successor_gone};
-use crate::exchange::send_response;
+use crate::exchange::{Task, send_response};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::narrowing;
 use crate::policy::proposal::{self, Accepted, Chosen, EspKex};
@@ -249,13 +249,17 @@ fn allowed(sa: &IkeSa, grant: &crate::io::Grant) -> (Vec<TrafficSelector>, Vec<T
 }
 
 fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, plan: Plan) {
-    // Our own rekey of the same child that is not yet sent gives way.
+    // Our own rekey of the same child that is not yet sent gives way, and comes back if nothing
+    // comes of the peer's.
     if let Some(Requesting::Child(request)) = sa.requesting.as_deref()
         && Some(request.rekeys()) == rekeys
         && !request.is_sent()
     {
         abandon_request(ctx, sa);
         sa.active = None;
+        if let Some(child) = rekeys {
+            retry_later(ctx, sa, &Task::RekeyChild(child));
+        }
     }
     let Some(nr) = create_child::fresh_nonce(&mut sa.rng) else {
         return;

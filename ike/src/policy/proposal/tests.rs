@@ -123,7 +123,7 @@ fn a_rekey_takes_the_additional_key_exchanges_that_are_accepted() {
     let ours = esp("aes256gcm16-noesn");
     let accepted = |text| Accepted::from(ike(text).as_slice());
     let chosen = |offered: &str, accepted: &Accepted| {
-        let offer = offer_esp(&esp(offered), 7);
+        let offer = offer_esp(&esp(offered), 0x107);
         let kex = EspKex::Offered(Some(KeMethod::Curve25519), accepted);
         choose_esp(&ours, &offer, kex).map(|chosen| chosen.suite.to_string())
     };
@@ -162,18 +162,18 @@ fn suites_that_are_every_combination_are_one_proposal() {
 #[test]
 fn in_ike_auth_a_group_in_the_esp_proposal_is_ignored() {
     let ours = esp("aes256gcm16-noesn");
-    let offer = offer_esp(&esp("aes256gcm16-ecp256-noesn"), 7);
+    let offer = offer_esp(&esp("aes256gcm16-ecp256-noesn"), 0x107);
 
     let chosen = choose_esp(&ours, &offer, EspKex::Ignored).unwrap();
 
     assert_eq!(chosen.suite.kex, None);
-    assert_eq!(chosen.spi, [0, 0, 0, 7]);
+    assert_eq!(chosen.spi, [0, 0, 1, 7]);
 }
 
 #[test]
 fn a_rekey_uses_the_group_that_came_when_it_is_accepted() {
     let ours = esp("aes256gcm16-noesn");
-    let offer = offer_esp(&esp("aes256gcm16-ecp256-x25519-noesn"), 7);
+    let offer = offer_esp(&esp("aes256gcm16-ecp256-x25519-noesn"), 0x107);
     let accepted = Accepted::from(ike("aes256gcm16-prfsha384-x25519-ecp256").as_slice());
 
     let kex = |sent| choose_esp(&ours, &offer, EspKex::Offered(sent, &accepted)).unwrap().suite.kex;
@@ -185,7 +185,7 @@ fn a_rekey_uses_the_group_that_came_when_it_is_accepted() {
 
 #[test]
 fn sequence_number_sizes_must_agree() {
-    let offer = offer_esp(&esp("aes256gcm16-esn"), 7);
+    let offer = offer_esp(&esp("aes256gcm16-esn"), 0x107);
 
     assert_eq!(choose_esp(&esp("aes256gcm16-noesn"), &offer, EspKex::Ignored), None);
     assert!(choose_esp(&esp("aes256gcm16-esn"), &offer, EspKex::Ignored).is_some());
@@ -252,4 +252,16 @@ fn a_long_offer_is_reduced_to_what_can_matter() {
     let offer = SecurityAssociation::new(vec![proposal(1, transforms)]);
     let chosen = choose_ike(&ours, &offer, KeMethod::Curve25519, true).unwrap();
     assert_eq!((chosen.suite, chosen.left_out), (ours[0].clone(), vec![3]));
+}
+
+#[test]
+fn reserved_spis_are_not_accepted() {
+    let ours = esp("aes256gcm16-noesn");
+    for spi in [0, 1, 255] {
+        let offer = offer_esp(&ours, spi);
+        assert_eq!(choose_esp(&ours, &offer, EspKex::Ignored), None);
+        assert_eq!(accept_esp(&ours, &offer, None), None);
+    }
+    let offer = offer_esp(&ours, 256);
+    assert!(choose_esp(&ours, &offer, EspKex::Ignored).is_some());
 }

@@ -2,6 +2,7 @@
 //! file here has as its subject.
 
 mod children;
+mod costs;
 mod messages;
 
 use std::time::Duration;
@@ -10,9 +11,9 @@ use ike::crypto::KexRequest;
 use ike::event::{CloseReason, Event};
 use ike::io::{Action, Command, DataplaneEvent, Input, Output};
 use ike::wire::{
-    ChildSpi, Delete, EncrId, ExchangeType, Flags, Header, IkeSpi, KeyExchange, Message, Nonce,
-    Notify, NotifyType, Payload, PayloadType, Payloads, Proposal, ProtocolId, SecurityAssociation,
-    TrafficSelector, TrafficSelectors, Transform, TransformId,
+    ChildSpi, Delete, EncrId, ExchangeType, Flags, Header, IkeSpi, KeyExchange, Message,
+    MessageIdSync, Nonce, Notify, NotifyType, Payload, PayloadType, Payloads, Proposal, ProtocolId,
+    SecurityAssociation, TrafficSelector, TrafficSelectors, Transform, TransformId,
 };
 
 use crate::harness::*;

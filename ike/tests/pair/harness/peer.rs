@@ -98,6 +98,11 @@ impl Peer {
     }
 
     /// The SPIs of inbound halves in the data plane.
+    /// Private halves of key exchanges that are held.
+    pub fn key_pairs(&self) -> usize {
+        self.kex.pending()
+    }
+
     pub fn inbound(&self) -> Vec<u32> {
         self.plane.values().map(|child| child.spi_in).collect()
     }

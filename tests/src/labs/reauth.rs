@@ -73,7 +73,7 @@ pub(super) fn make_before_break(lab: &Lab) -> Result<()> {
     if !log.contains("peer deleted it") {
         bail!("the client did not delete its first SA\n{}", lab.tails());
     }
-    scene.download(scene.world.runner(), 1_000_000).ok();
+    scene.download(scene.world.runner(), 1_000_000)?;
     charon.terminate("net")?;
     scene.no_sas(SOON)?;
     scene.finish()

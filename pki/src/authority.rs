@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::ca::{Ca, CaRecord, CaStatus};
+use crate::enrol::jwt::Keyring;
 use crate::enrol::refused::RefusedTokens;
 use crate::entropy::Entropy;
 use crate::error::Error;
@@ -126,6 +127,7 @@ pub struct Authority {
     pub(crate) addresses: Mutex<AddressBook>,
     pub(crate) refused: Mutex<RefusedTokens>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
+    pub(crate) keyring: Mutex<Keyring>,
     ca: RwLock<Arc<Ca>>,
     settings: RwLock<Arc<Settings>>,
     entropy: Mutex<Randomness>,
@@ -201,6 +203,7 @@ impl Authority {
             addresses: Mutex::new(addresses),
             refused: Mutex::default(),
             ocsp: Mutex::default(),
+            keyring: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             settings: RwLock::new(Arc::new(options.settings)),
             entropy: Mutex::new(Randomness(options.entropy)),
@@ -230,6 +233,7 @@ impl Authority {
     pub fn reconfigure(&self, settings: Settings) -> Result<(), Error> {
         settings.validate()?;
         lock(&self.addresses).configure(&settings.pools);
+        lock(&self.keyring).configure(&settings.issuers);
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
         Ok(())
     }

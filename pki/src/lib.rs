@@ -43,6 +43,7 @@ pub use ca::{CaCertificate, CaStatus, ServerIdentity, ServerNames, issuer_id};
 pub use crl::Crl;
 pub use csr::{Csr, CsrError, challenge_password};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};
+pub use enrol::jwt::{JwtAlgorithm, KeysWanted};
 pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};
 pub use enrol::{Enrolled, KeyHolder, Refusal, RefusalCode};
 pub use entropy::{Entropy, SystemEntropy, random_text};

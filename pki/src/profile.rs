@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::enrol::jwt::{ClaimRule, Issuer, Pin};
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::error::Error;
 use crate::lease::LeaseTimers;
@@ -58,6 +59,10 @@ pub struct Settings {
     pub roles: BTreeMap<String, RoleProfile>,
     /// Pools by name.
     pub pools: BTreeMap<String, PoolConfig>,
+    /// OIDC issuers whose tokens open leases.
+    pub issuers: Vec<Issuer>,
+    /// Which of their tokens get which role; the first that matches counts.
+    pub rules: Vec<ClaimRule>,
     /// The periods of a lease's life.
     pub timers: LeaseTimers,
     /// Base URL of the CRL and OCSP service over plain HTTP, such as `http://gw.example:8080`;
@@ -74,6 +79,8 @@ impl Settings {
             trust_domain: trust_domain.into(),
             roles: BTreeMap::new(),
             pools: BTreeMap::new(),
+            issuers: Vec::new(),
+            rules: Vec::new(),
             timers: LeaseTimers::default(),
             status_url: None,
             policy_version: 0,
@@ -124,7 +131,38 @@ impl Settings {
             }
             crate::lease::pool::check(name, pool)?;
         }
+        self.check_rules()?;
         self.check_overlaps()
+    }
+
+    /// A rule without a project would let everybody in who can run a job on the platform.
+    fn check_rules(&self) -> Result<(), Error> {
+        for rule in &self.rules {
+            let of = || format!("rule {} of role {}", rule.number, rule.role);
+            let issuer = self.issuers.iter().find(|issuer| issuer.name == rule.issuer);
+            let issuer = issuer.ok_or_else(|| {
+                Error::Invalid(format!("{} names the unknown issuer {:?}", of(), rule.issuer))
+            })?;
+            if let Pin::Missing(add) = rule.pin(issuer.kind) {
+                return Err(Error::Invalid(format!("{} is about no project: add {add}", of())));
+            }
+            if !self.roles.contains_key(&rule.role) {
+                return Err(Error::Invalid(format!("{} is of an unknown role", of())));
+            }
+        }
+        for (position, issuer) in self.issuers.iter().enumerate() {
+            let earlier = self.issuers.iter().take(position);
+            if earlier.clone().any(|other| other.issuer == issuer.issuer) {
+                return Err(Error::Invalid(format!(
+                    "issuer {} is there twice: merge the sections",
+                    issuer.issuer
+                )));
+            }
+            if issuer.audience.is_empty() {
+                return Err(Error::Invalid(format!("issuer {} has no audience", issuer.name)));
+            }
+        }
+        Ok(())
     }
 
     /// One address must not belong to two networks: it would be handed out twice.

@@ -49,6 +49,8 @@ pub(crate) mod key {
     pub(crate) const ADDRESS: &str = "addr/";
     pub(crate) const REVOKED: &str = "revoked/";
     pub(crate) const HOLDER: &str = "holder/";
+    pub(crate) const JWT: &str = "jwt/";
+    pub(crate) const JWT_DUE: &str = "jwt-due/";
 
     pub(crate) fn token(id: &str) -> String {
         format!("{TOKEN}{id}")
@@ -101,6 +103,19 @@ pub(crate) mod key {
     /// The delegated OCSP signer of a CA.
     pub(crate) fn ocsp_signer(issuer: &str) -> String {
         format!("ocsp-signer/{issuer}")
+    }
+    /// A spent token of a CI platform.
+    pub(crate) fn jwt(digest: &str) -> String {
+        format!("{JWT}{digest}")
+    }
+    /// Spent tokens by the time from which they are refused anyhow.
+    pub(crate) fn jwt_due(until: UnixTime, digest: &str) -> String {
+        format!("{JWT_DUE}{:020}/{digest}", until.micros().max(0))
+    }
+    /// The time and digest of a [`jwt_due`] key.
+    pub(crate) fn parse_jwt_due(due: &str) -> Option<(UnixTime, &str)> {
+        let (micros, digest) = due.strip_prefix(JWT_DUE)?.split_once('/')?;
+        Some((UnixTime::from_micros(micros.parse().ok()?), digest))
     }
     /// Which lease a site has or had last.
     pub(crate) fn site(name: &str) -> String {

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::Path;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::hmac;
 use zeroize::Zeroizing;
 
 use crate::entropy::Entropy;
@@ -24,7 +25,11 @@ pub(crate) const KEY_LEN: usize = 32;
 pub(crate) type SealKey = Zeroizing<[u8; KEY_LEN]>;
 
 /// Seals and opens secrets.
-pub(crate) struct Sealer(LessSafeKey);
+pub(crate) struct Sealer {
+    aead: LessSafeKey,
+    /// Of the same key, for another purpose.
+    mac: hmac::Key,
+}
 
 impl fmt::Debug for Sealer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,9 +39,21 @@ impl fmt::Debug for Sealer {
 
 impl Sealer {
     pub(crate) fn new(key: &[u8; KEY_LEN]) -> Result<Self, Error> {
-        let key = UnboundKey::new(&AES_256_GCM, key)
+        let aead = UnboundKey::new(&AES_256_GCM, key)
             .map_err(|_| Error::Crypto("the sealing key is not usable"))?;
-        Ok(Self(LessSafeKey::new(key)))
+        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"runnel tags");
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
+        Ok(Self { aead: LessSafeKey::new(aead), mac })
+    }
+
+    /// 128 bits that only the holder of the sealing key can make of a purpose and a text.
+    pub(crate) fn tag(&self, purpose: &str, text: &[u8]) -> [u8; 16] {
+        let tag = hmac::sign(&self.mac, &[purpose.as_bytes(), &[0], text].concat());
+        let mut short = [0; 16];
+        for (to, from) in short.iter_mut().zip(tag.as_ref()) {
+            *to = *from;
+        }
+        short
     }
 
     pub(crate) fn seal(
@@ -48,7 +65,7 @@ impl Sealer {
         let mut nonce = [0u8; NONCE_LEN];
         entropy.fill(&mut nonce)?;
         let mut body = secret.to_vec();
-        self.0
+        self.aead
             .seal_in_place_append_tag(
                 Nonce::assume_unique_for_key(nonce),
                 Aad::from(purpose),
@@ -77,7 +94,7 @@ impl Sealer {
         }
         let mut body = Zeroizing::new(body.to_vec());
         let length = self
-            .0
+            .aead
             .open_in_place(nonce, Aad::from(purpose), &mut body)
             .map_err(|_| damaged())?
             .len();

@@ -11,5 +11,6 @@ pub mod handshake;
 pub mod hostile;
 pub mod lab;
 pub mod labs;
+pub mod oidc;
 pub mod real;
 pub mod sim;

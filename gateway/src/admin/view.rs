@@ -196,6 +196,18 @@ pub struct Lease {
     pub sas: Vec<u64>,
     /// Why it ended, when it did.
     pub ended: Option<String>,
+    /// The CI job it was opened for, by the name of its verified claim.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub claims: std::collections::BTreeMap<String, String>,
+    /// Where the job can be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_url: Option<String>,
+    /// The platform's run or pipeline id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// The platform's job id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<String>,
 }
 
 /// One certificate.

@@ -6,6 +6,7 @@ use super::output::{OutputArg, pairs, table};
 use super::{Context, Failure};
 use crate::admin::proto::{Request, Selector};
 use crate::admin::view::{Ended, Lease};
+use crate::obs::plain;
 
 const LIST: &str = "\
 Examples:
@@ -130,10 +131,17 @@ fn list(leases: &[Lease]) -> String {
                 l.expires.clone(),
                 l.sas.len().to_string(),
                 l.dns.clone(),
+                job(l),
             ]
         })
         .collect();
-    table(&["ID", "ROLE", "STATE", "ADDRESSES", "EXPIRES", "SAS", "NAME"], &rows)
+    table(&["ID", "ROLE", "STATE", "ADDRESSES", "EXPIRES", "SAS", "NAME", "JOB"], &rows)
+}
+
+/// The CI job of a lease in one word: where it can be looked at, or what it is the job of.
+fn job(lease: &Lease) -> String {
+    let subject = || lease.claims.get("sub").cloned();
+    plain(&lease.run_url.clone().or_else(subject).unwrap_or_else(|| "-".to_owned()))
 }
 
 fn show(lease: &Lease) -> String {
@@ -151,6 +159,14 @@ fn show(lease: &Lease) -> String {
         ("expires", lease.expires.clone()),
         ("IKE SAs", if sas.is_empty() { "none".to_owned() } else { sas.join(", ") }),
     ];
+    for (name, value) in
+        [("run", &lease.run_url), ("run id", &lease.run_id), ("job id", &lease.job_id)]
+    {
+        rows.extend(value.as_deref().map(|value| (name, plain(value))));
+    }
+    for (claim, value) in &lease.claims {
+        rows.push((claim, plain(value)));
+    }
     if let Some(ended) = &lease.ended {
         rows.push(("ended", ended.clone()));
     }

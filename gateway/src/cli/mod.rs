@@ -6,6 +6,7 @@ mod check;
 mod debug;
 mod doctor;
 mod drain;
+mod identity;
 mod lease;
 mod output;
 mod reload;
@@ -65,6 +66,8 @@ enum Command {
     Cert(cert::Command),
     #[command(subcommand)]
     Ca(ca::Command),
+    #[command(subcommand)]
+    Identity(identity::Command),
     #[command(subcommand)]
     Sa(sa::Command),
     #[command(subcommand)]
@@ -169,6 +172,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Lease(command) => lease::run(&context, command),
         Command::Cert(command) => cert::run(&context, command),
         Command::Ca(command) => ca::run(&context, &command),
+        Command::Identity(command) => identity::run(&context, command),
         Command::Sa(command) => sa::run(&context, &command),
         Command::Site(command) => site::run(&context, &command),
         Command::Debug(command) => debug::run(&command),

@@ -95,7 +95,7 @@ pub(super) fn rules(
             if !section.has("ca") {
                 found.error(
                     section.offset,
-                    format!("this rule of role \"{role}\" names no ca; add ca = \"NAME\" of a [[ca]] section"),
+                    format!("this rule of role \"{role}\" names no ca; add ca = \"NAME\" of a [[ca]] section, or issuer = \"NAME\" of an [[issuer]] section"),
                 );
             }
             section.finish_quietly();
@@ -123,8 +123,7 @@ pub(super) fn rules(
                 format!("role \"{role}\" takes every certificate of ca \"{ca}\"; add subject = \"...\" or san = \"...\" to take fewer"),
             );
         }
-        let later = [("issuer", "enrolment with OIDC tokens")];
-        section.finish(&later, found);
+        section.finish(&[], found);
         rules.push(MatchRule { ca, subject, san });
     }
     rules

@@ -5,6 +5,7 @@
 
 mod error;
 mod external;
+mod issuer;
 mod keyfile;
 mod keys;
 mod model;

@@ -29,6 +29,8 @@ pub struct Config {
     pub psks: Vec<Psk>,
     /// `[[ca]]`
     pub cas: Vec<ExternalCa>,
+    /// `[[issuer]]`
+    pub issuers: Vec<pki::enrol::jwt::Issuer>,
     /// `[[ppk]]`
     pub ppks: Vec<Ppk>,
     /// Where it came from; `None` for the built-in configuration.
@@ -171,6 +173,8 @@ pub struct Role {
     pub allow: Vec<AllowEntry>,
     /// Certificates of external CAs that have this role.
     pub matches: Vec<MatchRule>,
+    /// Tokens of CI platforms that have this role.
+    pub claims: Vec<pki::enrol::jwt::ClaimRule>,
 }
 
 /// A CA of somebody else whose certificates are accepted.

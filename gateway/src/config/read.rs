@@ -9,10 +9,9 @@ use toml::de::DeTable;
 
 use super::error::{ConfigError, ConfigErrors};
 use super::external;
+use super::issuer;
 use super::keys;
-use super::model::{
-    AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, Pki, Pool, Role,
-};
+use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
 use super::section::{Findings, Section};
 use super::site::site_list;
 use super::value;
@@ -24,8 +23,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const STATUS_PAGE_PORT: u16 = 80;
 
 /// Sections that the design has and this version has not.
-const LATER: &[(&str, &str)] =
-    &[("issuer", "enrolment with OIDC tokens"), ("ha", "gateway pairs"), ("audit", "audit sinks")];
+const LATER: &[(&str, &str)] = &[("ha", "gateway pairs"), ("audit", "audit sinks")];
 
 pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
     let mut found = Findings::new(text);
@@ -56,13 +54,17 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         if let Some(sections) = top.tables("ca", "[[ca]]", &mut found) {
             config.cas = external::cas(sections, &mut found);
         }
+        if let Some(sections) = top.tables("issuer", "[[issuer]]", &mut found) {
+            let audience = config.enrol.url.as_deref();
+            config.issuers = issuer::issuers(sections, audience, &mut found);
+        }
         let built_in = built_in();
         config.pools = match pools {
             Some(sections) => pool_list(sections, &mut found),
             None => built_in.pools,
         };
         config.roles = match roles {
-            Some(sections) => role_list(sections, &config.pools, &config.cas, &mut found),
+            Some(sections) => role_list(sections, &config, &mut found),
             None => default_roles(&config.pools),
         };
         if let Some(sections) = top.tables("site", "[[site]]", &mut found) {
@@ -130,6 +132,7 @@ pub(super) fn built_in() -> Config {
         sites: Vec::new(),
         psks: Vec::new(),
         cas: Vec::new(),
+        issuers: Vec::new(),
         ppks: Vec::new(),
         pools,
         source: None,
@@ -161,6 +164,7 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
                 })
                 .collect(),
             matches: Vec::new(),
+            claims: Vec::new(),
         })
         .into_iter()
         .collect()
@@ -393,10 +397,10 @@ fn pool_network(text: &str) -> Result<IpNet, String> {
 
 fn role_list(
     sections: Vec<Section<'_, '_>>,
-    pools: &[Pool],
-    cas: &[ExternalCa],
+    config: &Config,
     found: &mut Findings<'_>,
 ) -> Vec<Role> {
+    let pools = config.pools.as_slice();
     let mut roles: BTreeMap<String, Role> = BTreeMap::new();
     let mut order = Vec::new();
     for mut section in sections {
@@ -439,8 +443,11 @@ fn role_list(
         allow.dedup();
         order.push(name.clone());
         let matches = section.tables("match", "[[role.match]]", found).unwrap_or_default();
-        let matches = external::rules(&name, matches, cas, found);
-        roles.insert(name.clone(), Role { name, pool, ttl, max_lease, allow, matches });
+        let (tokens, certificates): (Vec<_>, Vec<_>) =
+            matches.into_iter().partition(|section| section.has("issuer"));
+        let matches = external::rules(&name, certificates, &config.cas, found);
+        let claims = issuer::rules(&name, tokens, &config.issuers, found);
+        roles.insert(name.clone(), Role { name, pool, ttl, max_lease, allow, matches, claims });
         section.finish(&[], found);
     }
     order.into_iter().filter_map(|name| roles.remove(&name)).collect()

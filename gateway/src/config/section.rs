@@ -39,6 +39,16 @@ impl<'t> Findings<'t> {
     }
 }
 
+/// A value as text, and where it stands.
+pub(super) type Text = (String, usize);
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    if let Some(number) = value.as_integer() {
+        return i64::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n.to_string());
+    }
+    value.as_str().map(str::to_owned).or_else(|| value.as_bool().map(|flag| flag.to_string()))
+}
+
 /// One table being read.
 pub(super) struct Section<'d, 'i> {
     name: &'static str,
@@ -243,6 +253,31 @@ impl<'d, 'i> Section<'d, 'i> {
             }
         }
         Some(addresses)
+    }
+
+    /// Every key nobody has asked for, with its values: texts, numbers, truth values, or a list of
+    /// them. Such a section has keys of the reader's own, so that none is unknown.
+    pub(super) fn others(self, found: &mut Findings<'_>) -> Vec<(String, usize, Vec<Text>)> {
+        let mut others = Vec::new();
+        for (key, value) in self.table.iter() {
+            let name = key.get_ref().as_ref();
+            if self.known.contains(&name) {
+                continue;
+            }
+            let items = match value.get_ref().as_array() {
+                Some(items) => items.iter().collect(),
+                None => vec![value],
+            };
+            let mut texts = Vec::new();
+            for item in items {
+                match scalar(item.get_ref()) {
+                    Some(text) => texts.push((text, item.span().start)),
+                    None => self.wrong(found, name, item, "a text or a list of texts"),
+                }
+            }
+            others.push((name.to_owned(), key.span().start, texts));
+        }
+        others
     }
 
     /// Whether the key is written at all, rightly or wrongly.

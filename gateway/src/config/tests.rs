@@ -117,8 +117,94 @@ fn broken_toml_gives_the_line_and_nothing_misleading() {
 
 #[test]
 fn planned_sections_are_named_as_such() {
-    let found = errors("[[issuer]]\nname = \"github\"\n");
-    assert!(found[0].contains("enrolment with OIDC tokens is not in this version"), "{found:?}");
+    let found = errors("[ha]\npeer = \"gw2\"\n");
+    assert!(found[0].contains("gateway pairs is not in this version"), "{found:?}");
+}
+
+const ISSUER: &str = r#"
+[enrol]
+url = "https://gw.example.com:8443"
+[[issuer]]
+name = "github"
+kind = "github"
+[[role]]
+name = "builder"
+allow = ["10.20.0.10"]
+[[role.match]]
+issuer = "github"
+repository_id = 123456
+ref = ["refs/heads/main", "refs/tags/v*"]
+"#;
+
+#[test]
+fn issuers_and_the_rules_of_their_tokens() {
+    let config = Config::parse(ISSUER, "f").unwrap();
+    let issuer = &config.issuers[0];
+    assert_eq!(issuer.issuer, "https://token.actions.githubusercontent.com");
+    assert_eq!(issuer.audience, "https://gw.example.com:8443", "the enrolment URL");
+    let rule = &config.roles[0].claims[0];
+    assert_eq!((rule.role.as_str(), rule.number), ("builder", 1));
+    assert!(rule.claims["repository_id"][0].matches("123456"));
+    assert!(rule.claims["ref"][1].matches("refs/tags/v1.2"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+
+    let named = ISSUER.replace("repository_id = 123456", "repository = \"octo/app\"");
+    let warnings = Config::parse(&named, "f").unwrap().warnings;
+    assert!(warnings[0].contains("by its name alone"), "{warnings:?}");
+    let odd = ISSUER.replace("ref =", "colour = \"blue\"\nref =");
+    let warnings = Config::parse(&odd, "f").unwrap().warnings;
+    assert!(warnings[0].contains("no claim that github tokens"), "{warnings:?}");
+    let private = ISSUER.replace(
+        "kind = \"github\"",
+        "kind = \"jenkins\"\nissuer = \"https://ci.example.com/oidc\"\nstatic_jwks = \"/etc/runnel/j.json\"",
+    );
+    let private =
+        private.replace("repository_id = 123456", "sub = \"https://ci.example.com/job/a/\"");
+    let config = Config::parse(&private, "f").unwrap();
+    assert!(matches!(&config.issuers[0].keys, pki::enrol::jwt::KeySource::File(_)));
+}
+
+#[test]
+fn mistakes_about_issuers_say_what_to_write() {
+    let replaced = |from: &str, to: &str| ISSUER.replace(from, to);
+    for (text, part) in [
+        (replaced("url = \"https://gw.example.com:8443\"", ""), "has no audience"),
+        (replaced("kind = \"github\"", "kind = \"gitea\""), "must be one of github"),
+        (replaced("kind = \"github\"", ""), "has no kind"),
+        (replaced("kind = \"github\"", "kind = \"generic\""), "has no `issuer`"),
+        (replaced("kind =", "issuer = \"gw\"\nkind ="), "exactly: a URL"),
+        (replaced("kind =", "issuer = \"http://gh\"\nkind ="), "only be fetched from https"),
+        (replaced("kind =", "algorithms = [\"HS256\"]\nkind ="), "never accepted"),
+        (replaced("kind =", "static_jwks = \"keys.json\"\nkind ="), "absolute path"),
+        (replaced("kind =", "static_jwks = \"/a\"\nca = \"/b\"\nkind ="), "keep one"),
+        (replaced("kind =", "audiance = \"x\"\nkind ="), "did you mean `audience`"),
+        (replaced("issuer = \"github\"", "issuer = \"githup\""), "did you mean \"github\""),
+        (replaced("repository_id = 123456", ""), "is about no project"),
+        (replaced("repository_id = 123456", "repository_owner_id = 9"), "add repository_id"),
+        (replaced("repository_id", "repositry_id"), "did you mean `repository_id`"),
+        (replaced("= 123456", "= \"1234*\""), "without *"),
+        (replaced("ref = [", "ref = [{}, "), "a text or a list of texts"),
+        (replaced("ref =", "aud = \"x\"\nref ="), "judged for every token"),
+        (replaced("issuer = \"github\"", "issuer = \"github\"\nca = \"x\""), "make two rules"),
+        (format!("{ISSUER}[[issuer]]\nname = \"b\"\nkind = \"github\"\n"), "there twice"),
+    ] {
+        let found = errors(&text);
+        assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
+    }
+}
+
+/// What readers copy from the page about tokens must be accepted as it stands.
+#[test]
+fn the_examples_about_tokens_are_accepted() {
+    let guide = include_str!("../../../docs/guide/ci-tokens.md");
+    let mut rules = 0;
+    for block in guide.split("```toml\n").skip(1) {
+        let text = block.split("```").next().unwrap();
+        let config = Config::parse(text, "ci-tokens.md").unwrap();
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        rules += config.roles.iter().map(|role| role.claims.len()).sum::<usize>();
+    }
+    assert!(rules >= 5, "{rules}");
 }
 
 #[test]

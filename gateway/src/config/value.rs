@@ -1,5 +1,6 @@
 //! Values that TOML has no type for: durations, allow-list entries, names.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -132,6 +133,33 @@ fn protocol(word: &str) -> Result<u8, String> {
     }
 }
 
+impl fmt::Display for AllowEntry {
+    /// As [`allow_entry`] reads it back.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.net.prefix_len() == self.net.max_prefix_len();
+        let net = if host { self.net.addr().to_string() } else { self.net.to_string() };
+        match (self.ports, self.net) {
+            (Some(_), IpNet::V6(_)) => write!(f, "[{net}]")?,
+            _ => f.write_str(&net)?,
+        }
+        match self.ports {
+            Some((from, to)) if from == to => write!(f, ":{from}")?,
+            Some((from, to)) => write!(f, ":{from}-{to}")?,
+            None => {}
+        }
+        let word = match self.protocol {
+            None => return Ok(()),
+            Some(6) => "tcp",
+            Some(17) => "udp",
+            Some(132) => "sctp",
+            Some(1) => "icmp",
+            Some(58) => "icmpv6",
+            Some(other) => return write!(f, "/{other}"),
+        };
+        write!(f, "/{word}")
+    }
+}
+
 /// A name of a pool or role: goes into URLs, firewall chains and certificate names.
 pub(super) fn name(text: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -248,6 +276,22 @@ mod tests {
         ] {
             let message = allow_entry(text).unwrap_err();
             assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn allow_entries_are_written_as_they_are_read() {
+        for text in [
+            "10.20.0.10:443/tcp",
+            "10.20.1.0/24",
+            "[fd00::1]:53/udp",
+            "fd00::/64",
+            "10.0.0.1",
+            "10.0.0.0/8:1-9/sctp",
+            "10.0.0.1/icmp",
+            "[fd00::/64]:80/tcp",
+        ] {
+            assert_eq!(allow_entry(text).unwrap().to_string(), text);
         }
     }
 

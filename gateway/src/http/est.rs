@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use hyper::header::AUTHORIZATION;
-use pki::{Authority, EstOutcome, EstRequest, UnixTime};
+use pki::{Authority, EstOutcome, EstRequest, Refusal, UnixTime};
 
 use super::{Reply, Request, Service};
 use crate::obs::{Refusals, Report};
+use crate::oidc::KeyFetcher;
 use crate::sys::{clock, failpoint};
 
 /// The enrolment service.
@@ -14,17 +15,21 @@ use crate::sys::{clock, failpoint};
 pub struct EstService {
     authority: Arc<Authority>,
     refusals: Arc<Refusals>,
+    keys: Arc<KeyFetcher>,
 }
 
 impl EstService {
     /// Over the PKI.
-    pub fn new(authority: Arc<Authority>, refusals: Arc<Refusals>) -> Self {
-        Self { authority, refusals }
+    pub fn new(authority: Arc<Authority>, refusals: Arc<Refusals>, keys: Arc<KeyFetcher>) -> Self {
+        Self { authority, refusals, keys }
     }
 }
 
 impl Service for EstService {
     async fn answer(&self, request: Request) -> Reply {
+        if let Some(token) = pki::enrol::est::request_token(&est(&request)) {
+            self.keys.prepare(&token).await;
+        }
         let (authority, refusals) = (Arc::clone(&self.authority), Arc::clone(&self.refusals));
         // Signing and the store's sync to disk block.
         let answered = super::blocking(move || answer(&authority, &refusals, &request));
@@ -38,19 +43,20 @@ impl Service for EstService {
     }
 }
 
+/// The request as the PKI takes it.
+fn est(request: &Request) -> EstRequest<'_> {
+    EstRequest {
+        method: &request.method,
+        path: &request.path,
+        authorization: request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()),
+        body: &request.body,
+        peer: Some(request.peer),
+        client_chain: &request.client_chain,
+    }
+}
+
 fn answer(authority: &Authority, refusals: &Refusals, request: &Request) -> Reply {
-    let authorization = request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let reply = authority.est(
-        &EstRequest {
-            method: &request.method,
-            path: &request.path,
-            authorization,
-            body: &request.body,
-            peer: Some(request.peer),
-            client_chain: &request.client_chain,
-        },
-        UnixTime::from_micros(clock::wall().0),
-    );
+    let reply = authority.est(&est(request), UnixTime::from_micros(clock::wall().0));
     log(&reply.outcome, request, reply.status, refusals);
     if matches!(reply.outcome, EstOutcome::Issued { .. }) {
         failpoint::hit("est.before_answer");
@@ -67,23 +73,27 @@ fn log(outcome: &EstOutcome, request: &Request, status: u16, refusals: &Refusals
             %peer, request = %id, lease = %lease_id, %serial, %role, replayed, renewed,
             "certificate issued"
         ),
-        EstOutcome::Refused(refusal) => {
-            let (what, fix) = match refusal.detail.rsplit_once(": ") {
-                Some((what, fix)) => (what.to_owned(), fix.to_owned()),
-                None => (refusal.detail.clone(), "see the enrolment guide".to_owned()),
-            };
-            refusals.report(
-                &Report {
-                    code: format!("enrol_{}", refusal.code.name()),
-                    peer: peer.to_string(),
-                    source: Some(peer.ip()),
-                    identity: "-".to_owned(),
-                    told: format!("HTTP {status}, request {id}"),
-                    what,
-                    fix,
-                },
-                clock::now(),
-            );
-        }
+        EstOutcome::Refused(refusal) => report(refusal, request, status, refusals),
     }
+}
+
+/// Tells the operator of a refusal.
+pub(super) fn report(refusal: &Refusal, request: &Request, status: u16, refusals: &Refusals) {
+    let (peer, id) = (request.peer, &request.id);
+    let (what, fix) = match refusal.detail.rsplit_once(": ") {
+        Some((what, fix)) => (what.to_owned(), fix.to_owned()),
+        None => (refusal.detail.clone(), "see the enrolment guide".to_owned()),
+    };
+    refusals.report(
+        &Report {
+            code: format!("enrol_{}", refusal.code.name()),
+            peer: peer.to_string(),
+            source: Some(peer.ip()),
+            identity: "-".to_owned(),
+            told: format!("HTTP {status}, request {id}"),
+            what,
+            fix,
+        },
+        clock::now(),
+    );
 }

@@ -3,12 +3,16 @@
 //! Own accept loop, HTTP/1.1 only: stock enrolment clients need header and body in one TLS write
 //! with a length, and per-connection limits are ours to set.
 
+mod api;
+mod enrol;
 mod est;
 mod page;
 mod server;
 mod status;
 mod tls;
 
+pub use api::{Api, ApiService, EndLeases, OPENAPI};
+pub use enrol::EnrolService;
 pub use est::EstService;
 pub use page::PageService;
 pub use server::{Limits, Reply, Request, Service, serve};

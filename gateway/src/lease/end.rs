@@ -15,6 +15,7 @@ use crate::actions::PlaneHandle;
 use crate::admin::proto::Selector;
 use crate::admin::view::Ended;
 use crate::driver::EngineHandle;
+use crate::http::EndLeases;
 use crate::sys::{clock, failpoint};
 
 /// Longest wait for engine and data plane together.
@@ -107,12 +108,22 @@ impl LeaseEnder {
     /// # Errors
     /// [`EndError`].
     pub fn release(&self, selector: &Selector, actor: &Actor) -> Result<Ended, EndError> {
+        self.release_because(selector, "admin", actor)
+    }
+
+    /// Ends leases whose work is done, with the cause in one word.
+    fn release_because(
+        &self,
+        selector: &Selector,
+        cause: &str,
+        actor: &Actor,
+    ) -> Result<Ended, EndError> {
         let started = Instant::now();
         let now = now();
         let leases = self.select(selector)?;
         let mut tally = Tally::default();
         for lease in &leases {
-            let released = self.authority.release(&lease.id, "admin", actor, now);
+            let released = self.authority.release(&lease.id, cause, actor, now);
             self.cut(released.map(|change| vec![change]), &CloseReason::Released, &mut tally);
         }
         self.answer(tally, started)
@@ -294,6 +305,16 @@ impl LeaseEnder {
 
     fn crl_number(&self) -> u64 {
         self.authority.crl(now()).map_or(0, |crl| crl.number)
+    }
+}
+
+impl EndLeases for LeaseEnder {
+    fn release(&self, lease: &str, actor: &Actor) -> Result<Ended, EndError> {
+        self.release_because(&Selector::Id(lease.to_owned()), "client", actor)
+    }
+
+    fn revoke(&self, lease: &str, reason: &str, actor: &Actor) -> Result<Ended, EndError> {
+        Self::revoke(self, &Selector::Id(lease.to_owned()), reason, actor)
     }
 }
 

@@ -10,4 +10,5 @@ mod refusals;
 
 pub use journal::Journal;
 pub use lives::Lives;
+pub(crate) use plain::plain;
 pub use refusals::{Refusals, Report};

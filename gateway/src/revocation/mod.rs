@@ -2,8 +2,6 @@
 //! handshakes and never in their way: each check is a task with a deadline, answers are shared and
 //! kept, and everything is bounded.
 
-mod fetch;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +12,7 @@ use pki::validate::{RevocationList, Standing, StatusQuestion};
 use tokio::sync::Semaphore;
 
 use crate::config::Revocation;
+use crate::fetch;
 use crate::sys::clock;
 
 /// Checks under way at most; more handshakes are told to try again.

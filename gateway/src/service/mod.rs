@@ -26,6 +26,7 @@ pub use identity::GatewayIdentity;
 pub use setup::{
     client_host, engine_config, enrol_url, gateway_id, identification, pki_settings, server_names,
 };
+pub(crate) use views::pem;
 
 use crate::actions::{Externals, PeerKeys, Peers, PlaneHandle};
 use crate::admin::Handler;
@@ -315,6 +316,7 @@ impl Instance {
             ));
         }
         let keys = PeerKeys::load(&config).map_err(|errors| failed(errors.join("\n")))?;
+        crate::oidc::check(&config).map_err(|errors| failed(errors.join("\n")))?;
         let externals = Externals::load(&config).map_err(|errors| failed(errors.join("\n")))?;
         let settings = setup::pki_settings(&config, &self.facts.id);
         self.authority.reconfigure(settings).map_err(pki_error)?;

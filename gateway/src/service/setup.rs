@@ -85,6 +85,8 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
             RoleProfile { pool: role.pool.clone(), ttl: role.ttl, max_lease: role.max_lease },
         );
     }
+    settings.issuers = config.issuers.clone();
+    settings.rules = config.roles.iter().flat_map(|role| role.claims.iter().cloned()).collect();
     for pool in &config.pools {
         settings.pools.insert(
             pool.name.clone(),

@@ -55,6 +55,10 @@ pub(super) fn lease(lease: &Lease, sas: &BTreeMap<String, Vec<u64>>) -> view::Le
         door: lease.door.clone(),
         sas: sas.get(&lease.id).cloned().unwrap_or_default(),
         ended: lease.end.as_ref().map(|end| format!("{} by {}, {}", end.at, end.actor, end.cause)),
+        claims: lease.claims.clone(),
+        run_url: lease.ci_ref.run_url.clone(),
+        run_id: lease.ci_ref.run_id.clone(),
+        job_id: lease.ci_ref.job_id.clone(),
     }
 }
 
@@ -214,7 +218,7 @@ pub(super) fn check(name: &str, ok: bool, detail: &str) -> view::Check {
 }
 
 /// DER as PEM (RFC 7468), lines of 64 characters.
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine;
     let encoded = base64::engine::general_purpose::STANDARD.encode(der);
     let mut text = format!("-----BEGIN {label}-----\n");

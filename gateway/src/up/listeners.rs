@@ -7,7 +7,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
 use super::UpError;
-use crate::http::{self, EstService, Limits, PageService, StatusService};
+use crate::http::{
+    self, Api, ApiService, EnrolService, EstService, Limits, PageService, StatusService,
+};
+use crate::oidc::KeyFetcher;
 use crate::service::Instance;
 
 /// The page's port: what a browser and `curl` use by default.
@@ -67,8 +70,19 @@ pub(super) fn serve(
     let limits = Limits::default();
 
     let tls = http::acceptor(authority(), instance.identity.tls()).map_err(|e| other(&e))?;
-    let est = Arc::new(EstService::new(authority(), Arc::clone(&instance.refusals)));
-    tokio::spawn(http::serve(tokio_listener(enrol)?, Some(tls), est, limits, stopped.clone()));
+    let keys = Arc::new(KeyFetcher::new(authority()));
+    let refusals = || Arc::clone(&instance.refusals);
+    let api = Api {
+        authority: authority(),
+        refusals: refusals(),
+        keys: Arc::clone(&keys),
+        config: instance.config.clone(),
+        ender: Box::new(instance.ender.clone()),
+        gateway: instance.facts.id.clone(),
+    };
+    let est = EstService::new(authority(), refusals(), keys);
+    let service = Arc::new(EnrolService { est, api: ApiService(Arc::new(api)) });
+    tokio::spawn(http::serve(tokio_listener(enrol)?, Some(tls), service, limits, stopped.clone()));
 
     let service = Arc::new(StatusService::new(authority()));
     tokio::spawn(http::serve(tokio_listener(status)?, None, service, limits, stopped.clone()));

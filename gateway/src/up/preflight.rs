@@ -36,6 +36,7 @@ impl Preflight {
     pub(super) fn look(config: &Config) -> Result<Self, UpError> {
         let id = service::gateway_id(config);
         service::pki_settings(config, &id).validate()?;
+        crate::oidc::check(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
         let keys = PeerKeys::load(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
         let externals =
             Externals::load(config).map_err(|errors| UpError::Other(errors.join("\n")))?;

@@ -8,9 +8,9 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use zeroize::Zeroizing;
 
-use super::{Enrolled, Refusal, RefusalCode, pkcs7, shown};
+use super::{Enrolled, Refusal, RefusalCode, jwt, pkcs7, shown};
 use crate::authority::Authority;
-use crate::csr::{Csr, CsrError};
+use crate::csr::{Csr, CsrError, challenge_password};
 use crate::error::Error;
 use crate::failpoint;
 use crate::time::UnixTime;
@@ -268,13 +268,9 @@ impl Authority {
         request: &EstRequest<'_>,
         now: UnixTime,
     ) -> Result<EstReply, Refusal> {
-        let (user, token) = request.authorization.and_then(parse_basic).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::CredentialsMissing,
-                "the request has no Basic credentials: use --userpass role:token with a token \
-                 from runnel token create",
-            )
-        })?;
+        let Some((user, token)) = request.authorization.and_then(parse_basic) else {
+            return self.enroll_with_jwt(label, request, now);
+        };
         let role = match (label, user.as_str()) {
             (Some(label), "") => label,
             (Some(label), user) if label != user => {
@@ -298,28 +294,44 @@ impl Authority {
         self.issued(&enrolled, false)
     }
 
+    /// Without credentials in the header they are in the request: a CI platform's token, which is
+    /// too long for the header of stock clients and is bound to the key there.
+    fn enroll_with_jwt(
+        &self,
+        label: Option<&str>,
+        request: &EstRequest<'_>,
+        now: UnixTime,
+    ) -> Result<EstReply, Refusal> {
+        let token = request_token(request).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::CredentialsMissing,
+                "the request has neither Basic credentials nor a token inside: use --userpass \
+                 role:token with a token from runnel token create, or give the CI platform's \
+                 token to pki --req with --password",
+            )
+        })?;
+        let client = request.peer.map(|peer| peer.ip());
+        // Before the request's own signature is verified: whose token is not accepted costs no
+        // more than that.
+        let accepted = self.jwt_admit(label, &token, client, now)?;
+        let csr = parse_csr(request.body)?;
+        let enrolled = self.enrol_accepted(&accepted, &csr, client, now)?;
+        failpoint::hit("enrol.before_answer");
+        self.issued(&enrolled, false)
+    }
+
     fn simple_reenroll(
         &self,
         request: &EstRequest<'_>,
         now: UnixTime,
     ) -> Result<EstReply, Refusal> {
-        let unusable = |detail: String| Refusal::new(RefusalCode::CertificateUnusable, detail);
         if request.client_chain.is_empty() {
             return Err(Refusal::new(
                 RefusalCode::CredentialsMissing,
                 "renewal needs the old certificate in TLS: use --cert and --key",
             ));
         }
-        // An expired certificate still renews within the grace period, which the lease decides:
-        // the chain is judged at the certificate's last instant.
-        let at = match request.client_chain.first().map(|leaf| validate::end_of_validity(leaf)) {
-            Some(Some(not_after)) => now.min(not_after),
-            _ => now,
-        };
-        let anchors = [self.ca().root_der.clone()];
-        let chain = self.complete_chain(request.client_chain);
-        let peer = validate::verify_peer(&chain, &anchors, None, at)
-            .map_err(|error| unusable(error.to_string()))?;
+        let peer = self.proven_peer(request.client_chain, now)?;
         let csr = parse_csr(request.body)?;
         let client = request.peer.map(|peer| peer.ip());
         let enrolled = self.renew(&peer, &csr, client, now)?;
@@ -346,7 +358,24 @@ impl Authority {
     }
 }
 
-fn parse_csr(body: &[u8]) -> Result<Csr, Refusal> {
+/// The token of a CI platform that a request for enrolment carries in its challengePassword. What
+/// else may stand there (RFC 7030 3.5) is no token and not looked at.
+pub fn request_token(request: &EstRequest<'_>) -> Option<Zeroizing<String>> {
+    let path = parse_path(request.path)?;
+    if path.operation != Operation::SimpleEnroll
+        || request.authorization.and_then(parse_basic).is_some()
+    {
+        return None;
+    }
+    challenge_password(&decode_body(request.body).ok()?)
+        .filter(|text| jwt::jws::looks_like_jwt(text))
+}
+
+/// Reads the certification request in a body, in any of the forms clients send it in.
+///
+/// # Errors
+/// What is wrong with the body, the request or its key.
+pub fn parse_csr(body: &[u8]) -> Result<Csr, Refusal> {
     let der = decode_body(body)?;
     Csr::from_der(&der).map_err(|error| {
         let code = match error {
@@ -375,16 +404,10 @@ fn refuse(refusal: Refusal) -> EstReply {
         503 => headers.push(("Retry-After", "5".to_owned())),
         _ => {}
     }
-    let problem = serde_json::json!({
-        "type": format!("urn:runnel:problem:{}", refusal.code.name()),
-        "title": refusal.code.name().replace('_', " "),
-        "status": status,
-        "detail": refusal.public_detail(),
-    });
     EstReply {
         status,
         headers,
-        body: problem.to_string().into_bytes(),
+        body: refusal.problem().to_string().into_bytes(),
         outcome: EstOutcome::Refused(refusal),
     }
 }

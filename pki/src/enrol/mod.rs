@@ -4,12 +4,15 @@
 
 pub mod est;
 mod holder;
+pub mod jwt;
 mod open;
+mod own;
 pub mod pkcs7;
 pub(crate) mod refused;
 pub mod token;
 
 pub use holder::KeyHolder;
+pub use own::RELEASE_PREFIX;
 
 use crate::time::UnixTime;
 
@@ -52,6 +55,30 @@ pub enum RefusalCode {
     RenewalTooEarly,
     /// No address is free.
     PoolExhausted,
+    /// The CI platform's token is no token.
+    JwtMalformed,
+    /// It is of an issuer that is not configured.
+    JwtUnknownIssuer,
+    /// It is signed with an algorithm that its issuer may not use.
+    JwtAlgorithm,
+    /// The issuer's keys could not be fetched.
+    JwtKeysUnavailable,
+    /// It is signed with a key that the issuer does not have.
+    JwtUnknownKey,
+    /// Its signature does not verify.
+    JwtBadSignature,
+    /// It was issued for somebody else.
+    JwtWrongAudience,
+    /// Its time is over.
+    JwtExpired,
+    /// Its time has not come.
+    JwtNotYetValid,
+    /// It lives longer than such tokens may.
+    JwtTooLongLived,
+    /// It is good, and no rule gives it a role.
+    JwtNoRule,
+    /// It opened a lease for another key.
+    TokenReplay,
     /// The operation is not offered.
     NotImplemented,
     /// The store or the signer failed; trying again may work.
@@ -80,6 +107,18 @@ impl RefusalCode {
             Self::CertificateUnusable => "certificate_unusable",
             Self::RenewalTooEarly => "renewal_too_early",
             Self::PoolExhausted => "pool_exhausted",
+            Self::JwtMalformed => "jwt_malformed",
+            Self::JwtUnknownIssuer => "jwt_unknown_issuer",
+            Self::JwtAlgorithm => "jwt_algorithm",
+            Self::JwtKeysUnavailable => "jwt_keys_unavailable",
+            Self::JwtUnknownKey => "jwt_unknown_key",
+            Self::JwtBadSignature => "jwt_bad_signature",
+            Self::JwtWrongAudience => "jwt_wrong_audience",
+            Self::JwtExpired => "jwt_expired",
+            Self::JwtNotYetValid => "jwt_not_yet_valid",
+            Self::JwtTooLongLived => "jwt_too_long_lived",
+            Self::JwtNoRule => "jwt_no_rule",
+            Self::TokenReplay => "token_replay",
             Self::NotImplemented => "not_implemented",
             Self::Unavailable => "unavailable",
         }
@@ -91,19 +130,31 @@ impl RefusalCode {
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::TooLarge => 413,
-            Self::CredentialsMissing | Self::TokenUnknown => 401,
+            Self::CredentialsMissing
+            | Self::TokenUnknown
+            | Self::JwtMalformed
+            | Self::JwtUnknownIssuer
+            | Self::JwtAlgorithm
+            | Self::JwtUnknownKey
+            | Self::JwtBadSignature
+            | Self::JwtWrongAudience
+            | Self::JwtExpired
+            | Self::JwtNotYetValid
+            | Self::JwtTooLongLived => 401,
             Self::MalformedRequest | Self::UnacceptableKey | Self::BadSelfSignature => 400,
             Self::TokenExpired
             | Self::TokenRevoked
             | Self::TokenSpent
             | Self::TokenWrongRole
             | Self::TokenBoundElsewhere
+            | Self::JwtNoRule
+            | Self::TokenReplay
             | Self::UnknownRole
             | Self::LeaseEnded
             | Self::CertificateUnusable => 403,
             Self::RenewalTooEarly => 429,
             Self::NotImplemented => 501,
-            Self::PoolExhausted | Self::Unavailable => 503,
+            Self::PoolExhausted | Self::JwtKeysUnavailable | Self::Unavailable => 503,
         }
     }
 }
@@ -127,10 +178,13 @@ pub struct Refusal {
     /// One sentence for the operator's log: what differed and what to do. The client is told
     /// it too, except where it would help a guesser.
     pub detail: String,
+    /// How the token of a CI platform was judged.
+    pub trace: Option<Box<jwt::Trace>>,
 }
 
 impl Refusal {
-    pub(crate) fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
+    /// A refusal with its sentence: what differed, a colon, and what to do.
+    pub fn new(code: RefusalCode, detail: impl Into<String>) -> Self {
         let mut detail = detail.into();
         // Reasons name what strangers sent; whoever writes a sentence cuts it where it knows
         // better, and none gets past this.
@@ -138,7 +192,12 @@ impl Refusal {
             detail.truncate(end);
             detail.push('…');
         }
-        Self { code, detail }
+        Self { code, detail, trace: None }
+    }
+
+    pub(crate) fn with_trace(mut self, trace: jwt::Trace) -> Self {
+        self.trace = Some(Box::new(trace));
+        self
     }
 
     /// What the client is told: for token failures only that the token is not accepted.
@@ -147,8 +206,42 @@ impl Refusal {
             // Whether a token exists is told to nobody who cannot present it.
             RefusalCode::TokenUnknown => "the token is not accepted",
             RefusalCode::Unavailable => "the service cannot answer now; try again",
+            // What rules want is told to those they are about, by the trace.
+            RefusalCode::JwtNoRule => "no rule gives this token a role; see the trace",
+            RefusalCode::TokenReplay => {
+                "the token opened a lease for another key: each key needs a token of its own"
+            }
+            // Whose tokens are accepted, and where keys are fetched.
+            RefusalCode::JwtUnknownIssuer => "tokens of this issuer are not accepted here",
+            RefusalCode::JwtKeysUnavailable => "the issuer's keys are not there now; try again",
             _ => &self.detail,
         }
+    }
+}
+
+impl Refusal {
+    /// The refusal as its client is told it (RFC 9457), with how its token was judged.
+    pub fn problem(&self) -> serde_json::Value {
+        let mut problem = serde_json::json!({
+            "type": format!("urn:runnel:problem:{}", self.code.name()),
+            "title": self.code.name().replace('_', " "),
+            "status": self.code.status(),
+            "detail": self.public_detail(),
+        });
+        if let (Some(trace), Some(problem)) = (&self.trace, problem.as_object_mut())
+            && let Ok(mut trace) = serde_json::to_value(trace.public())
+        {
+            if let Some(trace) = trace.as_object_mut()
+                && matches!(
+                    self.code,
+                    RefusalCode::JwtUnknownIssuer | RefusalCode::JwtKeysUnavailable
+                )
+            {
+                trace.remove("token");
+            }
+            problem.insert("trace".to_owned(), trace);
+        }
+        problem
     }
 }
 

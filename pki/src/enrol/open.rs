@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::jwt::{self, Accepted};
 use super::token::{Presented, Presenter, REPLAY_WINDOW, Token, TokenSpend, judge};
 use super::{Enrolled, Refusal, RefusalCode, shown};
 use crate::audit::{Actor, AuditEvent};
@@ -32,11 +33,12 @@ const MAX_CERTS: usize = 4;
 pub(super) const LEASE_ID_LEN: usize = 10;
 
 /// What a proof of entitlement grants, whichever door it came through.
-struct Grant {
-    role: String,
-    door: &'static str,
-    token: Option<Stored<Token>>,
-    actor: Actor,
+pub(super) struct Grant<'a> {
+    pub(super) role: String,
+    pub(super) door: &'static str,
+    pub(super) token: Option<Stored<Token>>,
+    pub(super) jwt: Option<&'a Accepted>,
+    pub(super) actor: Actor,
 }
 
 impl Authority {
@@ -70,7 +72,15 @@ impl Authority {
                     return self.replay(&lease_id, &csr.spki_sha256, now);
                 }
                 Err(refusal) => {
-                    self.audit_refusal(&id, role, csr, &actor, &refusal, now)?;
+                    self.audit_refusal(
+                        "token.use",
+                        &id,
+                        Some(role),
+                        Some(csr),
+                        &actor,
+                        &refusal,
+                        now,
+                    )?;
                     return Err(refusal);
                 }
             };
@@ -78,6 +88,7 @@ impl Authority {
                 role: role.to_owned(),
                 door: "token",
                 token: Some(fresh),
+                jwt: None,
                 actor: actor.clone(),
             };
             if let Some(enrolled) = self.open_lease(&grant, csr, now)? {
@@ -136,7 +147,7 @@ impl Authority {
     }
 
     /// The answer an earlier spend of the token got.
-    fn replay(
+    pub(super) fn replay(
         &self,
         lease_id: &str,
         spki_sha256: &str,
@@ -174,9 +185,9 @@ impl Authority {
     }
 
     /// `None` when another writer was faster and everything must be judged again.
-    fn open_lease(
+    pub(super) fn open_lease(
         &self,
-        grant: &Grant,
+        grant: &Grant<'_>,
         csr: &Csr,
         now: UnixTime,
     ) -> Result<Option<Enrolled>, Refusal> {
@@ -198,7 +209,10 @@ impl Authority {
             common_name: id.clone(),
             organisation: settings.trust_domain.clone(),
             dns: format!("{id}.{}.runners.{}", grant.role, settings.trust_domain),
-            uri: format!("spiffe://{}/role/{}/{id}", settings.trust_domain, grant.role),
+            uri: match grant.jwt {
+                Some(jwt) => format!("spiffe://{}{}", settings.trust_domain, jwt.context.path),
+                None => format!("spiffe://{}/role/{}/{id}", settings.trust_domain, grant.role),
+            },
         };
         let certificate = self.sign_client(&names, csr, profile.ttl, hard_cap, Some(&id), now)?;
 
@@ -221,9 +235,12 @@ impl Authority {
             first_connected: None,
             end: None,
             door: grant.door.to_owned(),
-            token: grant.token.as_ref().map(|token| token.value.id.clone()),
-            claims: Default::default(),
-            ci_ref: CiRef::default(),
+            token: match (&grant.token, grant.jwt) {
+                (Some(token), _) => Some(token.value.id.clone()),
+                (None, jwt) => jwt.map(Accepted::name),
+            },
+            claims: grant.jwt.map(|jwt| jwt.context.claims.clone()).unwrap_or_default(),
+            ci_ref: grant.jwt.map_or_else(CiRef::default, |jwt| jwt.context.ci_ref.clone()),
             policy_version: settings.policy_version,
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
@@ -231,6 +248,12 @@ impl Authority {
         let mut txn = Txn::new();
         if let Some(token) = &grant.token {
             spend(&mut txn, token, &lease, now);
+        }
+        if let Some(accepted) = grant.jwt {
+            jwt::spend(&mut txn, accepted, &lease, now);
+            let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(&lease);
+            event.token = Some(accepted.name());
+            event.record(&mut txn);
         }
         let lease_key = key::lease(&id);
         txn.absent(&lease_key).put(lease_key, record::encode(&lease));
@@ -264,7 +287,7 @@ impl Authority {
     }
 
     /// `None` when another writer was faster.
-    fn renew_lease(
+    pub(super) fn renew_lease(
         &self,
         stored: &Stored<Lease>,
         csr: &Csr,
@@ -420,11 +443,13 @@ impl Authority {
         }
     }
 
-    fn audit_refusal(
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn audit_refusal(
         &self,
+        action: &str,
         token: &str,
-        role: &str,
-        csr: &Csr,
+        role: Option<&str>,
+        csr: Option<&Csr>,
         actor: &Actor,
         refusal: &Refusal,
         now: UnixTime,
@@ -436,10 +461,10 @@ impl Authority {
         let Some(left_out) = lock(&self.refused).count(token, peer, now) else {
             return Ok(());
         };
-        let mut event = AuditEvent::new("token.use", actor, now).refused(refusal.code.name());
+        let mut event = AuditEvent::new(action, actor, now).refused(refusal.code.name());
         event.token = Some(token.to_owned());
-        event.role = Some(shown(role).to_owned());
-        event.spki_sha256 = Some(csr.spki_sha256.clone());
+        event.role = role.map(|role| shown(role).to_owned());
+        event.spki_sha256 = csr.map(|csr| csr.spki_sha256.clone());
         event.left_out = (left_out > 0).then_some(left_out);
         self.record_audit(&event)
     }

@@ -49,6 +49,19 @@ impl Client {
         params.serialize_request(&self.key).unwrap().der().to_vec()
     }
 
+    /// A request with a challengePassword (PKCS#9), where stock clients put a platform's token.
+    pub fn csr_with_password(&self, password: &str) -> Vec<u8> {
+        let wrap = |tag: u8, inner: &[u8]| {
+            let length = u16::try_from(inner.len()).unwrap().to_be_bytes();
+            [&[tag, 0x82][..], &length, inner].concat()
+        };
+        let values = wrap(0x31, &wrap(0x0c, password.as_bytes()));
+        let attribute = rcgen::Attribute { oid: &[1, 2, 840, 113_549, 1, 9, 7], values };
+        let params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        let request = params.serialize_request_with_attributes(&self.key, vec![attribute]);
+        request.unwrap().der().to_vec()
+    }
+
     pub fn csr(&self) -> Csr {
         Csr::from_der(&self.csr_der()).unwrap()
     }

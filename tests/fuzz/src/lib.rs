@@ -2,6 +2,7 @@
 //! ordinary test of the `ike` and `pki` crates on a stable compiler.
 
 pub mod samples;
+pub mod jwt;
 pub mod status;
 pub mod targets;
 pub mod toy;

@@ -1,0 +1,140 @@
+//! What `/v1/leases` answers.
+
+use std::collections::BTreeMap;
+
+use pki::{Authority, Enrolled, UnixTime};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::http::Reply;
+use crate::policy;
+use crate::service::pem;
+
+/// A lease.
+#[derive(Serialize)]
+pub(super) struct Lease {
+    id: String,
+    role: String,
+    state: String,
+    identity: String,
+    subject: String,
+    dns_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
+    addresses: Vec<String>,
+    created: String,
+    expires: String,
+    hard_cap: String,
+    door: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job_id: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    claims: BTreeMap<String, String>,
+}
+
+impl Lease {
+    fn new(lease: &pki::Lease) -> Self {
+        Self {
+            id: lease.id.clone(),
+            role: lease.role.clone(),
+            state: lease.state.name().to_owned(),
+            identity: lease.identity.clone(),
+            subject: lease.subject.clone(),
+            dns_name: lease.dns_name.clone(),
+            serial: lease.cert().map(|cert| cert.serial.to_string()),
+            addresses: lease.addresses.iter().map(ToString::to_string).collect(),
+            created: lease.created.to_string(),
+            expires: lease.expires.to_string(),
+            hard_cap: lease.hard_cap.to_string(),
+            door: lease.door.clone(),
+            run_url: lease.ci_ref.run_url.clone(),
+            run_id: lease.ci_ref.run_id.clone(),
+            job_id: lease.ci_ref.job_id.clone(),
+            claims: lease.claims.clone(),
+        }
+    }
+}
+
+/// A lease and what it may reach.
+#[derive(Serialize)]
+pub(super) struct Shown {
+    lease: Lease,
+    allow: Vec<String>,
+}
+
+impl Shown {
+    pub(super) fn new(config: &Config, lease: &pki::Lease) -> Self {
+        Self { allow: allow(config, lease), lease: Lease::new(lease) }
+    }
+}
+
+/// A lease with everything its holder needs to connect.
+#[derive(Serialize)]
+pub(super) struct Issued {
+    lease: Lease,
+    replayed: bool,
+    certificate: String,
+    chain: Vec<String>,
+    root: String,
+    not_after: String,
+    renew_at: String,
+    gateway: String,
+    allow: Vec<String>,
+    dns: Vec<String>,
+    swanctl_conf: String,
+    release_token: String,
+}
+
+impl Issued {
+    pub(super) fn new(
+        authority: &Authority,
+        config: &Config,
+        gateway: &str,
+        enrolled: &Enrolled,
+        swanctl_conf: String,
+    ) -> Self {
+        let lease = &enrolled.lease;
+        let dns = config.role(&lease.role).and_then(|role| config.pool(&role.pool));
+        let now = super::now();
+        // Two thirds of what is left.
+        let renew_at: UnixTime = now.plus(enrolled.not_after.since(now) / 3 * 2);
+        Self {
+            lease: Lease::new(lease),
+            replayed: enrolled.replayed,
+            certificate: pem("CERTIFICATE", &enrolled.certificate),
+            chain: vec![authority.issuing_pem()],
+            root: authority.root_pem(),
+            not_after: enrolled.not_after.to_string(),
+            renew_at: renew_at.to_string(),
+            gateway: gateway.to_owned(),
+            allow: allow(config, lease),
+            dns: dns.map(|p| p.dns.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            swanctl_conf,
+            release_token: authority.release_token(&lease.id).expose().to_owned(),
+        }
+    }
+}
+
+/// What the lease's role may reach now.
+fn allow(config: &Config, lease: &pki::Lease) -> Vec<String> {
+    let Some(role) = config.role(&lease.role) else { return Vec::new() };
+    let Some(pool) = config.pool(&role.pool) else { return Vec::new() };
+    policy::reach(role, pool).iter().map(ToString::to_string).collect()
+}
+
+/// A JSON answer.
+pub(super) fn json(status: u16, value: &impl Serialize) -> Reply {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let mut reply = Reply::new(status, "application/json", body);
+            // Answers hold secrets and standings.
+            reply.headers.push(("cache-control", "no-store".to_owned()));
+            reply
+        }
+        Err(error) => Reply::text(500, format!("{error}\n")),
+    }
+}

@@ -1,0 +1,311 @@
+//! `/v1/leases`: enrolment for whoever speaks JSON. The document that describes it,
+//! `openapi.json`, is served with it and tested against it.
+
+mod answers;
+mod credential;
+mod swanctl;
+
+use std::sync::Arc;
+
+use hyper::header::AUTHORIZATION;
+use pki::enrol::est;
+use pki::enrol::jwt::jws;
+use pki::{Actor, Authority, Enrolled, Lease, Refusal, RefusalCode, UnixTime};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Reply, Request, Service};
+use crate::admin::view::Ended;
+use crate::lease::EndError;
+use crate::live::LiveConfig;
+use crate::obs::Refusals;
+use crate::oidc::KeyFetcher;
+use crate::sys::{clock, failpoint};
+use credential::{Credential, Holder};
+
+/// The document that describes this interface.
+pub const OPENAPI: &str = include_str!("openapi.json");
+/// The largest body; a request with an RSA-8192 key fits twice.
+const MAX_BODY: usize = 32 * 1024;
+
+/// Ends leases with their tunnels.
+pub trait EndLeases: Send + Sync + 'static {
+    /// The work of a lease is done.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    fn release(&self, lease: &str, actor: &Actor) -> Result<Ended, EndError>;
+
+    /// A lease must not be trusted any more.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    fn revoke(&self, lease: &str, reason: &str, actor: &Actor) -> Result<Ended, EndError>;
+}
+
+/// The service.
+pub struct Api {
+    /// The PKI.
+    pub authority: Arc<Authority>,
+    /// Where refusals are reported.
+    pub refusals: Arc<Refusals>,
+    /// Fetches issuers' keys.
+    pub keys: Arc<KeyFetcher>,
+    /// The configuration in force.
+    pub config: LiveConfig,
+    /// Ends leases.
+    pub ender: Box<dyn EndLeases>,
+    /// The gateway's IKE identity.
+    pub gateway: String,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").field("gateway", &self.gateway).finish_non_exhaustive()
+    }
+}
+
+/// `POST /v1/leases`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    csr: Option<String>,
+    role: Option<String>,
+    client: Option<String>,
+    key_type: Option<String>,
+}
+
+/// `POST /v1/leases/{id}/renew`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Renew {
+    csr: String,
+    client: Option<String>,
+}
+
+/// `POST /v1/leases/{id}/revoke`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Revoke {
+    reason: Option<String>,
+}
+
+/// A service that several listeners may share.
+#[derive(Debug)]
+pub struct ApiService(pub Arc<Api>);
+
+impl Service for ApiService {
+    async fn answer(&self, request: Request) -> Reply {
+        let bearer = Credential::bearer(&request);
+        if let Some(token) = bearer.filter(|token| jws::looks_like_jwt(token)) {
+            self.0.keys.prepare(&token).await;
+        }
+        let api = Arc::clone(&self.0);
+        match super::blocking(move || api.handle(&request)).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::error!(%error, "a request to /v1 failed");
+                problem(&Refusal::new(RefusalCode::Unavailable, "the request failed inside"))
+            }
+        }
+    }
+}
+
+impl Api {
+    fn handle(&self, request: &Request) -> Reply {
+        self.route(request).unwrap_or_else(|refusal| {
+            super::est::report(&refusal, request, refusal.code.status(), &self.refusals);
+            problem(&refusal)
+        })
+    }
+
+    fn route(&self, request: &Request) -> Result<Reply, Refusal> {
+        let path: Vec<&str> =
+            request.path.trim_start_matches("/v1/").trim_end_matches('/').split('/').collect();
+        let method = request.method.as_str();
+        match (path.as_slice(), method) {
+            (["openapi.json"], "GET" | "HEAD") => {
+                Ok(Reply::new(200, "application/json", OPENAPI.as_bytes().to_vec()))
+            }
+            (["leases"], "POST") => self.create(request),
+            (["leases", id], "GET" | "HEAD") => self.show(id, request),
+            (["leases", id], "DELETE") => self.release(id, request),
+            (["leases", id, "renew"], "POST") => self.renew(id, request),
+            (["leases", id, "revoke"], "POST") => self.revoke(id, request),
+            (["openapi.json"] | ["leases"] | ["leases", _], _)
+            | (["leases", _, "renew" | "revoke"], _) => Err(Refusal::new(
+                RefusalCode::MethodNotAllowed,
+                format!("{method} is not offered there: see /v1/openapi.json"),
+            )),
+            _ => Err(Refusal::new(
+                RefusalCode::NotFound,
+                "there is no such resource: see /v1/openapi.json",
+            )),
+        }
+    }
+
+    fn create(&self, request: &Request) -> Result<Reply, Refusal> {
+        let credential = Credential::bearer(request).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::CredentialsMissing,
+                "the request has no credentials: send Authorization: Bearer with the CI \
+                 platform's token, or one from runnel token create",
+            )
+        })?;
+        let body: Create = body(request)?;
+        version(body.client.as_deref())?;
+        let Some(csr) = &body.csr else {
+            let (code, detail) = match body.key_type {
+                Some(_) => (
+                    RefusalCode::NotImplemented,
+                    "keys are not made by the server: make one and send a csr for it",
+                ),
+                None => (RefusalCode::MalformedRequest, "the body has no csr: send one, PEM"),
+            };
+            return Err(Refusal::new(code, detail));
+        };
+        let (client, now) = (Some(request.peer.ip()), now());
+        let enrolled = if jws::looks_like_jwt(&credential) {
+            // The token first: whose is not accepted costs no more than its signature.
+            let accepted =
+                self.authority.jwt_admit(body.role.as_deref(), &credential, client, now)?;
+            let csr = est::parse_csr(csr.as_bytes())?;
+            self.authority.enrol_accepted(&accepted, &csr, client, now)?
+        } else {
+            let role = match &body.role {
+                Some(role) => role.clone(),
+                None => self.authority.role_of_token(&credential)?,
+            };
+            let csr = est::parse_csr(csr.as_bytes())?;
+            self.authority.enrol_with_token(&role, &credential, &csr, client, now)?
+        };
+        failpoint::hit("est.before_answer");
+        let status = if enrolled.replayed { 200 } else { 201 };
+        self.issued(status, &enrolled, body.client.as_deref(), request)
+    }
+
+    fn show(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
+        let (lease, _) = self.holder(id, request)?;
+        let config = self.config.get();
+        Ok(answers::json(200, &answers::Shown::new(&config, &lease)))
+    }
+
+    fn renew(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
+        let (_, holder) = self.holder(id, request)?;
+        let body: Renew = body(request)?;
+        version(body.client.as_deref())?;
+        let csr = est::parse_csr(body.csr.as_bytes())?;
+        let (client, now) = (Some(request.peer.ip()), now());
+        let enrolled = match holder {
+            Holder::Certificate(peer) => self.authority.renew(&peer, &csr, client, now)?,
+            Holder::Bearer => self.authority.renew_same_key(id, &csr, client, now)?,
+        };
+        self.issued(200, &enrolled, body.client.as_deref(), request)
+    }
+
+    fn release(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
+        let (lease, _) = self.holder(id, request)?;
+        let ended = self.ender.release(&lease.id, &Actor::Peer(request.peer.ip()));
+        Ok(answers::json(200, &ended.map_err(not_ended)?))
+    }
+
+    fn revoke(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
+        let (lease, _) = self.holder(id, request)?;
+        let body: Revoke = match request.body.is_empty() {
+            true => Revoke { reason: None },
+            false => body(request)?,
+        };
+        let reason = body.reason.as_deref().unwrap_or("unspecified");
+        if let Err(error) = reason.parse::<pki::RevocationReason>() {
+            return Err(Refusal::new(RefusalCode::MalformedRequest, error.to_string()));
+        }
+        let ended = self.ender.revoke(&lease.id, reason, &Actor::Peer(request.peer.ip()));
+        Ok(answers::json(200, &ended.map_err(not_ended)?))
+    }
+
+    /// The lease of a request that proves to be its holder's.
+    fn holder(&self, id: &str, request: &Request) -> Result<(Lease, Holder), Refusal> {
+        Credential::of(request)?.lease(&self.authority, id, now())
+    }
+
+    fn issued(
+        &self,
+        status: u16,
+        enrolled: &Enrolled,
+        version: Option<&str>,
+        request: &Request,
+    ) -> Result<Reply, Refusal> {
+        let lease = &enrolled.lease;
+        tracing::info!(
+            peer = %request.peer, request = %request.id, lease = %lease.id, role = %lease.role,
+            replayed = enrolled.replayed, "certificate issued"
+        );
+        let config = self.config.get();
+        let host = crate::service::client_host(&config, &self.gateway);
+        let swanctl = swanctl::render(
+            &config,
+            &swanctl::Client {
+                gateway: &self.gateway,
+                host: &host,
+                lease,
+                role: config.role(&lease.role),
+                version,
+            },
+        );
+        let answer =
+            answers::Issued::new(&self.authority, &config, &self.gateway, enrolled, swanctl);
+        Ok(answers::json(status, &answer))
+    }
+}
+
+fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
+    if request.body.len() > MAX_BODY {
+        return Err(Refusal::new(
+            RefusalCode::TooLarge,
+            format!("the body has {} octets, more than {MAX_BODY}", request.body.len()),
+        ));
+    }
+    serde_json::from_slice(&request.body).map_err(|error| {
+        Refusal::new(
+            RefusalCode::MalformedRequest,
+            format!("the body is not what /v1/openapi.json describes ({error}): correct it"),
+        )
+    })
+}
+
+fn version(client: Option<&str>) -> Result<(), Refusal> {
+    match client {
+        Some(text) if swanctl::parse(text).is_none() => Err(Refusal::new(
+            RefusalCode::MalformedRequest,
+            "client is no version of strongSwan: write it like 5.9.8, or leave it out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn not_ended(error: EndError) -> Refusal {
+    Refusal::new(RefusalCode::Unavailable, error.to_string())
+}
+
+fn problem(refusal: &Refusal) -> Reply {
+    let body = refusal.problem().to_string().into_bytes();
+    let mut reply = Reply::new(refusal.code.status(), "application/problem+json", body);
+    match refusal.code.status() {
+        401 => reply.headers.push(("www-authenticate", "Bearer".to_owned())),
+        503 => reply.headers.push(("retry-after", "5".to_owned())),
+        _ => {}
+    }
+    reply
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}
+
+/// What a request's `Authorization` header holds.
+fn authorization(request: &Request) -> Option<&str> {
+    request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests;

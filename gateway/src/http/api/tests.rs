@@ -1,0 +1,442 @@
+//! The interface against the document that describes it: every route, status and field that one
+//! has, the other has.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pki::store::MemoryStore;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::Config;
+use crate::sys::clock;
+
+#[path = "../../../../tests/src/oidc.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)]
+mod oidc;
+
+const AUDIENCE: &str = "https://gw.example.com:8443";
+
+/// Ends leases without tunnels.
+struct Ender {
+    authority: Arc<Authority>,
+    broken: Arc<AtomicBool>,
+}
+
+impl Ender {
+    fn ended(&self, changed: bool, lease: &str) -> Result<Ended, EndError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(EndError::NotConfirmed("the data plane does not answer".to_owned()));
+        }
+        Ok(Ended {
+            revoked: usize::from(changed),
+            leases: vec![lease.to_owned()],
+            sas_closed: 0,
+            crl_number: 1,
+            elapsed_ms: 1,
+            already: !changed,
+        })
+    }
+}
+
+impl EndLeases for Ender {
+    fn release(&self, lease: &str, actor: &Actor) -> Result<Ended, EndError> {
+        let change = self.authority.release(lease, "client", actor, now())?;
+        self.ended(change.changed(), lease)
+    }
+
+    fn revoke(&self, lease: &str, reason: &str, actor: &Actor) -> Result<Ended, EndError> {
+        let selector = pki::RevokeSelector::Lease(lease.to_owned());
+        let outcome = self.authority.revoke(&selector, reason.parse()?, actor, now())?;
+        self.ended(outcome.changes[0].changed(), lease)
+    }
+}
+
+struct Fixture {
+    service: ApiService,
+    authority: Arc<Authority>,
+    key: oidc::IssuerKey,
+    broken: Arc<AtomicBool>,
+    runtime: tokio::runtime::Runtime,
+    document: Value,
+    /// What was seen: method, route and status.
+    seen: BTreeSet<(String, String, u16)>,
+    /// Fields of schemas that were seen.
+    fields: BTreeSet<String>,
+    _directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (keys, key) = (directory.path().join("keys.json"), oidc::IssuerKey::eddsa("k1"));
+        std::fs::write(&keys, oidc::jwks(&[&key])).unwrap();
+        let text = format!(
+            "[gateway]\nid = \"gw.example.com\"\n[enrol]\nurl = \"{AUDIENCE}\"\n\
+             [[pool]]\nname = \"runners\"\naddresses = [\"10.77.0.0/24\"]\ndns = [\"10.20.0.53\"]\n\
+             [[issuer]]\nname = \"github\"\nkind = \"github\"\nalgorithms = [\"EdDSA\"]\n\
+             static_jwks = \"{}\"\n\
+             [[issuer]]\nname = \"broken\"\nkind = \"generic\"\nissuer = \"https://x.example.com\"\n\
+             static_jwks = \"/nonexistent/keys.json\"\n\
+             [[role]]\nname = \"builder\"\nallow = [\"10.20.0.10:443/tcp\"]\n\
+             [[role.match]]\nissuer = \"github\"\nrepository_id = \"123456\"\n\
+             ref = \"refs/heads/main\"\n",
+            keys.display()
+        );
+        let config = Config::parse(&text, "test").unwrap();
+        let settings = crate::service::pki_settings(&config, "gw.example.com");
+        let store = Arc::new(MemoryStore::new());
+        let options = pki::Options::new(settings);
+        let authority = Authority::with_store(store, &[7; 32], options, now()).unwrap();
+        let (authority, broken) = (Arc::new(authority), Arc::new(AtomicBool::new(false)));
+        let api = Api {
+            authority: Arc::clone(&authority),
+            refusals: Arc::default(),
+            keys: Arc::new(KeyFetcher::new(Arc::clone(&authority))),
+            config: LiveConfig::new(config),
+            ender: Box::new(Ender {
+                authority: Arc::clone(&authority),
+                broken: Arc::clone(&broken),
+            }),
+            gateway: "gw.example.com".to_owned(),
+        };
+        Self {
+            service: ApiService(Arc::new(api)),
+            authority,
+            key,
+            broken,
+            runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap(),
+            document: serde_json::from_str(OPENAPI).unwrap(),
+            seen: BTreeSet::new(),
+            fields: BTreeSet::new(),
+            _directory: directory,
+        }
+    }
+
+    fn jwt(&self, jti: &str) -> String {
+        self.key.sign(&oidc::github(clock::unix_seconds(), AUDIENCE, jti))
+    }
+
+    /// One request, whose answer and body must be as documented.
+    fn ask(&mut self, method: &str, path: &str, bearer: Option<&str>, body: &str) -> (u16, Value) {
+        self.ask_with(method, path, bearer, Vec::new(), body)
+    }
+
+    fn ask_with(
+        &mut self,
+        method: &str,
+        path: &str,
+        bearer: Option<&str>,
+        client_chain: Vec<Vec<u8>>,
+        body: &str,
+    ) -> (u16, Value) {
+        let mut headers = hyper::HeaderMap::new();
+        if let Some(bearer) = bearer {
+            headers.insert(AUTHORIZATION, format!("Bearer {bearer}").parse().unwrap());
+        }
+        let request = Request {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers,
+            body: body.as_bytes().to_vec().into(),
+            peer: "192.0.2.7:4711".parse().unwrap(),
+            client_chain,
+            id: "1-1".to_owned(),
+        };
+        let reply = self.runtime.block_on(self.service.answer(request));
+        let answer: Value = serde_json::from_slice(&reply.body).unwrap();
+        let (template, item) = self.route(path);
+        let operation = item.get(method.to_lowercase()).cloned();
+        let operation = match (&operation, reply.status) {
+            (Some(operation), _) => operation.clone(),
+            // A method that is not offered: every operation of the route says so.
+            (None, 405) => {
+                item.as_object().unwrap().values().find(|v| v.is_object()).unwrap().clone()
+            }
+            _ => panic!("{method} {path} is not documented and answered {}", reply.status),
+        };
+        let documented = &operation["responses"][reply.status.to_string()];
+        assert!(documented.is_object(), "{method} {path}: {} is not documented", reply.status);
+        let (_, content_type) = &reply.headers[0];
+        let schema = &documented["content"][content_type]["schema"];
+        assert!(schema.is_object(), "{method} {path}: {content_type} is not documented");
+        self.check(&answer, &schema.clone(), "answer");
+        if let (true, Ok(sent)) = (reply.status < 400, serde_json::from_str::<Value>(body)) {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            self.check(&sent, &schema.clone(), "request");
+        }
+        let methods: Vec<String> = match operation_of(&item, method) {
+            Some(method) => vec![method],
+            None => {
+                item.as_object().unwrap().keys().filter(|k| *k != "parameters").cloned().collect()
+            }
+        };
+        for method in methods {
+            self.seen.insert((method, template.clone(), reply.status));
+        }
+        (reply.status, answer)
+    }
+
+    fn route(&self, path: &str) -> (String, Value) {
+        let parts: Vec<&str> = path.split('/').collect();
+        let paths = self.document["paths"].as_object().unwrap();
+        let fits = |template: &str| {
+            let wanted: Vec<&str> = template.split('/').collect();
+            wanted.len() == parts.len()
+                && wanted
+                    .iter()
+                    .zip(&parts)
+                    .all(|(want, part)| want.starts_with('{') || want == part)
+        };
+        let found = paths.iter().find(|(template, _)| fits(template));
+        let (template, item) = found.unwrap_or_else(|| panic!("{path} is not documented"));
+        (template.clone(), item.clone())
+    }
+
+    /// A value against a schema; unknown fields, missing ones and wrong types fail.
+    fn check(&mut self, value: &Value, schema: &Value, at: &str) {
+        if let Some(name) = schema["$ref"].as_str() {
+            let name = name.rsplit('/').next().unwrap().to_owned();
+            let schema = self.document["components"]["schemas"][&name].clone();
+            assert!(schema.is_object(), "there is no schema {name}");
+            for (field, _) in value.as_object().unwrap_or_else(|| panic!("{at}: {value}")) {
+                self.fields.insert(format!("{name}.{field}"));
+            }
+            return self.check(value, &schema, &name);
+        }
+        match schema["type"].as_str().unwrap() {
+            "string" => {
+                let text = value.as_str().unwrap_or_else(|| panic!("{at} is no text: {value}"));
+                if let Some(known) = schema["enum"].as_array() {
+                    assert!(known.iter().any(|word| word == text), "{at}: {text}");
+                }
+                if schema["format"] == "date-time" {
+                    assert!(text.len() == 20 && text.ends_with('Z'), "{at}: {text}");
+                }
+            }
+            "integer" => assert!(value.is_u64(), "{at}: {value}"),
+            "boolean" => assert!(value.is_boolean(), "{at}: {value}"),
+            "array" => {
+                for item in value.as_array().unwrap_or_else(|| panic!("{at}: {value}")) {
+                    self.check(item, &schema["items"], at);
+                }
+            }
+            "object" => {
+                let object = value.as_object().unwrap_or_else(|| panic!("{at}: {value}"));
+                let Some(known) = schema["properties"].as_object() else { return };
+                for name in schema["required"].as_array().unwrap() {
+                    assert!(object.contains_key(name.as_str().unwrap()), "{at} lacks {name}");
+                }
+                for (name, value) in object {
+                    let schema =
+                        known.get(name).unwrap_or_else(|| panic!("{at}.{name} is not documented"));
+                    self.check(value, schema, &format!("{at}.{name}"));
+                }
+            }
+            other => panic!("the test does not know the type {other}"),
+        }
+    }
+}
+
+fn operation_of(item: &Value, method: &str) -> Option<String> {
+    let method = method.to_lowercase();
+    item.get(&method).map(|_| method)
+}
+
+struct Key(rcgen::KeyPair);
+
+impl Key {
+    fn new() -> Self {
+        Self(rcgen::KeyPair::generate().unwrap())
+    }
+
+    fn csr(&self) -> String {
+        let params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.serialize_request(&self.0).unwrap().pem().unwrap()
+    }
+
+    fn body(&self) -> String {
+        json!({ "csr": self.csr() }).to_string()
+    }
+}
+
+fn der(pem: &Value) -> Vec<u8> {
+    x509_parser::pem::parse_x509_pem(pem.as_str().unwrap().as_bytes()).unwrap().1.contents
+}
+
+#[test]
+fn the_interface_is_what_its_document_says() {
+    let mut f = Fixture::new();
+    let (key, other) = (Key::new(), Key::new());
+
+    // Opening.
+    let jwt = f.jwt("one");
+    let full = json!({"csr": key.csr(), "role": "builder", "client": "6.0.1"}).to_string();
+    let (status, issued) = f.ask("POST", "/v1/leases", Some(&jwt), &full);
+    assert_eq!(status, 201, "{issued}");
+    assert_eq!(
+        issued["allow"],
+        json!(["10.20.0.10:443/tcp", "10.20.0.53:53/tcp", "10.20.0.53:53/udp"])
+    );
+    assert_eq!(issued["lease"]["run_id"], "7001");
+    assert_eq!(issued["lease"]["claims"]["repository"], "octo/app");
+    let id = issued["lease"]["id"].as_str().unwrap().to_owned();
+    let conf = issued["swanctl_conf"].as_str().unwrap();
+    for line in [
+        "ocsp = request",
+        "remote_addrs = gw.example.com",
+        "vips = 0.0.0.0",
+        "remote_ts = 10.20.0.10/32,10.20.0.53/32",
+        "certs = ci.pem",
+    ] {
+        assert!(conf.lines().any(|found| found.trim() == line), "{line} is not in\n{conf}");
+    }
+    assert!(conf.contains(&format!("id = \"CN={id}, O=gw.example.com\"")), "{conf}");
+    let release = issued["release_token"].as_str().unwrap().to_owned();
+    let (status, again) = f.ask("POST", "/v1/leases", Some(&jwt), &key.body());
+    assert_eq!((status, &again["release_token"]), (200, &issued["release_token"]));
+    assert!(!again["swanctl_conf"].as_str().unwrap().contains("ocsp = "), "unknown to 5.9.8");
+    let (status, replay) = f.ask("POST", "/v1/leases", Some(&jwt), &other.body());
+    assert_eq!((status, &replay["type"]), (403, &json!("urn:runnel:problem:token_replay")));
+    let token = f.authority.token_create(&pki::TokenCreate::new("builder"), &Actor::System, now());
+    let token = token.unwrap().1.expose().to_owned();
+    let (status, second) = f.ask("POST", "/v1/leases", Some(&token), &other.body());
+    assert_eq!(status, 201, "{second}");
+    let second_id = second["lease"]["id"].as_str().unwrap().to_owned();
+
+    // Not opening.
+    let pull = f.key.sign(&{
+        let mut claims = oidc::github(clock::unix_seconds(), AUDIENCE, "pull");
+        claims["event_name"] = json!("pull_request");
+        claims
+    });
+    let (status, refused) = f.ask("POST", "/v1/leases", Some(&pull), &key.body());
+    assert_eq!(status, 403);
+    let fields = refused["trace"]["rules"][0]["fields"].as_array().unwrap();
+    let event = fields.iter().find(|field| field["field"] == "event_name").unwrap();
+    assert_eq!((&event["ok"], &event["found"]), (&json!(false), &json!("pull_request")));
+    let fresh = f.jwt("fresh");
+    for (status, bearer, body) in [
+        (401, None, key.body()),
+        (401, Some("eyJhIjoxfQ.e30.AAAA"), key.body()),
+        (401, Some("abcdef-nosuchtoken"), key.body()),
+        (400, Some(fresh.as_str()), "{".to_owned()),
+        (400, Some(&fresh), json!({"csr": key.csr(), "color": 1}).to_string()),
+        (400, Some(&fresh), json!({"csr": "AAAA"}).to_string()),
+        (400, Some(&fresh), json!({"csr": key.csr(), "client": "new"}).to_string()),
+        (400, Some(&fresh), "{}".to_owned()),
+        (413, Some(&fresh), format!("{{\"csr\": \"{}\"}}", "A".repeat(40_000))),
+        (501, Some(&fresh), json!({"key_type": "ecdsa"}).to_string()),
+    ] {
+        let (found, answer) = f.ask("POST", "/v1/leases", bearer, &body);
+        assert_eq!(found, status, "{answer}");
+    }
+    let broken = f.key.sign(&json!({
+        "iss": "https://x.example.com", "aud": AUDIENCE, "sub": "a",
+        "exp": clock::unix_seconds() + 60,
+    }));
+    assert_eq!(f.ask("POST", "/v1/leases", Some(&broken), &key.body()).0, 503);
+    assert_eq!(f.ask("PUT", "/v1/leases", None, "").0, 405);
+    assert_eq!(f.authority.leases(true).unwrap().len(), 2);
+
+    // One lease: every credential of its holder, and nobody else's.
+    let path = format!("/v1/leases/{id}");
+    let chain = vec![der(&issued["certificate"])];
+    for bearer in [&release, &jwt] {
+        let (status, shown) = f.ask("GET", &path, Some(bearer), "");
+        assert_eq!((status, &shown["lease"]["id"]), (200, &json!(id)));
+    }
+    assert_eq!(f.ask("GET", &format!("/v1/leases/{second_id}"), Some(&token), "").0, 200);
+    assert_eq!(f.ask_with("GET", &path, None, chain.clone(), "").0, 200);
+    for bearer in [token.as_str(), &second["release_token"].as_str().unwrap().to_owned(), "rt-00"] {
+        for (method, tail) in [("GET", ""), ("DELETE", ""), ("POST", "/renew"), ("POST", "/revoke")]
+        {
+            let (status, answer) =
+                f.ask(method, &format!("{path}{tail}"), Some(bearer), &key.body());
+            assert_eq!(status, 403, "{method} {tail}: {answer}");
+        }
+    }
+    let second_chain = vec![der(&second["certificate"])];
+    assert_eq!(f.ask_with("GET", &path, None, second_chain, "").0, 403);
+    let gone = f.authority.release_token("r-gone000000").expose().to_owned();
+    for (method, tail) in [("GET", ""), ("DELETE", ""), ("POST", "/renew"), ("POST", "/revoke")] {
+        assert_eq!(f.ask(method, &format!("{path}{tail}"), None, "").0, 401);
+        let missing = format!("/v1/leases/r-gone000000{tail}");
+        assert_eq!(f.ask(method, &missing, Some(&gone), "").0, 404);
+    }
+    assert_eq!(f.ask("PATCH", &path, None, "").0, 405);
+    assert_eq!(f.ask("GET", &format!("{path}/renew"), None, "").0, 405);
+    assert_eq!(f.ask("GET", &format!("{path}/revoke"), None, "").0, 405);
+
+    // Renewal: the same key with any credential, another one with the certificate alone.
+    let renew = format!("{path}/renew");
+    let body = json!({"csr": key.csr(), "client": "5.9.8"}).to_string();
+    let (status, renewed) = f.ask("POST", &renew, Some(&release), &body);
+    assert_eq!((status, &renewed["lease"]["id"]), (200, &json!(id)));
+    assert_ne!(renewed["certificate"], issued["certificate"]);
+    assert_eq!(f.ask("POST", &renew, Some(&release), &other.body()).0, 403);
+    assert_eq!(f.ask_with("POST", &renew, None, chain, &other.body()).0, 429);
+    assert_eq!(f.ask("POST", &renew, Some(&release), "{}").0, 400);
+    assert_eq!(f.ask("POST", &renew, Some(&release), &" ".repeat(40_000)).0, 413);
+
+    // Ending.
+    let revoke = format!("{path}/revoke");
+    assert_eq!(f.ask("POST", &revoke, Some(&release), "{\"reason\": \"none\"}").0, 400);
+    assert_eq!(f.ask("POST", &revoke, Some(&release), &" ".repeat(40_000)).0, 413);
+    let (status, ended) = f.ask("DELETE", &path, Some(&jwt), "");
+    assert_eq!((status, &ended["revoked"]), (200, &json!(1)), "the token that opened it");
+    let (status, ended) = f.ask("DELETE", &path, Some(&release), "");
+    assert_eq!((status, &ended["already"]), (200, &json!(true)));
+    let lease = f.authority.lease(&id).unwrap().unwrap();
+    assert_eq!(lease.end.unwrap().cause, "client");
+    f.broken.store(true, Ordering::Relaxed);
+    assert_eq!(f.ask("DELETE", &path, Some(&release), "").0, 503);
+    assert_eq!(f.ask("POST", &revoke, Some(&release), "").0, 503);
+    f.broken.store(false, Ordering::Relaxed);
+    let second_revoke = format!("/v1/leases/{second_id}/revoke");
+    let reason = "{\"reason\": \"key-compromise\"}";
+    let (status, ended) = f.ask("POST", &second_revoke, Some(&token), reason);
+    assert_eq!((status, &ended["revoked"]), (200, &json!(1)));
+
+    // The document itself, and that nothing in it went unseen.
+    let (status, served) = f.ask("GET", "/v1/openapi.json", None, "");
+    assert_eq!((status, &served), (200, &f.document));
+    assert_eq!(f.ask("POST", "/v1/openapi.json", None, "").0, 405);
+    let mut documented = BTreeSet::new();
+    for (template, item) in f.document["paths"].as_object().unwrap() {
+        for (method, operation) in
+            item.as_object().unwrap().iter().filter(|(k, _)| *k != "parameters")
+        {
+            for status in operation["responses"].as_object().unwrap().keys() {
+                documented.insert((method.clone(), template.clone(), status.parse().unwrap()));
+            }
+        }
+    }
+    assert_eq!(f.seen, documented);
+    let mut fields = BTreeSet::new();
+    for (name, schema) in f.document["components"]["schemas"].as_object().unwrap() {
+        for field in schema["properties"].as_object().unwrap().keys() {
+            fields.insert(format!("{name}.{field}"));
+        }
+    }
+    // What is refused whenever it is sent.
+    fields.remove("Create.key_type");
+    assert_eq!(f.fields, fields);
+}
+
+#[test]
+fn other_paths_are_no_resources() {
+    let f = Fixture::new();
+    for path in ["/v1/", "/v1/leases/a/b/c", "/v1/lease", "/v1/leases/a/other"] {
+        let request = Request {
+            method: "GET".to_owned(),
+            path: path.to_owned(),
+            headers: hyper::HeaderMap::new(),
+            body: Vec::new().into(),
+            peer: "192.0.2.7:4711".parse().unwrap(),
+            client_chain: Vec::new(),
+            id: "1-1".to_owned(),
+        };
+        assert_eq!(f.runtime.block_on(f.service.answer(request)).status, 404, "{path}");
+    }
+}

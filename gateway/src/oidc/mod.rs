@@ -1,0 +1,127 @@
+//! Fetches the keys of OIDC issuers: before a token is judged that needs them, one fetch of an
+//! issuer at a time, with every bound on what the other side can cost.
+
+mod roots;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pki::enrol::jwt::jwks::{self, MAX_KEY_SET};
+use pki::enrol::jwt::{Issuer, KeySource, KeysWanted};
+use pki::{Authority, UnixTime};
+
+use crate::config::Config;
+use crate::fetch::fetch_secure;
+use crate::sys::clock;
+
+/// Patience with an issuer's server, for each of two requests.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub struct KeyFetcher {
+    authority: Arc<Authority>,
+    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl KeyFetcher {
+    /// For this PKI.
+    pub fn new(authority: Arc<Authority>) -> Self {
+        Self { authority, turns: Mutex::default() }
+    }
+
+    /// Fetches what judging this token needs. Whether that worked, the judgement says.
+    pub async fn prepare(self: &Arc<Self>, token: &str) {
+        match self.authority.jwt_keys_wanted(token, now()) {
+            KeysWanted::No => {}
+            KeysWanted::First(issuer) => self.refresh(issuer, token).await,
+            KeysWanted::Soon(issuer) => {
+                let (fetcher, token) =
+                    (Arc::clone(self), zeroize::Zeroizing::new(token.to_owned()));
+                tokio::spawn(async move { fetcher.refresh(issuer, &token).await });
+            }
+        }
+    }
+
+    async fn refresh(&self, issuer: Issuer, token: &str) {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // Turns nobody waits for are forgotten.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(issuer.name.clone()).or_default())
+        };
+        let _turn = turn.lock().await;
+        // Whoever waited has the keys that the one before fetched.
+        if self.authority.jwt_keys_wanted(token, now()) == KeysWanted::No {
+            return;
+        }
+        let fetched = fetch_keys(&issuer).await;
+        let name = issuer.name.clone();
+        match self.authority.jwt_keys_fetched(&issuer, fetched, now()) {
+            Ok(keys) => tracing::info!(issuer = %name, keys, "keys of the issuer fetched"),
+            Err(why) => tracing::warn!(issuer = %name, %why, "keys of the issuer not fetched"),
+        }
+    }
+}
+
+/// The octets of an issuer's key set.
+///
+/// # Errors
+/// What went wrong, as a part of a sentence.
+pub async fn fetch_keys(issuer: &Issuer) -> Result<Vec<u8>, String> {
+    let ca = match &issuer.keys {
+        KeySource::File(path) => {
+            let path = path.clone();
+            let read = tokio::task::spawn_blocking(move || read_keys(&path)).await;
+            return read.unwrap_or_else(|error| Err(error.to_string()));
+        }
+        KeySource::Discovery { ca } => ca.clone(),
+    };
+    let tls = tokio::task::spawn_blocking(move || roots::client(ca.as_deref())).await;
+    let tls = tls.unwrap_or_else(|error| Err(error.to_string()))?;
+    let base = issuer.issuer.trim_end_matches('/');
+    let url = format!("{base}/.well-known/openid-configuration");
+    let document = fetch_secure(&url, Arc::clone(&tls), MAX_KEY_SET, TIMEOUT).await;
+    let document = document.map_err(|why| format!("{url}: {why}"))?;
+    let uri = jwks::jwks_uri(&document, &issuer.issuer)?;
+    let keys = fetch_secure(&uri, tls, MAX_KEY_SET, TIMEOUT).await;
+    keys.map_err(|why| format!("{uri}: {why}"))
+}
+
+fn read_keys(path: &std::path::Path) -> Result<Vec<u8>, String> {
+    let named = |error: std::io::Error| format!("{}: {error}", path.display());
+    let largest = u64::try_from(MAX_KEY_SET).unwrap_or(u64::MAX);
+    if std::fs::metadata(path).map_err(named)?.len() > largest {
+        return Err(format!("{} is larger than {MAX_KEY_SET} octets", path.display()));
+    }
+    std::fs::read(path).map_err(named)
+}
+
+/// Looks at the files that the issuers' sections name, so that mistakes show before a job fails.
+///
+/// # Errors
+/// One sentence for each file that is no use.
+pub fn check(config: &Config) -> Result<(), Vec<String>> {
+    let mut errors = Vec::new();
+    for issuer in &config.issuers {
+        let looked = match &issuer.keys {
+            KeySource::File(path) => read_keys(path)
+                .and_then(|octets| jwks::KeySet::parse(&octets))
+                .map(|_| ())
+                .map_err(|why| format!("`static_jwks`: {why}")),
+            KeySource::Discovery { ca: Some(path) } => {
+                roots::client(Some(path)).map(|_| ()).map_err(|why| format!("`ca`: {why}"))
+            }
+            KeySource::Discovery { ca: None } => Ok(()),
+        };
+        if let Err(why) = looked {
+            errors.push(format!("issuer \"{}\": {why}; correct the file", issuer.name));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}

@@ -1,0 +1,217 @@
+//! The issuers' keys as last fetched, and when they are to be fetched again. Fetching is the
+//! caller's work.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::jwks::KeySet;
+use super::{Issuer, JwtAlgorithm};
+use crate::time::UnixTime;
+
+/// Keys are fetched again when they are this old.
+const REFRESH: Duration = Duration::from_secs(3_600);
+/// A token that names an unknown key has them fetched again, this often at most.
+const MISS_INTERVAL: Duration = Duration::from_secs(30);
+/// While there are no keys at all, fetching is tried this often at most.
+const EMPTY_INTERVAL: Duration = Duration::from_secs(5);
+/// Keys are used this long when no newer ones can be had.
+const MAX_STALE: Duration = Duration::from_secs(24 * 3_600);
+
+/// Whether an issuer's keys are to be fetched for a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeysWanted {
+    /// No: they are there, or were asked for a moment ago.
+    No,
+    /// Yes, beside the token, which does not need to wait.
+    Soon(Issuer),
+    /// Yes, before the token is judged.
+    First(Issuer),
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    set: Option<(UnixTime, KeySet)>,
+    tried: Option<UnixTime>,
+    problem: Option<String>,
+}
+
+/// Keys by issuer. An issuer whose configuration changes is another one.
+#[derive(Debug, Default)]
+pub(crate) struct Keyring {
+    entries: BTreeMap<String, (Issuer, Entry)>,
+}
+
+impl Keyring {
+    /// Forgets the keys of issuers that are not (so) configured any more.
+    pub(crate) fn configure(&mut self, issuers: &[Issuer]) {
+        self.entries.retain(|_, (issuer, _)| issuers.contains(issuer));
+    }
+
+    /// Notes what a fetch brought.
+    pub(crate) fn fetched(
+        &mut self,
+        issuer: &Issuer,
+        result: Result<KeySet, String>,
+        now: UnixTime,
+    ) {
+        let slot = self.entries.entry(issuer.name.clone());
+        let (known, entry) = slot.or_insert_with(|| (issuer.clone(), Entry::default()));
+        if known != issuer {
+            (*known, *entry) = (issuer.clone(), Entry::default());
+        }
+        entry.tried = Some(now);
+        match result {
+            Ok(set) => {
+                entry.set = Some((now, set));
+                entry.problem = None;
+            }
+            Err(problem) => entry.problem = Some(problem),
+        }
+    }
+
+    /// An issuer's keys, however old within a day.
+    ///
+    /// # Errors
+    /// Why there are none, as a part of a sentence.
+    pub(crate) fn keys(&self, issuer: &Issuer, now: UnixTime) -> Result<&KeySet, String> {
+        let entry = self.entry(issuer);
+        match entry.and_then(|entry| entry.set.as_ref()) {
+            Some((since, set)) if now < since.plus(MAX_STALE) => Ok(set),
+            Some((since, _)) => Err(format!("they were last had at {since}, too long ago")),
+            None => Err(entry
+                .and_then(|entry| entry.problem.clone())
+                .unwrap_or_else(|| "they were not fetched yet".to_owned())),
+        }
+    }
+
+    /// Whether keys are to be fetched for a token that claims this key.
+    pub(crate) fn wanted(
+        &self,
+        issuer: &Issuer,
+        kid: Option<&str>,
+        algorithm: JwtAlgorithm,
+        now: UnixTime,
+    ) -> KeysWanted {
+        let entry = self.entry(issuer);
+        // A clock that was set back must not hold fetching up.
+        let tried_within = |interval: Duration| {
+            entry
+                .and_then(|entry| entry.tried)
+                .is_some_and(|tried| tried <= now && now < tried.plus(interval))
+        };
+        let set = entry.and_then(|entry| entry.set.as_ref());
+        let Some((since, set)) = set.filter(|(since, _)| now < since.plus(MAX_STALE)) else {
+            return match tried_within(EMPTY_INTERVAL) {
+                true => KeysWanted::No,
+                false => KeysWanted::First(issuer.clone()),
+            };
+        };
+        if tried_within(MISS_INTERVAL) {
+            return KeysWanted::No;
+        }
+        if !set.has(kid, algorithm) {
+            return KeysWanted::First(issuer.clone());
+        }
+        let fresh = *since <= now && now < since.plus(REFRESH);
+        if fresh { KeysWanted::No } else { KeysWanted::Soon(issuer.clone()) }
+    }
+
+    fn entry(&self, issuer: &Issuer) -> Option<&Entry> {
+        self.entries.get(&issuer.name).filter(|(known, _)| known == issuer).map(|(_, entry)| entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enrol::jwt::{IssuerKind, KeySource};
+
+    const ALGORITHM: JwtAlgorithm = JwtAlgorithm::EdDsa;
+
+    fn at(secs: i64) -> UnixTime {
+        UnixTime::from_secs(secs)
+    }
+
+    fn issuer() -> Issuer {
+        Issuer::new(
+            "ci",
+            IssuerKind::Generic,
+            "https://ci.example.com",
+            "https://gw.example.com",
+            KeySource::Discovery { ca: None },
+        )
+    }
+
+    fn set(kid: &str) -> KeySet {
+        let x = "A".repeat(43);
+        let text = format!(
+            "{{\"keys\":[{{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"kid\":\"{kid}\",\"x\":\"{x}\"}}]}}"
+        );
+        KeySet::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn an_unknown_key_has_the_set_fetched_once_in_thirty_seconds() {
+        let (mut ring, issuer) = (Keyring::default(), issuer());
+        let wanted =
+            |ring: &Keyring, kid: &str, secs| ring.wanted(&issuer, Some(kid), ALGORITHM, at(secs));
+        assert_eq!(wanted(&ring, "a", 0), KeysWanted::First(issuer.clone()));
+        ring.fetched(&issuer, Ok(set("a")), at(0));
+        assert_eq!(wanted(&ring, "a", 1), KeysWanted::No);
+        assert_eq!(wanted(&ring, "b", 29), KeysWanted::No, "too soon after the last fetch");
+        assert_eq!(wanted(&ring, "b", 30), KeysWanted::First(issuer.clone()));
+        ring.fetched(&issuer, Ok(set("a")), at(30));
+        assert_eq!(
+            wanted(&ring, "b", 59),
+            KeysWanted::No,
+            "strangers' key names cost two a minute"
+        );
+        assert_eq!(wanted(&ring, "b", 60), KeysWanted::First(issuer.clone()));
+        // Rotated: the new set is used at once.
+        ring.fetched(&issuer, Ok(set("b")), at(60));
+        assert!(ring.keys(&issuer, at(60)).unwrap().has(Some("b"), ALGORITHM));
+        assert!(!ring.keys(&issuer, at(60)).unwrap().has(Some("a"), ALGORITHM));
+    }
+
+    #[test]
+    fn keys_outlive_an_outage_of_a_day() {
+        let (mut ring, issuer) = (Keyring::default(), issuer());
+        ring.fetched(&issuer, Ok(set("a")), at(0));
+        let wanted = |ring: &Keyring, secs| ring.wanted(&issuer, Some("a"), ALGORITHM, at(secs));
+        assert_eq!(wanted(&ring, 3_599), KeysWanted::No);
+        assert_eq!(wanted(&ring, 3_600), KeysWanted::Soon(issuer.clone()), "no token waits for it");
+        ring.fetched(&issuer, Err("no answer".to_owned()), at(3_600));
+        assert_eq!(wanted(&ring, 3_629), KeysWanted::No);
+        assert_eq!(wanted(&ring, 3_630), KeysWanted::Soon(issuer.clone()));
+        assert!(ring.keys(&issuer, at(86_399)).is_ok());
+        let over = ring.keys(&issuer, at(86_400)).unwrap_err();
+        assert!(over.contains("too long ago"), "{over}");
+        assert_eq!(wanted(&ring, 86_400), KeysWanted::First(issuer.clone()));
+    }
+
+    #[test]
+    fn a_failed_first_fetch_says_why_and_is_tried_again_soon() {
+        let (mut ring, issuer) = (Keyring::default(), issuer());
+        ring.fetched(&issuer, Err("the name does not resolve".to_owned()), at(0));
+        assert_eq!(ring.keys(&issuer, at(1)).unwrap_err(), "the name does not resolve");
+        assert_eq!(ring.wanted(&issuer, None, ALGORITHM, at(4)), KeysWanted::No);
+        assert_eq!(ring.wanted(&issuer, None, ALGORITHM, at(5)), KeysWanted::First(issuer.clone()));
+        assert_eq!(
+            ring.wanted(&issuer, None, ALGORITHM, at(-5)),
+            KeysWanted::First(issuer.clone()),
+            "the clock was set back"
+        );
+    }
+
+    #[test]
+    fn another_configuration_is_another_issuer() {
+        let (mut ring, issuer) = (Keyring::default(), issuer());
+        ring.fetched(&issuer, Ok(set("a")), at(0));
+        let moved = Issuer { issuer: "https://other.example.com".to_owned(), ..issuer.clone() };
+        assert!(ring.keys(&moved, at(1)).is_err());
+        ring.configure(std::slice::from_ref(&issuer));
+        assert!(ring.keys(&issuer, at(1)).is_ok());
+        ring.configure(&[moved]);
+        assert!(ring.keys(&issuer, at(1)).is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! What was looked at and what came of it, for operators and for the one who was refused.
+
+use serde::Serialize;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// The field: a claim's name, or `signature`, `key`, `algorithm`.
+    pub field: String,
+    /// Whether it is as it must be.
+    pub ok: bool,
+    /// What it must be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<String>,
+    /// What it is; absent when the token does not have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+    /// What else helps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Step {
+    /// A step without a hint.
+    pub(super) fn new(
+        field: impl Into<String>,
+        ok: bool,
+        wanted: impl Into<String>,
+        found: Option<String>,
+    ) -> Self {
+        Self { field: field.into(), ok, wanted: Some(wanted.into()), found, hint: None }
+    }
+}
+
+/// One rule against the token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleTrace {
+    /// The role it gives.
+    pub role: String,
+    /// Which of the role's rules, from 1.
+    pub rule: usize,
+    /// Whether all its fields match.
+    pub matched: bool,
+    /// Whether the token comes from the project that the rule is about.
+    #[serde(skip)]
+    pub pinned: bool,
+    /// Its fields.
+    pub fields: Vec<Step>,
+}
+
+/// How a token was judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Trace {
+    /// The configured issuer that was recognised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The token itself: form, signature, registered claims.
+    pub token: Vec<Step>,
+    /// The issuer's rules, in order; empty when the token itself is not accepted.
+    pub rules: Vec<RuleTrace>,
+    /// The role it gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+}
+
+impl Trace {
+    /// What the presenter is told: all of it about his own token, and what a rule wants only if
+    /// the rule is about his project. On a public platform everybody can have a token that is
+    /// good but for that; whose repository may enter is not everybody's business.
+    #[must_use]
+    pub fn public(&self) -> Self {
+        let mut told = self.clone();
+        for rule in told.rules.iter_mut().filter(|rule| !rule.pinned) {
+            for step in &mut rule.fields {
+                step.wanted = None;
+                step.hint = None;
+            }
+        }
+        told
+    }
+
+    /// The field that failed first: of the token, or of the rule that came closest.
+    pub fn failed(&self) -> Option<&Step> {
+        let closest = || {
+            let open = self.rules.iter().filter(|rule| !rule.matched);
+            open.max_by_key(|rule| (rule.pinned, rule.fields.iter().filter(|f| f.ok).count()))
+        };
+        self.token
+            .iter()
+            .find(|step| !step.ok)
+            .or_else(|| closest()?.fields.iter().find(|step| !step.ok))
+    }
+}

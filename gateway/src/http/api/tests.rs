@@ -348,7 +348,7 @@ fn the_interface_is_what_its_document_says() {
     }
     assert_eq!(f.ask("GET", &format!("/v1/leases/{second_id}"), Some(&token), "").0, 200);
     assert_eq!(f.ask_with("GET", &path, None, chain.clone(), "").0, 200);
-    for bearer in [token.as_str(), &second["release_token"].as_str().unwrap().to_owned(), "rt-00"] {
+    for bearer in [token.as_str(), second["release_token"].as_str().unwrap(), "rt-00"] {
         for (method, tail) in [("GET", ""), ("DELETE", ""), ("POST", "/renew"), ("POST", "/revoke")]
         {
             let (status, answer) =

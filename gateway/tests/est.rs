@@ -45,7 +45,9 @@ impl Server {
         let identity = GatewayIdentity::open(Arc::clone(&authority), names, now()).unwrap();
         let tls = http::acceptor(Arc::clone(&authority), identity.tls()).unwrap();
         let refusals = Arc::new(Refusals::default());
-        let service = Arc::new(EstService::new(Arc::clone(&authority), Arc::clone(&refusals)));
+        let keys = Arc::new(gateway::oidc::KeyFetcher::new(Arc::clone(&authority)));
+        let service =
+            Arc::new(EstService::new(Arc::clone(&authority), Arc::clone(&refusals), keys));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -325,11 +325,16 @@ fn catalogue_child_collision_delete() {
         let mut stage = Stage::new();
         stage.rekey_child(rekeys, "1/1");
         stage.close_child(closes, "1/1");
+        let delete = stage.hold(rekeys);
         stage.to(closes);
         let answer = stage.hold(rekeys);
-        let delete = stage.pair.wire.iter().position(|flight| flight.to == rekeys);
-        assert!(delete.is_some() || stage.tells(&answer, NotifyType::TemporaryFailure));
+        assert!(stage.tells(&answer, NotifyType::TemporaryFailure), "RFC 7296 2.25.1");
         stage.late(answer);
+        // The side that closes has none of it any more; the other follows with the DELETE.
+        let before = stage.line(rekeys);
+        assert!(before.contains("1/1"), "{before}");
+        assert_eq!(stage.line(closes), "A[]");
+        stage.late(delete);
         stage.run();
         stage.see_without_traffic("A[]", "A[]");
         stage.settled_without_child("A[]");

@@ -54,6 +54,21 @@ pub fn request(key: &Path, dn: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes a certificate request for `key` at `to`, with a password inside that is no argument of
+/// any command.
+///
+/// # Errors
+/// When `pki` fails.
+pub fn request_with_password(key: &Path, dn: &str, password: &str, to: &Path) -> Result<()> {
+    let options = to.with_extension("opt");
+    fs::write(&options, format!("--password {password}\n"))?;
+    let (key, file) = (key.display().to_string(), options.display().to_string());
+    let words = ["--req", "--in", &key, "--type", "priv", "--dn", dn, "--options", &file];
+    fs::write(to, pki(&[&words[..], &["--outform", "pem"]].concat())?)?;
+    fs::remove_file(options)?;
+    Ok(())
+}
+
 /// The subject of a certificate in strongSwan's spelling.
 ///
 /// # Errors
@@ -136,24 +151,21 @@ impl Est {
     /// # Errors
     /// Only when the client cannot be started.
     pub fn enrol(&self, from: &Host, request: &Path, userpass: &str) -> Result<Said> {
-        let request = request.display().to_string();
-        let root = self.root.display().to_string();
-        self.pki(
-            from,
-            &[
-                "--est",
-                "--url",
-                &self.url,
-                "--cacert",
-                &root,
-                "--in",
-                &request,
-                "--userpass",
-                userpass,
-                "--outform",
-                "pem",
-            ],
-        )
+        self.est(from, request, &["--userpass", userpass])
+    }
+
+    /// Enrols a request that carries its own proof.
+    ///
+    /// # Errors
+    /// Only when the client cannot be started.
+    pub fn enrol_bare(&self, from: &Host, request: &Path) -> Result<Said> {
+        self.est(from, request, &[])
+    }
+
+    fn est(&self, from: &Host, request: &Path, more: &[&str]) -> Result<Said> {
+        let (request, root) = (request.display().to_string(), self.root.display().to_string());
+        let words = ["--est", "--url", &self.url, "--cacert", &root, "--in", &request];
+        self.pki(from, &[&words[..], more, &["--outform", "pem"]].concat())
     }
 
     /// Renews a certificate (simplereenroll): the old one authenticates the request.

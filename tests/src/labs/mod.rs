@@ -16,6 +16,7 @@ mod kernel_connect;
 mod kernel_plane;
 mod many;
 mod mlkem;
+mod oidc;
 mod paths;
 mod ppk;
 mod psk;
@@ -60,6 +61,11 @@ pub const ALL: &[Entry] = &[
         "enrolment",
         "stock pki: CA chain, certificate, retries, spent and wrong tokens",
         enrolment::run,
+    ),
+    entry(
+        "oidc",
+        "CI tokens: stock pki and curl enrol and connect; replay, kill, release by token",
+        oidc::run,
     ),
     entry(
         "bad-input",

@@ -16,8 +16,6 @@ use pki::enrol::jwt::{ClaimPattern, ClaimRule, Issuer, IssuerKind, KeySource, jw
 use pki::*;
 use serde_json::{Value, json};
 
-const AUDIENCE: &str = "https://gw.example.com:8443";
-const GITHUB: &str = "https://token.actions.githubusercontent.com";
 const EST: &str = "/.well-known/est/simpleenroll";
 
 /// One RSA key for all tests: making one takes a while.
@@ -49,8 +47,8 @@ fn configured(issuers: Vec<Issuer>, rules: Vec<ClaimRule>, keys: &[&IssuerKey]) 
 
 /// GitHub with one rule for one repository.
 fn github() -> Authority {
-    let rule = rule("builder", "github", &[("repository_id", &["123456"])]);
-    configured(vec![issuer("github", IssuerKind::Github, GITHUB)], vec![rule], &[rsa()])
+    let settings = github_settings();
+    configured(settings.issuers, settings.rules, &[rsa()])
 }
 
 fn claims(jti: &str) -> Value {

@@ -26,6 +26,29 @@ pub fn settings() -> Settings {
     settings
 }
 
+/// The audience that tokens of CI platforms must have in tests.
+pub const AUDIENCE: &str = "https://gw.example.com:8443";
+/// GitHub's issuer.
+pub const GITHUB: &str = "https://token.actions.githubusercontent.com";
+
+/// Settings with GitHub as issuer and one rule for one repository.
+pub fn github_settings() -> Settings {
+    use pki::enrol::jwt::{ClaimPattern, ClaimRule, Issuer, IssuerKind, KeySource};
+    let keys = KeySource::File("/nowhere".into());
+    let wanted = vec![ClaimPattern::new("123456")];
+    let rule = ClaimRule {
+        role: "builder".to_owned(),
+        number: 1,
+        issuer: "github".to_owned(),
+        claims: BTreeMap::from([("repository_id".to_owned(), wanted)]),
+    };
+    Settings {
+        issuers: vec![Issuer::new("github", IssuerKind::Github, GITHUB, AUDIENCE, keys)],
+        rules: vec![rule],
+        ..settings()
+    }
+}
+
 pub fn authority() -> Authority {
     authority_on(Arc::new(MemoryStore::new()))
 }

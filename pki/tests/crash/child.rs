@@ -21,6 +21,10 @@ fn main() {
         OpenOptions::new().create(true).append(true).open(directory.join("journal")).unwrap();
     let mut tell = |line: String| journal.write_all(format!("{line}\n").as_bytes()).unwrap();
 
+    if std::env::args().nth(2).as_deref() == Some("jwt") {
+        tell(format!("enrolled {}", enrol_with_jwt(directory)));
+        return;
+    }
     let options = Options::new(settings());
     let authority = Authority::open(&directory.join("state"), options, NOW).unwrap();
     tell(format!("root {}", authority.root_fingerprint()));
@@ -65,6 +69,22 @@ fn main() {
 fn enrol_over_est(authority: &Authority, client: &Client, secret: &TokenSecret) -> String {
     let (auth, body) = (basic("builder", secret.expose()), client.body());
     let request = est_request("/.well-known/est/simpleenroll", Some(&auth), &body);
+    match authority.est(&request, NOW).outcome {
+        EstOutcome::Issued { lease_id, .. } => lease_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The token in `DIRECTORY/token` opens a lease, with the issuer's keys in `DIRECTORY/keys`.
+fn enrol_with_jwt(directory: &Path) -> String {
+    let settings = github_settings();
+    let issuer = settings.issuers[0].clone();
+    let authority = Authority::open(&directory.join("state"), Options::new(settings), NOW).unwrap();
+    let keys = std::fs::read(directory.join("keys")).unwrap();
+    authority.jwt_keys_fetched(&issuer, Ok(keys), NOW).unwrap();
+    let token = std::fs::read_to_string(directory.join("token")).unwrap();
+    let body = base64(&client(directory, 0).csr_with_password(&token)).into_bytes();
+    let request = est_request("/.well-known/est/simpleenroll", None, &body);
     match authority.est(&request, NOW).outcome {
         EstOutcome::Issued { lease_id, .. } => lease_id,
         other => panic!("{other:?}"),

@@ -5,6 +5,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../../tests/src/oidc.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod oidc;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,8 +20,12 @@ use pki::*;
 const VISITS: u32 = 4;
 
 fn run(directory: &Path, failpoint: Option<&str>) -> ExitStatus {
+    run_as(directory, &[], failpoint)
+}
+
+fn run_as(directory: &Path, words: &[&str], failpoint: Option<&str>) -> ExitStatus {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pki-crash-child"));
-    child.arg(directory).env_remove("RUNNEL_FAILPOINT");
+    child.arg(directory).args(words).env_remove("RUNNEL_FAILPOINT");
     if let Some(failpoint) = failpoint {
         child.env("RUNNEL_FAILPOINT", failpoint);
     }
@@ -175,4 +182,60 @@ fn retry(
             authority.enrol_with_token("builder", secret, &Client::new().csr(), None, after(6));
         assert_eq!(other.unwrap_err().code, RefusalCode::TokenSpent, "{place}");
     }
+}
+
+/// Where an enrolment can be cut off.
+const ENROLMENT: [&str; 7] = [
+    "lease.after_allocation",
+    "enrol.after_signing",
+    "enrol.before_commit",
+    "enrol.after_commit",
+    "enrol.before_answer",
+    "store.before_commit",
+    "store.after_commit",
+];
+
+#[test]
+fn a_token_of_a_platform_opens_one_lease_wherever_the_process_dies() {
+    let key = oidc::IssuerKey::rs256("k");
+    let token = key.sign(&oidc::github(NOW.secs(), AUDIENCE, "crash"));
+    for name in ENROLMENT {
+        for visit in 1..=VISITS {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            write_keys(path);
+            std::fs::write(path.join("token"), &token).unwrap();
+            std::fs::write(path.join("keys"), oidc::jwks(&[&key])).unwrap();
+            let place = format!("{name}:{visit}");
+            let status = run_as(path, &["jwt"], Some(&place));
+            if status.success() {
+                assert!(visit > 1, "{name} is never visited");
+                break;
+            }
+            assert_eq!(signal(status), Some(6), "{place}: the child failed by itself");
+            let before = only_lease(path, &key, &token, &place);
+            assert!(run_as(path, &["jwt"], None).success(), "{place}: the retry failed");
+            let after = only_lease(path, &key, &token, &place);
+            assert_eq!(before.or(after.clone()), after, "{place}: another lease");
+            let journal = std::fs::read_to_string(path.join("journal")).unwrap();
+            assert_eq!(journal.trim_end(), format!("enrolled {}", after.unwrap()), "{place}");
+        }
+    }
+}
+
+/// The lease the token opened, if it did: for its own key alone.
+fn only_lease(directory: &Path, key: &oidc::IssuerKey, token: &str, place: &str) -> Option<String> {
+    let settings = github_settings();
+    let issuer = settings.issuers[0].clone();
+    let options = Options::new(settings);
+    let authority = Authority::open(&directory.join("state"), options, after(5)).unwrap();
+    authority.jwt_keys_fetched(&issuer, Ok(oidc::jwks(&[key])), after(5)).unwrap();
+    let leases = authority.leases(true).unwrap();
+    assert!(leases.len() <= 1, "{place}: one token opened {} leases", leases.len());
+    let id = leases.first().map(|lease| lease.id.clone())?;
+    assert_eq!(authority.lease_of_jwt(token, after(5)).unwrap().id, id, "{place}");
+    let thief = Client::new().csr();
+    let refused = authority.enrol_with_jwt(None, token, &thief, None, after(5)).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::TokenReplay, "{place}");
+    Some(id)
 }

@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub ppk: bool,
     /// Timers.
     pub timers: Timers,
+    /// How much a child SA carries before it is rekeyed.
+    pub volume: Volume,
     /// Bounds on unauthenticated peers.
     pub limits: Limits,
     /// Going on after a crash.
@@ -126,6 +128,18 @@ impl Default for Timers {
             min_auth_lifetime: s(30 * 60),
         }
     }
+}
+
+/// How much a child SA carries in one direction before it is rekeyed (RFC 7296 2.8); up to a tenth
+/// less, so that SAs made together are not rekeyed together. At twice as much it ends, whatever
+/// became of the rekey. Without extended sequence numbers a child is rekeyed before these run out,
+/// too (RFC 4303 3.3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Volume {
+    /// Bytes of inner packets; `None`: as many as come.
+    pub bytes: Option<u64>,
+    /// Packets; `None`: as many as come.
+    pub packets: Option<u64>,
 }
 
 /// Bounds on what strangers can make us hold.
@@ -218,6 +232,10 @@ pub struct PeerConfig {
     pub ts_local: Vec<TrafficSelector>,
     /// The peer's side's selectors.
     pub ts_remote: Vec<TrafficSelector>,
+    /// Ask for transport mode (RFC 7296 1.3.1): the selectors are then narrowed to the two outer
+    /// addresses. Behind a NAT tunnel mode is asked for instead, and MOBIKE is not offered beside
+    /// it. A peer that declines makes it tunnel mode, which is reported.
+    pub transport: bool,
     /// Offer MOBIKE (RFC 4555): the connection then survives a change of our address.
     pub mobike: bool,
     /// Say that no other SA with the peer is known (RFC 7296 2.4): the peer lets go of what an

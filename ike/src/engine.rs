@@ -508,12 +508,12 @@ impl Engine {
                 let Some(auth) = sa.auth.as_mut().filter(|auth| auth.grant.lease == *lease) else {
                     return;
                 };
-                let (addresses, dns) = (auth.grant.addresses.clone(), auth.grant.dns.clone());
-                auth.grant = grant.clone();
+                let before = std::mem::replace(&mut auth.grant, grant.clone());
                 if initiator {
-                    // As initiator they came from the peer.
-                    auth.grant.addresses = addresses;
-                    auth.grant.dns = dns;
+                    // As initiator these came from the peer, and from what we were told.
+                    auth.grant.addresses = before.addresses;
+                    auth.grant.dns = before.dns;
+                    auth.grant.transport = before.transport;
                 }
                 if matches!(sa.phase, Phase::Established | Phase::Rekeyed) {
                     ctx.timers.set_wall(id, Some(grant.deadline));

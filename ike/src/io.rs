@@ -452,6 +452,10 @@ pub struct Grant {
     /// The networks behind a peer that is a gateway itself: TSi is narrowed to these. Empty for a
     /// peer that speaks for its virtual addresses, or without any for its own address.
     pub networks: Vec<TrafficSelector>,
+    /// Children between the two outer addresses may be in transport mode when the peer asks for it
+    /// (RFC 7296 1.3.1); the data plane must be able to. As initiator the engine takes this from
+    /// [`PeerConfig::transport`].
+    pub transport: bool,
     /// The earlier of the lease's end and the chain's notAfter.
     pub deadline: WallTime,
     /// What becomes of the lease's other IKE SAs.
@@ -495,6 +499,21 @@ impl std::fmt::Debug for ChildKeys {
     }
 }
 
+/// When the data plane reports that a child SA has carried much ([`DataplaneEvent::Expire`]):
+/// at the soft limit it goes on, at the hard one it stops. Each direction counts for itself;
+/// `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ChildLimits {
+    /// Bytes of inner packets until it is rekeyed.
+    pub soft_bytes: Option<u64>,
+    /// Bytes until it stops.
+    pub hard_bytes: Option<u64>,
+    /// Packets until it is rekeyed.
+    pub soft_packets: Option<u64>,
+    /// Packets until it stops.
+    pub hard_packets: Option<u64>,
+}
+
 /// A child SA to install.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstallChild {
@@ -524,6 +543,8 @@ pub struct InstallChild {
     pub keys_out: ChildKeys,
     /// Transport instead of tunnel mode.
     pub transport: bool,
+    /// How much it may carry.
+    pub limits: ChildLimits,
     /// Outer addresses.
     pub hosts: Hosts,
     /// Our side's selectors.

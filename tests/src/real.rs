@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, anyhow};
 use ike::config::{
-    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
+    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers, Volume,
 };
 use ike::crypto::ring::Pkcs8Signer;
 use ike::crypto::{
@@ -76,6 +76,7 @@ pub fn config(identity: &Identity, ike: &[IkeSuite], esp: &[EspSuite]) -> Engine
         eap_only: false,
         ppk: false,
         timers: Timers::default(),
+        volume: Volume::default(),
         limits: Limits::default(),
         continuity: Continuity::default(),
     }
@@ -104,6 +105,7 @@ pub fn target(
         request_ipv6: false,
         ts_local: Vec::new(),
         ts_remote: vec![TrafficSelector::any_v4()],
+        transport: false,
         mobike: false,
         initial_contact: false,
         follow_redirects: false,
@@ -121,6 +123,7 @@ pub fn any_grant(number: u64) -> Grant {
         dns: Vec::new(),
         allowed: Vec::new(),
         networks: Vec::new(),
+        transport: false,
         deadline: FAR,
         unique: UniquePolicy::Keep,
     }

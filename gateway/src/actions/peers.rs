@@ -239,6 +239,7 @@ impl Peers {
                 dns: Vec::new(),
                 allowed: policy::selectors(&site.local),
                 networks: policy::selectors(&site.networks),
+                transport: false,
                 deadline,
                 unique: UniquePolicy::Replace,
             });
@@ -261,6 +262,7 @@ impl Peers {
             dns: pool.dns.clone(),
             allowed: policy::allowed_selectors(role, pool),
             networks: Vec::new(),
+            transport: false,
             deadline,
             unique: UniquePolicy::Replace,
         })

@@ -323,6 +323,7 @@ mod tests {
             keys_in: keys(),
             keys_out: keys(),
             transport: false,
+            limits: ike::io::ChildLimits::default(),
             hosts: Hosts {
                 local: "192.0.2.1:4500".parse().unwrap(),
                 remote: "192.0.2.2:4500".parse().unwrap(),

@@ -60,7 +60,12 @@ pub(super) fn child(
         esn: request.suite.esn,
         replay_window: REPLAY_WINDOW.min(capabilities.max_replay_window),
         first_seq_out: 0,
-        limits: model::Limits::default(),
+        limits: model::Limits {
+            soft_bytes: request.limits.soft_bytes,
+            hard_bytes: request.limits.hard_bytes,
+            soft_packets: request.limits.soft_packets,
+            hard_packets: request.limits.hard_packets,
+        },
         outbound_active: request.outbound_active,
     };
     let filter = model::LeaseFilter {

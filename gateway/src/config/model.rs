@@ -95,6 +95,10 @@ pub struct Ike {
     pub rekey: Duration,
     /// Life of a child SA before it is rekeyed.
     pub child: Duration,
+    /// Bytes a child SA carries in one direction before it is rekeyed; `None`: no limit.
+    pub child_bytes: Option<u64>,
+    /// Packets likewise.
+    pub child_packets: Option<u64>,
     /// Silence before a liveness check; zero turns it off.
     pub dpd: Duration,
     /// Grants that end sooner are not announced to clients (AUTH_LIFETIME, RFC 4478).

@@ -16,6 +16,8 @@ use super::section::{Findings, Section};
 use super::site::site_list;
 use super::value;
 
+const MB: u64 = 1_000_000;
+const PB: u64 = 1_000_000_000_000_000;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -116,6 +118,8 @@ pub(super) fn built_in() -> Config {
         ike: Ike {
             rekey: HOUR,
             child: 25 * MINUTE,
+            child_bytes: None,
+            child_packets: None,
             dpd: Duration::from_secs(10),
             announce_lifetime: 30 * MINUTE,
             proposals: Vec::new(),
@@ -226,6 +230,12 @@ fn ike(mut section: Section<'_, '_>, out: &mut Ike, found: &mut Findings<'_>) {
     }
     if let Some(child) = section.duration("child", MINUTE..=DAY, found) {
         out.child = child;
+    }
+    if let Some(bytes) = section.size("child_bytes", MB..=PB, found) {
+        out.child_bytes = Some(bytes);
+    }
+    if let Some(packets) = section.number("child_packets", 1000..=1_000_000_000_000_000, found) {
+        out.child_packets = Some(packets);
     }
     if let Some(dpd) = section.duration("dpd", Duration::ZERO..=HOUR, found) {
         out.dpd = dpd;

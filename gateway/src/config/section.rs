@@ -224,6 +224,32 @@ impl<'d, 'i> Section<'d, 'i> {
         }
     }
 
+    /// A number of bytes with its unit.
+    pub(super) fn size(
+        &mut self,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+        found: &mut Findings<'_>,
+    ) -> Option<u64> {
+        let (text, at) = self.string(key, found)?;
+        match value::size(&text) {
+            Ok(size) if range.contains(&size) => Some(size),
+            Ok(_) => {
+                let (least, most) =
+                    (value::size_text(*range.start()), value::size_text(*range.end()));
+                found.error(
+                    at,
+                    format!("`{key} = \"{text}\"` is out of range: write {least} to {most}"),
+                );
+                None
+            }
+            Err(why) => {
+                found.error(at, format!("`{key} = \"{text}\"`: {why}"));
+                None
+            }
+        }
+    }
+
     pub(super) fn socket(
         &mut self,
         key: &'static str,

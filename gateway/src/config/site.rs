@@ -125,6 +125,7 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         },
         None => remote.is_some(),
     };
+    mode(section, &name, found);
     let follow_redirects = section.boolean("follow_redirects", found).unwrap_or(false);
     let ca_at = section.place("ca");
     let ca = section.string("ca", found).map(|(path, _)| PathBuf::from(path));
@@ -164,6 +165,16 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         local,
         networks,
         allow,
+    }
+}
+
+/// `mode`: only tunnel mode can be had. Packets of transport mode would pass beside the tunnel
+/// interface, where every filter is.
+fn mode(section: &mut Section<'_, '_>, site: &str, found: &mut Findings<'_>) {
+    match section.string("mode", found) {
+        Some((word, at)) if word == "transport" => found.error(at, format!("site \"{site}\" asks for transport mode, which neither data plane has: its packets would pass beside the tunnel interface and its filters; remove `mode`, and give both hosts an address each for tunnel mode to join (in `local_networks` and `remote_networks`)")),
+        Some((word, at)) if word != "tunnel" => found.error(at, format!("`mode = \"{word}\"` must be \"tunnel\"")),
+        _ => {}
     }
 }
 

@@ -240,6 +240,23 @@ fn a_role_that_allows_nothing_draws_a_warning() {
 }
 
 #[test]
+fn volumes_have_units_and_bounds() {
+    let config = |text: &str| Config::parse(&format!("[ike]\n{text}\n"), "f");
+    assert_eq!(config("").unwrap().ike.child_bytes, None);
+    let ike = config("child_bytes = \"20GB\"\nchild_packets = 1_000_000").unwrap().ike;
+    assert_eq!((ike.child_bytes, ike.child_packets), (Some(20_000_000_000), Some(1_000_000)));
+
+    for (text, part) in [
+        ("child_bytes = \"20\"", "write a number of bytes like"),
+        ("child_bytes = \"10kB\"", "write 1MB to 1000TB"),
+        ("child_packets = 10", "1000"),
+    ] {
+        let found = errors(&format!("[ike]\n{text}\n"));
+        assert!(found.len() == 1 && found[0].contains(part), "{text}: {found:#?}");
+    }
+}
+
+#[test]
 fn a_wrong_proposal_is_found_before_anything_is_created() {
     let found = errors(
         "[ike]\nproposals = [\n  \"aes256gcm16-prfsha384-ecp384\",\n  \"aes256gcm16-prfsha384-ecp383\",\n]\nesp_proposals = [\"aes256gmc16\"]\n",
@@ -324,6 +341,8 @@ fn mistakes_about_sites_say_what_to_write() {
         (SITE.replace("10.30.0.0/16", "10.77.3.0/24"), "of pool \"runners\""),
         (SITE.replace("10.20.0.10:443/tcp", "10.9.0.1:443/tcp"), "not within `local_networks`"),
         (SITE.replace("allow", "start = \"later\"\nallow"), "must be \"now\""),
+        (SITE.replace("allow", "mode = \"transport\"\nallow"), "which neither data plane has"),
+        (SITE.replace("allow", "mode = \"tunel\"\nallow"), "must be \"tunnel\""),
         (SITE.replace("allow", "ca = \"a\"\npsk_file = \"b\"\nallow"), "keep one"),
         (format!("{second}remote_networks = [\"10.30.9.0/24\"]\n"), "of site \"office\""),
         (

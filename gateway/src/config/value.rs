@@ -55,6 +55,37 @@ pub fn duration_text(duration: Duration) -> String {
     text
 }
 
+/// Units of [`size`], largest first.
+const UNITS: [(&str, u64); 8] = [
+    ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1000),
+];
+
+/// Parses a number of bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "write a number of bytes like \"500MB\", \"20GB\" or \"16GiB\"".to_owned();
+    let (unit, factor) =
+        UNITS.iter().find(|(unit, _)| text.ends_with(unit)).copied().ok_or_else(wrong)?;
+    let digits = text.strip_suffix(unit).unwrap_or_default();
+    if digits.is_empty() || !digits.bytes().all(|octet| octet.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
+}
+
+/// The shortest text [`size`] reads back, of a multiple of 1000.
+pub(super) fn size_text(bytes: u64) -> String {
+    let fits = |(_, factor): &&(&str, u64)| bytes >= *factor && bytes.is_multiple_of(*factor);
+    let (unit, factor) = UNITS.iter().find(fits).copied().unwrap_or(("kB", 1000));
+    format!("{}{unit}", bytes / factor)
+}
+
 /// Parses one entry of an allow list: `NETWORK[:PORT[-PORT]][/PROTOCOL]`, IPv6 with ports in
 /// brackets.
 pub(super) fn allow_entry(text: &str) -> Result<AllowEntry, String> {
@@ -244,6 +275,19 @@ mod tests {
         assert_eq!(duration("1h30m").unwrap(), Duration::from_secs(5400));
         for text in ["", "5", "h", "1x", "-1s", "1.5h", "99999999999999999999s"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_read_back_as_written() {
+        for text in ["1MB", "500MB", "20GB", "16GiB", "1000TB", "5kB"] {
+            let parsed = size(text).unwrap();
+            assert_eq!(size(&size_text(parsed)).unwrap(), parsed, "{text}");
+        }
+        assert_eq!(size("2GB").unwrap(), 2_000_000_000);
+        assert_eq!(size("2GiB").unwrap(), 2 << 30);
+        for text in ["", "5", "GB", "1.5GB", "-1MB", "1 GB", "1gb", "99999999999TB"] {
+            assert!(size(text).is_err(), "{text}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ike::config::{Continuity, EngineConfig, Limits, Timers};
+use ike::config::{Continuity, EngineConfig, Limits, Timers, Volume};
 use ike::crypto::{EspSuite, IkeSuite, SecretBytes, default_provider};
 use ike::wire::Identification;
 use pki::{PoolConfig, RoleProfile, ServerNames, Settings};
@@ -149,6 +149,7 @@ pub fn engine_config(
             min_auth_lifetime: config.ike.announce_lifetime,
             ..Timers::default()
         },
+        volume: Volume { bytes: config.ike.child_bytes, packets: config.ike.child_packets },
         limits: Limits {
             cookie_threshold: config.ike.cookie_threshold,
             max_half_open: config.ike.max_half_open,

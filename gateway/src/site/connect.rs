@@ -104,6 +104,7 @@ fn peer(
         request_ipv6: false,
         ts_local: policy::selectors(&site.local),
         ts_remote: policy::selectors(&site.networks),
+        transport: false,
         mobike: false,
         initial_contact: true,
         follow_redirects: site.follow_redirects,

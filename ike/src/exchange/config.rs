@@ -113,6 +113,7 @@ mod tests {
             dns: vec!["10.0.0.53".parse().unwrap()],
             allowed: Vec::new(),
             networks: Vec::new(),
+            transport: false,
             deadline: WallTime(0),
             unique: UniquePolicy::Replace,
         }

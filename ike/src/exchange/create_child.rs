@@ -9,7 +9,9 @@ use crate::event::{Blame, CloseReason};
 use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{ChildAnswer, ChildRequest};
 use crate::exchange::rekey_ike::{IkeAnswer, IkeRequest};
-use crate::exchange::{Task, about, advance, followup, rekey_child, rekey_ike, send_response};
+use crate::exchange::{
+    Task, about, advance, followup, nonces, rekey_child, rekey_ike, send_response,
+};
 use crate::io::{ChildSaId, TimerKind};
 use crate::rng::SaRng;
 use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
@@ -138,6 +140,11 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
         ctx.refuse(refused);
         return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
     };
+    let short = sa.protection.as_ref().map(|protection| nonces::check(protection.prf(), ni));
+    if let Some(Err(refused)) = short {
+        ctx.refuse(about(sa, *refused));
+        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+    }
     let ike = offer.proposals.first().is_some_and(|first| first.protocol == ProtocolId::Ike);
     if ike {
         rekey_ike::process_request(ctx, sa, payloads, offer, ni);

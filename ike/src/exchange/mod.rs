@@ -18,11 +18,13 @@ pub(crate) mod kex;
 pub(crate) mod mobike;
 pub(crate) mod mobility;
 pub(crate) mod natd;
+pub(crate) mod nonces;
 pub(crate) mod reauth;
 pub(crate) mod redirect;
 pub(crate) mod rekey_child;
 pub(crate) mod rekey_ike;
 pub(crate) mod sync;
+pub(crate) mod transport;
 
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::io::{ChildSaId, TimerKind};

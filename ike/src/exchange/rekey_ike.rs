@@ -15,7 +15,7 @@ use crate::exchange::create_child::{
 };
 use crate::exchange::kex::Kex;
 use crate::exchange::{
-    Task, about, advance, crash, followup, redirect, send_request, send_response,
+    Task, about, advance, crash, followup, nonces, redirect, send_request, send_response,
 };
 use crate::io::{ChildSaId, IkeSaId, TimerKind};
 use crate::policy::proposal::{self, Chosen};
@@ -187,6 +187,14 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     {
         return fail(ctx, sa, "the peer's SPI or key exchange does not fit our IKE rekey");
     }
+    // The old SA's PRF makes the seed of the new one's, which makes the keys (RFC 7296 2.18).
+    let prfs = [sa.protection.as_ref().map(|old| old.prf()), ctx.crypto.prf(chosen.suite.prf)];
+    if let Some(refused) = prfs.into_iter().flatten().find_map(|prf| nonces::check(prf, nr).err()) {
+        return fail(ctx, sa, &refused.what);
+    }
+    let Some(request) = self::request(sa) else {
+        return;
+    };
     request.kex.chosen(chosen.suite.additional_methods());
     if let Err(what) = followup::note_link(&mut request.kex, payloads) {
         return fail(ctx, sa, what);
@@ -456,6 +464,11 @@ pub(crate) fn process_request(
         ctx.refuse(refused);
         return respond_error(ctx, sa, Notify::new(NotifyType::NoProposalChosen));
     };
+    let prf = ctx.crypto.prf(chosen.suite.prf);
+    if let Some(Err(refused)) = prf.map(|prf| nonces::check(prf, ni)) {
+        ctx.refuse(about(sa, *refused));
+        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+    }
     if chosen.suite.kex != ke.method {
         let notify = Notify::invalid_ke(chosen.suite.kex);
         return respond_error(ctx, sa, notify);

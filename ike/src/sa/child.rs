@@ -1,12 +1,15 @@
 //! A child SA: what is installed in the data plane, and when it ends.
 
+use crate::config::Volume;
 use crate::crypto::keymat::{self, Nonces};
 use crate::crypto::{CryptoError, EspSuite, SecretBytes, SharedSecret};
 use crate::event::{CloseReason, Event};
 use crate::io::{
-    Action, ChildKeys, ChildSaId, ChildUse, Hosts, IkeSaId, InstallChild, LeaseId, TimerKind,
+    Action, ChildKeys, ChildLimits, ChildSaId, ChildUse, Hosts, IkeSaId, InstallChild, LeaseId,
+    TimerKind,
 };
 use crate::policy::narrowing;
+use crate::rng::SaRng;
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::protect::Protection;
 use crate::sa::timers::TimerKey;
@@ -14,6 +17,11 @@ use crate::sa::{IkeSa, jittered};
 use crate::time::Timestamp;
 use crate::view::ChildView;
 use crate::wire::TrafficSelector;
+
+/// The last sequence number without ESN, and where a child is rekeyed before that: even at millions
+/// of packets per second there are minutes left.
+const SEQUENCE_END: u64 = 0xffff_ffff;
+const SEQUENCE_SOFT: u64 = 0xc000_0000;
 
 /// Where a child SA is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,12 +116,15 @@ pub(crate) struct NewChild {
     pub(crate) keys_out: ChildKeys,
     pub(crate) ts_local: Vec<TrafficSelector>,
     pub(crate) ts_remote: Vec<TrafficSelector>,
+    /// Transport instead of tunnel mode.
+    pub(crate) transport: bool,
     pub(crate) outbound_active: bool,
     pub(crate) rekeys: Option<ChildSaId>,
 }
 
 /// Has a child installed under the SA's lease. `None` when there is no lease.
 pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<ChildSaId> {
+    let limits = limits(ctx, &mut sa.rng, &new.suite);
     let grant = &sa.auth.as_ref()?.grant;
     let id = ChildSaId(ctx.fresh_id());
     let hosts = sa.hosts();
@@ -125,7 +136,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         suite: new.suite.clone(),
         keys_in: new.keys_in.clone(),
         keys_out: new.keys_out.clone(),
-        transport: false,
+        transport: new.transport,
         ts_local: new.ts_local.clone(),
         ts_remote: new.ts_remote.clone(),
         hosts,
@@ -148,7 +159,8 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         suite: new.suite,
         keys_in: new.keys_in,
         keys_out: new.keys_out,
-        transport: false,
+        transport: new.transport,
+        limits,
         hosts,
         ts_local: new.ts_local,
         ts_remote: new.ts_remote,
@@ -160,6 +172,25 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
     sa.children.insert(id, Box::new(child));
     ctx.act(sa.id, Purpose::Install(id), Action::InstallChild(Box::new(action)));
     Some(id)
+}
+
+/// How much a child of this suite may carry (RFC 7296 2.8).
+pub(crate) fn limits(ctx: &Ctx, rng: &mut SaRng, suite: &EspSuite) -> ChildLimits {
+    let Volume { bytes, packets } = ctx.config.volume;
+    let mut limit = |after: Option<u64>| {
+        let tenth = |after: u64| after.checked_div(10).unwrap_or_default();
+        let soft = after.map(|after| after.saturating_sub(rng.below(tenth(after))));
+        (soft, after.map(|after| after.saturating_mul(2)))
+    };
+    let (soft_bytes, hard_bytes) = limit(bytes);
+    let (mut soft_packets, mut hard_packets) = limit(packets);
+    if !suite.esn {
+        // RFC 4303 3.3.3: a sequence number never comes twice under one key.
+        let before = |limit: Option<u64>, end: u64| Some(limit.map_or(end, |limit| limit.min(end)));
+        soft_packets = before(soft_packets, SEQUENCE_SOFT);
+        hard_packets = before(hard_packets, SEQUENCE_END);
+    }
+    ChildLimits { soft_bytes, hard_bytes, soft_packets, hard_packets }
 }
 
 /// The keys of both directions (RFC 7296 2.17): ours to send is the initiator's when the exchange

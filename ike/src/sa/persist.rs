@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::exchange::{self, Task, create_child, dpd, rekey_child, sync};
 use crate::io::{Action, ChildSaId, IkeSaId, InstallChild, TimerKind};
-use crate::sa::child::{Child, ChildState};
+use crate::sa::child::{self, Child, ChildState};
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::lifecycle;
 use crate::sa::protect::Protection;
@@ -252,6 +252,7 @@ impl Engine {
         };
         let ctx = &mut self.ctx;
         let now = ctx.now.mono;
+        let limits = child::limits(ctx, &mut sa.rng, &saved.suite);
         let action = InstallChild {
             ike: sa.id,
             child: saved.id,
@@ -266,6 +267,8 @@ impl Engine {
             keys_in: saved.keys_in.clone(),
             keys_out: saved.keys_out.clone(),
             transport: saved.transport,
+            // Its counters begin again.
+            limits,
             hosts: saved.hosts,
             ts_local: saved.ts_local.clone(),
             ts_remote: saved.ts_remote.clone(),

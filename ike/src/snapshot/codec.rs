@@ -14,7 +14,7 @@ use crate::time::WallTime;
 use crate::wire::{Identification, IkeSpi, TrafficSelector};
 
 /// The version written.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 impl Snapshot {
     /// The octets; erased when dropped.
@@ -218,6 +218,7 @@ impl Out {
         self.list(&grant.dns, |w, address| w.ip(*address));
         self.list(&grant.allowed, Self::selector);
         self.list(&grant.networks, Self::selector);
+        self.bool(grant.transport);
         self.0.extend_from_slice(&grant.deadline.0.to_be_bytes());
         self.u8(match grant.unique {
             UniquePolicy::Replace => 0,
@@ -360,6 +361,7 @@ impl<'a> In<'a> {
             dns: self.list(Self::ip)?,
             allowed: self.list(Self::selector)?,
             networks: self.list(Self::selector)?,
+            transport: self.bool()?,
             deadline: WallTime(i64::from_be_bytes(self.array()?)),
             unique: match self.u8()? {
                 0 => UniquePolicy::Replace,

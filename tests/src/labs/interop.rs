@@ -85,6 +85,44 @@ pub(super) fn storm(lab: &Lab) -> Result<()> {
     scene.finish()
 }
 
+/// The gateway rekeys the child when it has carried `child_bytes`; downloads in between arrive, and
+/// both ends have the same SPIs.
+pub(super) fn volume(lab: &Lab) -> Result<()> {
+    const DOWNLOADS: usize = 6;
+    let settings =
+        Settings { ike: "child_bytes = \"2MB\"\n".to_owned(), ..Settings::default() };
+    let scene = Scene::new(lab, Shape::default(), &settings)?;
+    let (charon, _) = scene.connected(P256)?;
+    let host = scene.world.runner();
+    let mut children = vec![spis(&scene.gateway)?.1];
+    let (first_ike, _) = spis(&scene.gateway)?;
+    for _ in 0..DOWNLOADS {
+        scene.download(host, 1_000_000)?;
+        // A rekey that this one caused is over before the next one begins.
+        wait::holds(lab, "one child with the same SPI at both ends", Duration::from_secs(10), || {
+            let (ike, child) = spis(&scene.gateway)?;
+            if ike != first_ike {
+                bail!("the IKE SA was rekeyed, too");
+            }
+            let theirs = charon.sas()?;
+            let one = theirs.matches("INSTALLED").count() == 1 && theirs.contains(&child);
+            if one && !children.contains(&child) {
+                children.push(child);
+            }
+            Ok(one)
+        })?;
+        thread::sleep(Duration::from_millis(300));
+    }
+    lab.step(&format!("{} children for {DOWNLOADS} MB, 2 MB each", children.len()));
+    // Six megabytes and what is around them: at least two rekeys, and not one for each download.
+    if children.len() < 3 || children.len() >= DOWNLOADS {
+        bail!("{} children were made for {DOWNLOADS} MB: {children:?}", children.len());
+    }
+    charon.terminate("net")?;
+    scene.no_sas(Duration::from_secs(5))?;
+    scene.finish()
+}
+
 /// A client changes its address while it downloads (RFC 4555): the TCP connection stays.
 pub(super) fn mobike(lab: &Lab) -> Result<()> {
     const SIZE: u64 = 100_000_000;

@@ -108,6 +108,7 @@ pub const ALL: &[Entry] = &[
         "both ends rekey every second or two for 30 s; no ping of 3,000 is lost",
         interop::storm,
     ),
+    entry("rekey-volume", "a child is rekeyed when it has carried its bytes", interop::volume),
     entry("ipv6", "virtual addresses of both families", paths::ipv6),
     entry("allow-list", "addresses, ports and protocols outside the role", paths::allow_list),
     entry(

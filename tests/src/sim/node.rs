@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ike::config::{
-    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
+    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers, Volume,
 };
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
 use ike::event::{Blame, Refusal};
@@ -121,6 +121,7 @@ pub fn config(name: &str) -> EngineConfig {
         eap_only: false,
         ppk: false,
         timers: Timers::default(),
+        volume: Volume::default(),
         limits: Limits::default(),
         continuity: Continuity::default(),
     }
@@ -284,6 +285,7 @@ impl Node {
             request_ipv6: false,
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
+            transport: false,
             mobike: self.mobike,
             follow_redirects: false,
             redirected_from: None,
@@ -490,6 +492,7 @@ impl Node {
                 end: IpAddr::from([10, 20, last, 255]),
             }],
             networks: Vec::new(),
+            transport: false,
             deadline: if gateway { WallTime(now.wall.0.saturating_add(life)) } else { FAR },
             unique: UniquePolicy::Replace,
         }

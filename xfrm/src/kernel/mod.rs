@@ -38,7 +38,7 @@ use crate::Dataplane;
 use crate::dataplane::EventSink;
 use crate::error::PlaneError;
 use crate::model::{
-    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, PlaneKind, PlaneStats, Spi, Usage,
+    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, Mode, PlaneKind, PlaneStats, Spi, Usage,
 };
 use crate::netlink::{Message, Netlink, Protocol, Refusal};
 use crate::route::RouteSocket;
@@ -372,6 +372,9 @@ impl KernelPlane {
                 spec.hosts.local, spec.hosts.remote
             )));
         }
+        if spec.mode != Mode::Tunnel {
+            return Err(unsupported("do transport mode".to_owned(), "negotiate tunnel mode"));
+        }
         if spec.replay_window > MAX_WINDOW {
             return Err(unsupported(
                 format!("keep a replay window of {}", spec.replay_window),
@@ -441,7 +444,9 @@ impl Dataplane for KernelPlane {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             plain_esp: true,
-            transport_mode: true,
+            // The xfrm interface would send such packets to itself, the inbound policies want tunnel
+            // SAs, and packets that do not pass the interface pass no filter.
+            transport_mode: false,
             esn: true,
             max_replay_window: MAX_WINDOW,
             update_hosts: true,

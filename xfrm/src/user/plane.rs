@@ -229,7 +229,7 @@ impl UserPlane {
             return refuse("install a child after it was stopped", "start it again");
         }
         if spec.mode != Mode::Tunnel {
-            return refuse("do transport mode", "negotiate tunnel mode, or use the kernel plane");
+            return refuse("do transport mode", "negotiate tunnel mode");
         }
         if spec.replay_window > replay::MAX_WINDOW {
             return refuse("keep so large a replay window", "use at most 4096 packets");

@@ -1,10 +1,11 @@
 //! IKE_AUTH as initiator.
 
+mod first_child;
+
 use std::collections::BTreeSet;
 
 use crate::config::{LocalAuth, PpkUse, RemoteAuth};
-use crate::crypto::keymat::Nonces;
-use crate::crypto::{EspSuite, IkeKeys, SecretBytes};
+use crate::crypto::{IkeKeys, SecretBytes};
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{
     AuthTask, Exchanged, Own, check_grant, ppk, remember, shared, still_granted, up,
@@ -15,8 +16,7 @@ use crate::io::{
     Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, PpkRequest, SharedKey,
     SharedKeyRequest, VerifiedPeer, VerifyPeer,
 };
-use crate::policy::{narrowing, proposal};
-use crate::sa::child::{self, NewChild};
+use crate::sa::child;
 use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::protect::Protection;
@@ -24,8 +24,12 @@ use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
     AuthMethod, Authentication, ExchangeType, IdPayload, Identification, Notify, NotifyType,
-    Payload, Payloads, TrafficSelector, TrafficSelectors,
+    Payload, Payloads, TrafficSelectors,
 };
+
+use first_child::ChildOffer;
+
+pub(super) use first_child::installed;
 
 /// An IKE_AUTH of ours under way.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub(crate) struct Initiator {
     auth_without_ppk: Option<Vec<u8>>,
     spi: Option<Result<u32, String>>,
     sent: bool,
+    /// The child we asked for.
+    offer: ChildOffer,
     peer_id: Option<Identification>,
     response: Option<Payloads>,
     verified: Option<Box<VerifiedPeer>>,
@@ -99,6 +105,7 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         auth_without_ppk: None,
         spi: None,
         sent: false,
+        offer: ChildOffer::default(),
         peer_id: None,
         response: None,
         verified: None,
@@ -294,6 +301,11 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         }
     };
     initiator.sent = true;
+    let offer = first_child::offer(ctx, sa);
+    let Some(initiator) = self::initiator(sa) else {
+        return;
+    };
+    initiator.offer = offer.clone();
     let (own, auth) = (initiator.own.clone(), initiator.auth.take());
     let ppk = initiator.ppk.clone();
     let without = initiator.auth_without_ppk.take();
@@ -321,22 +333,13 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(request) = config::request(peer) {
         payloads.push(Payload::Cp(request));
     }
-    // The first child shares the IKE SA's key exchange (RFC 7296 1.2).
-    let mut suites: Vec<EspSuite> = Vec::new();
-    for suite in &peer.esp_suites {
-        let suite = EspSuite { kex: None, additional: Vec::new(), ..suite.clone() };
-        if !suites.contains(&suite) {
-            suites.push(suite);
-        }
-    }
-    payloads.push(Payload::Sa(proposal::offer_esp(&suites, spi)));
-    payloads.push(Payload::TsI(TrafficSelectors::new(offered_local(sa))));
-    payloads.push(Payload::TsR(TrafficSelectors::new(peer.ts_remote.clone())));
+    first_child::request(&peer.esp_suites, spi, &offer, &mut payloads);
     if let Some(ppk) = &ppk {
         payloads.push_notify(ppk::identity(&ppk.id));
         without.into_iter().for_each(|data| payloads.push_notify(ppk::without(data)));
     }
-    if peer.mobike {
+    // RFC 4555 1.2: it says nothing of transport mode.
+    if peer.mobike && !offer.transport {
         payloads.push_notify(Notify::new(NotifyType::MobikeSupported));
     }
     continuity::offer(ctx, sa, &mut payloads);
@@ -344,20 +347,6 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         payloads.push_notify(Notify::new(NotifyType::InitialContact));
     }
     send_request(ctx, sa, ExchangeType::IkeAuth, &payloads);
-}
-
-/// Our side's selectors: everything of the families we want addresses of, as those are not known.
-fn offered_local(sa: &IkeSa) -> Vec<TrafficSelector> {
-    let Some(peer) = &sa.peer else {
-        return Vec::new();
-    };
-    if !peer.request_ipv4 && !peer.request_ipv6 {
-        return peer.ts_local.clone();
-    }
-    let mut out = Vec::new();
-    out.extend(peer.request_ipv4.then(TrafficSelector::any_v4));
-    out.extend(peer.request_ipv6.then(TrafficSelector::any_v6));
-    out
 }
 
 pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
@@ -406,7 +395,8 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
     let mobike = payloads.has_notify(NotifyType::MobikeSupported);
     initiator.peer_id = Some(id_r.id.clone());
     initiator.response = Some(payloads.clone());
-    sa.traits.mobike = mobike && sa.peer.as_ref().is_some_and(|peer| peer.mobike);
+    let offered = sa.peer.as_ref().is_some_and(|peer| peer.mobike) && !initiator.offer.transport;
+    sa.traits.mobike = mobike && offered;
     if sa.peer.as_ref().is_some_and(|peer| peer.remote_auth == RemoteAuth::SharedKey) {
         let octets = initiator.exchanged.octets(protection, SaRole::Responder, &id_r.body());
         let key = initiator.shared.take().unwrap_or_default();
@@ -520,8 +510,9 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
     let (addresses, dns) = config::received(response.cp());
     grant.addresses = addresses;
     grant.dns = dns;
+    grant.transport = sa.peer.as_ref().is_some_and(|peer| peer.transport);
     remember(ctx, sa, &verified, identity, grant);
-    match install(ctx, sa, &response) {
+    match first_child::install(ctx, sa, &response) {
         Ok(Some(child)) => {
             if let Some(initiator) = self::initiator(sa) {
                 initiator.child = Some(child);
@@ -529,78 +520,6 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
         }
         Ok(None) => complete(ctx, sa, None),
         Err(what) => fail(ctx, sa, Blame::Misbehaved, "bad_child", what),
-    }
-}
-
-/// Installs the child the peer agreed to; `None` when it did not.
-fn install(
-    ctx: &mut Ctx,
-    sa: &mut IkeSa,
-    response: &Payloads,
-) -> Result<Option<ChildSaId>, String> {
-    let (Some(answer), Some(ts_i), Some(ts_r)) = (response.sa(), response.ts_i(), response.ts_r())
-    else {
-        let told = response.error_notify().map(|notify| notify.kind);
-        let what = match told {
-            Some(kind) => format!("the peer refused the child SA with {kind}"),
-            None => "the peer made no child SA".to_owned(),
-        };
-        let fix = "compare ESP proposals and selectors of both sides";
-        let refused = about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
-        ctx.refuse(refused);
-        return Ok(None);
-    };
-    let local = offered_local(sa);
-    let Some(peer) = &sa.peer else {
-        return Ok(None);
-    };
-    let Some(chosen) = proposal::accept_esp(&peer.esp_suites, answer, None) else {
-        return Err("the peer chose an ESP proposal that was not offered".to_owned());
-    };
-    if ts_i.selectors.is_empty()
-        || ts_r.selectors.is_empty()
-        || !narrowing::covers(&local, &ts_i.selectors)
-        || !narrowing::covers(&peer.ts_remote, &ts_r.selectors)
-    {
-        return Err("the peer's selectors exceed those offered".to_owned());
-    }
-    let (ts_local, ts_remote) = (ts_i.selectors.clone(), ts_r.selectors.clone());
-    let spi_out = <[u8; 4]>::try_from(chosen.spi.as_slice())
-        .map(u32::from_be_bytes)
-        .map_err(|_| "the peer's SPI is malformed".to_owned())?;
-    let held = initiator(sa).map(|initiator| {
-        (initiator.exchanged.ni.clone(), initiator.exchanged.nr.clone(), initiator.spi.clone())
-    });
-    let (Some((ni, nr, Some(Ok(spi_in)))), Some(protection)) = (held, &sa.protection) else {
-        return Err("no keys".to_owned());
-    };
-    let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
-    let (keys_in, keys_out) = child::derive_keys(protection, &chosen.suite, nonces, &[], true)
-        .map_err(|error| error.to_string())?;
-    let new = NewChild {
-        spi_in,
-        spi_out,
-        suite: chosen.suite,
-        keys_in,
-        keys_out,
-        ts_local,
-        ts_remote,
-        outbound_active: true,
-        rekeys: None,
-    };
-    Ok(child::install(ctx, sa, new))
-}
-
-pub(super) fn installed(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, answer: Result<(), String>) {
-    if initiator(sa).is_none_or(|initiator| initiator.child != Some(id)) {
-        return;
-    }
-    match answer {
-        Ok(()) => complete(ctx, sa, Some(id)),
-        Err(why) => {
-            let what = format!("the data plane refused the child SA: {why}");
-            fail(ctx, sa, Blame::Internal, "data_plane", what);
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::exchange::auth::{
 use crate::exchange::certs;
 use crate::exchange::config::{self, Wanted};
 use crate::exchange::{
-    about, continuity, reauth, redirect, seal_response, send_response, send_sealed,
+    about, continuity, reauth, redirect, seal_response, send_response, send_sealed, transport,
 };
 use crate::io::{Action, Authorise, Grant, LeaseId, VerifiedPeer};
 use crate::policy::proposal;
@@ -330,6 +330,9 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
             payloads.push(Payload::Sa(proposal::answer_esp(&plan.chosen, plan.spi_in)));
             payloads.push(Payload::TsI(TrafficSelectors::new(plan.ts_remote)));
             payloads.push(Payload::TsR(TrafficSelectors::new(plan.ts_local)));
+            if plan.transport {
+                payloads.push_notify(transport::notify());
+            }
             if plan.more {
                 payloads.push_notify(Notify::new(NotifyType::AdditionalTsPossible));
             }

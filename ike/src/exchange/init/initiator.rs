@@ -6,7 +6,7 @@ use crate::crypto::{IkeSuite, KexRequest};
 use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{MAX_INIT_LEN, NONCE_LEN, read_traits};
-use crate::exchange::{about, arm_retransmit, certs, natd, redirect};
+use crate::exchange::{about, arm_retransmit, certs, natd, nonces, redirect};
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
 use crate::policy::proposal;
 use crate::sa::context::{Ctx, Purpose, refusal};
@@ -289,6 +289,12 @@ fn accept(ctx: &mut Ctx, sa: &mut IkeSa, message: Message, datagram: &Datagram) 
     if !chosen.suite.additional_methods().is_empty()
         && !payloads.has_notify(NotifyType::IntermediateExchangeSupported)
     {
+        return;
+    }
+    let prf = ctx.crypto.prf(chosen.suite.prf);
+    if let Some(Err(refused)) = prf.map(|prf| nonces::check(prf, nr)) {
+        // Nothing authenticates this: another response may still come.
+        init.hint = Some(Refusal { notify: None, ..*refused });
         return;
     }
     let ppk = payloads.has_notify(NotifyType::UsePpk);

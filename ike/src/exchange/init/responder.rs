@@ -6,7 +6,7 @@ use crate::engine::Engine;
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::init::{HalfOpenSa, MAX_INIT_LEN, NONCE_LEN, Secret, read_traits};
 use crate::exchange::intermediate::Chain;
-use crate::exchange::redirect;
+use crate::exchange::{nonces, redirect};
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
 use crate::policy::limits::{Admission, Proof, Source};
 use crate::policy::proposal::{self, Chosen};
@@ -106,6 +106,14 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         }
         return;
     };
+    let prf = engine.ctx.crypto.prf(chosen.suite.prf);
+    if let Some(Err(refused)) = prf.map(|prf| nonces::check(prf, ni)) {
+        if engine.may_answer_stranger() {
+            engine.ctx.refuse(Refusal { remote: Some(datagram.remote), ..*refused });
+            answer_stateless(engine, &datagram, &header, Notify::new(NotifyType::InvalidSyntax));
+        }
+        return engine.dropped();
+    }
     if chosen.suite.kex != ke.method {
         let notify = Notify::invalid_ke(chosen.suite.kex);
         return answer_stateless(engine, &datagram, &header, notify);

@@ -8,7 +8,9 @@ use crate::exchange::create_child::{
 };
 use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{Collision, activate, respond, successor_gone};
-use crate::exchange::{Task, about, advance, create_child, followup, send_request};
+use crate::exchange::{
+    Task, about, advance, create_child, followup, nonces, send_request, transport,
+};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::{narrowing, proposal};
 use crate::sa::IkeSa;
@@ -50,6 +52,7 @@ struct Answer {
     spi_out: u32,
     ts_local: Vec<TrafficSelector>,
     ts_remote: Vec<TrafficSelector>,
+    transport: bool,
 }
 
 impl ChildRequest {
@@ -233,6 +236,9 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     // The initiator of this exchange is i, whoever made the IKE SA (RFC 7296 2.9).
     payloads.push(Payload::TsI(TrafficSelectors::new(old.ts_local.clone())));
     payloads.push(Payload::TsR(TrafficSelectors::new(old.ts_remote.clone())));
+    if old.transport {
+        payloads.push_notify(transport::notify());
+    }
     send_request(ctx, sa, ExchangeType::CreateChildSa, &payloads);
 }
 
@@ -256,8 +262,21 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, pay
         }
         Err(what) => {
             report(ctx, sa, Blame::Misbehaved, "bad_child", what.to_owned());
+            undo(ctx, sa, payloads);
             request_failed(ctx, sa);
         }
+    }
+}
+
+/// The peer has made a child of our request that we do not: it is closed again.
+fn undo(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+    if payloads.has_notify(NotifyType::AdditionalKeyExchange) {
+        return;
+    }
+    let spi_in = request(sa).and_then(|request| request.spi_in);
+    let made = payloads.sa().and_then(|answer| answer.proposals.first()?.child_spi());
+    if let (Some(spi_in), Some(spi_out)) = (spi_in, made) {
+        delete_unknown(ctx, sa, spi_in, spi_out.0);
     }
 }
 
@@ -269,13 +288,22 @@ fn read(
     id: ChildSaId,
     payloads: &Payloads,
 ) -> Result<(Answer, PeerPublic), &'static str> {
-    let old = sa.children.get(&id).map(|old| (old.ts_local.clone(), old.ts_remote.clone()));
+    let old = sa.children.get(&id);
+    let transport = transport::is_said(payloads);
+    if old.is_some_and(|old| old.transport != transport) {
+        return Err("the peer answered a rekey in another mode (tunnel or transport)");
+    }
+    let old = old.map(|old| (old.ts_local.clone(), old.ts_remote.clone()));
+    let prf = sa.protection.as_ref().map(|protection| protection.prf());
     let request = request(sa).ok_or("the peer answered a rekey that is not under way")?;
     let (Some(answer), Some(nr), Some(ts_i), Some(ts_r)) =
         (payloads.sa(), payloads.nonce(), payloads.ts_i(), payloads.ts_r())
     else {
         return Err("the peer's answer to a rekey is incomplete");
     };
+    if prf.is_some_and(|prf| nonces::check(prf, nr).is_err()) {
+        return Err("the peer's nonce is shorter than half of the PRF's key (RFC 7296 2.10)");
+    }
     let group = request.kex.as_ref().map(|kex| kex.group);
     let chosen = proposal::accept_esp(&request.suites, answer, group)
         .ok_or("the peer chose an ESP proposal that was not offered")?;
@@ -306,6 +334,7 @@ fn read(
         spi_out,
         ts_local: ts_i.selectors.clone(),
         ts_remote: ts_r.selectors.clone(),
+        transport,
     };
     Ok((answer, ke))
 }
@@ -396,6 +425,7 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
         keys_out,
         ts_local: answer.ts_local,
         ts_remote: answer.ts_remote,
+        transport: answer.transport,
         outbound_active: true,
         rekeys: Some(rekeys),
     };

@@ -8,10 +8,9 @@ use crate::exchange::create_child::{
     self, Requesting, Responding, abandon_request, abandon_response, ike_rekey_under_way,
     respond_error, retry_later,
 };
-use crate::exchange::followup;
 use crate::exchange::kex::Kex;
 use crate::exchange::rekey_child::{ACTIVATE_AFTER, Collision, successor_gone};
-use crate::exchange::{Task, send_response};
+use crate::exchange::{Task, followup, send_response, transport};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::narrowing;
 use crate::policy::proposal::{self, Accepted, Chosen, EspKex};
@@ -38,6 +37,7 @@ pub(crate) struct ChildAnswer {
     ts_local: Vec<TrafficSelector>,
     ts_remote: Vec<TrafficSelector>,
     more: bool,
+    transport: bool,
     kex: Option<Kex>,
     spi_in: Option<u32>,
     installing: Option<ChildSaId>,
@@ -92,7 +92,11 @@ pub(crate) fn process_request(
     if rekeys.is_none() && sa.children.len() >= MAX_CHILDREN {
         return respond_error(ctx, sa, Notify::new(NotifyType::NoAdditionalSas));
     }
-    match decide(ctx, sa, payloads, offer) {
+    let plan = decide(ctx, sa, payloads, offer).map(|mut plan| {
+        plan_transport(ctx, sa, payloads, rekeys, &mut plan);
+        plan
+    });
+    match plan {
         Ok(plan) => begin(ctx, sa, rekeys, ni, plan),
         Err(Decision::WrongGroup(notify)) => respond_error(ctx, sa, notify),
         Err(Decision::Refused(refused)) => {
@@ -170,6 +174,7 @@ struct Plan {
     ts_local: Vec<TrafficSelector>,
     ts_remote: Vec<TrafficSelector>,
     more: bool,
+    transport: bool,
     peer_public: Option<Vec<u8>>,
 }
 
@@ -223,8 +228,27 @@ fn decide(
         ts_local: local.selectors,
         ts_remote: remote.selectors,
         more: local.more || remote.more,
+        transport: false,
         peer_public,
     })
+}
+
+/// Whether the child is in transport mode, which a rekey keeps.
+fn plan_transport(
+    ctx: &mut Ctx,
+    sa: &IkeSa,
+    payloads: &Payloads,
+    rekeys: Option<ChildSaId>,
+    plan: &mut Plan,
+) {
+    if !transport::is_said(payloads) {
+        return;
+    }
+    let granted = match rekeys.and_then(|old| sa.children.get(&old)) {
+        Some(old) => old.transport,
+        None => sa.auth.as_ref().is_some_and(|auth| auth.grant.transport),
+    };
+    plan.transport = transport::agree(ctx, sa, granted, &mut plan.ts_local, &mut plan.ts_remote);
 }
 
 /// What the peer's side and ours may be: as responder what the lease says, as initiator of the
@@ -283,6 +307,7 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
         ts_local: plan.ts_local,
         ts_remote: plan.ts_remote,
         more: plan.more,
+        transport: plan.transport,
         kex,
         spi_in: None,
         installing: None,
@@ -337,6 +362,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     let (ni, nr) = (response.ni.clone(), response.nr.clone());
     let (suite, rekeys) = (response.chosen.suite.clone(), response.rekeys);
     let (ts_local, ts_remote) = (response.ts_local.clone(), response.ts_remote.clone());
+    let transport = response.transport;
     let (Some(protection), Ok(spi_out)) = (&sa.protection, spi_out) else {
         return unavailable(ctx, sa, "no keys");
     };
@@ -356,6 +382,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         keys_out,
         ts_local,
         ts_remote,
+        transport,
         outbound_active: !replaces,
         rekeys,
     };
@@ -405,6 +432,9 @@ fn answer_to(response: &ChildAnswer, spi_in: u32) -> Payloads {
     }
     payloads.push(Payload::TsI(TrafficSelectors::new(response.ts_remote.clone())));
     payloads.push(Payload::TsR(TrafficSelectors::new(response.ts_local.clone())));
+    if response.transport {
+        payloads.push_notify(transport::notify());
+    }
     if response.more {
         payloads.push_notify(Notify::new(NotifyType::AdditionalTsPossible));
     }

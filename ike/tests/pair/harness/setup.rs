@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ike::config::{
-    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers,
+    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers, Volume,
 };
 use ike::crypto::ring::PROVIDER;
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, Signer};
@@ -66,6 +66,7 @@ fn config(name: &str, shard: u8, key: &Key) -> EngineConfig {
         eap_only: false,
         ppk: false,
         timers: Timers::default(),
+        volume: Volume::default(),
         limits: Limits::default(),
         continuity: Continuity::default(),
     }
@@ -95,6 +96,7 @@ impl Setup {
             request_ipv6: true,
             ts_local: vec![],
             ts_remote: vec![TrafficSelector::any_v4(), TrafficSelector::any_v6()],
+            transport: false,
             mobike: false,
             initial_contact: false,
             follow_redirects: false,
@@ -108,6 +110,7 @@ impl Setup {
             dns: vec!["10.20.0.53".parse().unwrap()],
             allowed: vec![net("10.20.0.0", "10.20.0.255")],
             networks: vec![],
+            transport: false,
             deadline: WallTime(START + 86_400_000_000),
             unique: UniquePolicy::Replace,
         });
@@ -165,6 +168,7 @@ impl Setup {
             dns: vec![],
             allowed: vec![],
             networks: vec![],
+            transport: false,
             deadline: WallTime(START + 864_000_000_000),
             unique: UniquePolicy::Keep,
         });

@@ -5,7 +5,7 @@ use crate::crypto::keymat::Nonces;
 use crate::event::{Blame, CloseReason};
 use crate::exchange::auth::{ChildRefused, child_refused, ts_unacceptable};
 use crate::exchange::config::{self, Wanted};
-use crate::exchange::{reauth, redirect};
+use crate::exchange::{reauth, redirect, transport};
 use crate::io::{Action, ChildSaId};
 use crate::policy::narrowing;
 use crate::policy::proposal::{self, Chosen, EspKex};
@@ -22,6 +22,8 @@ pub(super) struct ChildOffer {
     sa: SecurityAssociation,
     pub(super) ts_i: Vec<TrafficSelector>,
     pub(super) ts_r: Vec<TrafficSelector>,
+    /// The peer wants transport mode.
+    transport: bool,
 }
 
 /// How far the child SA is.
@@ -47,6 +49,7 @@ pub(super) struct Plan {
     pub(super) ts_local: Vec<TrafficSelector>,
     pub(super) ts_remote: Vec<TrafficSelector>,
     pub(super) more: bool,
+    pub(super) transport: bool,
     pub(super) spi_in: u32,
 }
 
@@ -55,7 +58,8 @@ pub(super) fn offer(payloads: &Payloads) -> Option<ChildOffer> {
     let known =
         |ts: Option<&TrafficSelectors>| ts.map(|ts| ts.selectors.clone()).unwrap_or_default();
     let sa = payloads.sa()?.clone();
-    Some(ChildOffer { sa, ts_i: known(payloads.ts_i()), ts_r: known(payloads.ts_r()) })
+    let transport = transport::is_said(payloads);
+    Some(ChildOffer { sa, ts_i: known(payloads.ts_i()), ts_r: known(payloads.ts_r()), transport })
 }
 
 /// Decides over the child SA, and reserves its SPI.
@@ -79,7 +83,10 @@ pub(super) fn plan(ctx: &mut Ctx, sa: &mut IkeSa) {
     }
     let wanted = responder(sa).map(|responder| responder.wanted).unwrap_or_default();
     let outcome = match decide(ctx, sa, &offer, wanted) {
-        Ok(plan) => {
+        Ok(mut plan) => {
+            if offer.transport {
+                plan_transport(ctx, sa, &mut plan);
+            }
             ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
             ChildOutcome::Planned(plan)
         }
@@ -135,8 +142,21 @@ fn decide(
         ts_local: local.selectors,
         ts_remote: remote.selectors,
         more: local.more || remote.more,
+        transport: false,
         spi_in: 0,
     })
+}
+
+/// The peer asked for transport mode: whether it is. An SA with a child of that mode does without
+/// MOBIKE.
+fn plan_transport(ctx: &mut Ctx, sa: &mut IkeSa, plan: &mut Plan) {
+    let granted = sa.auth.as_ref().is_some_and(|auth| auth.grant.transport);
+    plan.transport = transport::agree(ctx, sa, granted, &mut plan.ts_local, &mut plan.ts_remote);
+    if plan.transport
+        && let Some(responder) = responder(sa)
+    {
+        responder.mobike = false;
+    }
 }
 
 /// No common ESP proposal.
@@ -220,6 +240,7 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
         keys_out,
         ts_local: plan.ts_local.clone(),
         ts_remote: plan.ts_remote.clone(),
+        transport: plan.transport,
         // Beside an SA that is in use: the peer receives on this one when our answer is there.
         outbound_active: !overlaps,
         rekeys: None,

@@ -1,6 +1,7 @@
 //! The engine: routes inputs to SAs, and nothing else. What an input means is decided in
 //! `exchange`; what is kept, in `sa`.
 
+mod command;
 mod complete;
 pub(crate) mod receive;
 
@@ -10,18 +11,14 @@ use crate::config::EngineConfig;
 use crate::crypto::cookie::CookieJar;
 use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
-use crate::event::{Blame, CloseReason, Event};
+use crate::event::{CloseReason, Event};
 use crate::exchange::{
-    self, Task, advance, auth, dpd, followup, init, mobike, mobility, reauth, redirect,
-    rekey_child, rekey_ike,
+    self, Task, advance, dpd, followup, init, reauth, redirect, rekey_child, rekey_ike,
 };
-use crate::io::{
-    ChildSaId, Command, DataplaneEvent, Deadline, Grant, IkeSaId, Input, LeaseId, Output,
-    TimerKind, Token,
-};
+use crate::io::{ChildSaId, Deadline, IkeSaId, Input, Output, TimerKind, Token};
 use crate::policy::limits::Source;
 use crate::rng::{SaRng, Seed};
-use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
+use crate::sa::context::{Ctx, Deferred, Purpose};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::table::SaTable;
 use crate::sa::timers::TimerKey;
@@ -374,15 +371,14 @@ impl Engine {
         if key.kind == TimerKind::Action {
             return self.lost(Token(key.sub));
         }
+        if key.kind == TimerKind::HalfOpen {
+            return self.too_slow(key.sa);
+        }
         self.with_sa(key.sa, |ctx, sa| match key.kind {
             TimerKind::Retransmit => {
                 if init::retransmit_due(ctx, sa) && !exchange::retransmit(ctx, sa) {
                     lifecycle::peer_dead(ctx, sa);
                 }
-            }
-            TimerKind::HalfOpen => {
-                let reason = CloseReason::Failed("the handshake took too long".to_owned());
-                lifecycle::close(ctx, sa, reason, Tell::Nobody);
             }
             TimerKind::Dpd => dpd::due(ctx, sa),
             TimerKind::RekeyIke => {
@@ -406,9 +402,24 @@ impl Engine {
             }
             TimerKind::Overlap => lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer),
             TimerKind::Action
+            | TimerKind::HalfOpen
             | TimerKind::Deadline
             | TimerKind::Reauth
             | TimerKind::CookieSecret => {}
+        });
+    }
+
+    /// A handshake was not finished in time. Of strangers that never came to IKE_AUTH a few are
+    /// reported each second: often one who cannot be heard any more is among them.
+    fn too_slow(&mut self, id: IkeSaId) {
+        let stranger = self.sas.get(id).is_some_and(init::is_stranger);
+        let report = stranger && self.may_answer_stranger();
+        self.with_sa(id, |ctx, sa| {
+            if report {
+                ctx.refuse(init::unfinished(sa));
+            }
+            let reason = CloseReason::Failed("the handshake took too long".to_owned());
+            lifecycle::close(ctx, sa, reason, Tell::Nobody);
         });
     }
 
@@ -420,135 +431,6 @@ impl Engine {
         }
         let at = self.ctx.now.mono + self.ctx.config.timers.cookie_secret;
         self.ctx.timers.set(key, at);
-    }
-
-    // --- commands ------------------------------------------------------------------------------
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Initiate(peer) => init::initiate(self, *peer, None),
-            Command::Redirect { to, existing } => redirect::set(self, to, existing),
-            Command::Reauthenticate(id) => reauth::start(self, id),
-            Command::CloseIkeSa(id, reason) => {
-                self.with_sa(id, |ctx, sa| lifecycle::close(ctx, sa, reason, Tell::Peer));
-            }
-            Command::CloseLease(lease, reason) => self.close_lease(&lease, None, &reason),
-            Command::CloseChild(child, reason) => {
-                if let Some(id) = self.owner_of(child) {
-                    self.with_sa(id, |ctx, sa| {
-                        exchange::delete::close_child(ctx, sa, child, reason);
-                        advance(ctx, sa);
-                    });
-                }
-            }
-            Command::RekeyIke(id) => {
-                self.with_sa(id, |ctx, sa| {
-                    sa.enqueue(Task::RekeyIke);
-                    advance(ctx, sa);
-                });
-            }
-            Command::RekeyChild(child) => {
-                if let Some(id) = self.owner_of(child) {
-                    self.with_sa(id, |ctx, sa| {
-                        sa.enqueue(Task::RekeyChild(child));
-                        advance(ctx, sa);
-                    });
-                }
-            }
-            Command::Move { ike, local } => {
-                self.with_sa(ike, |ctx, sa| mobike::roam(ctx, sa, local));
-            }
-            Command::UpdateLease(lease, grant) => self.update_lease(&lease, &grant),
-            Command::Reconfigure(config) => match usable(*config, self.ctx.crypto) {
-                Ok(config) => self.ctx.config = config,
-                Err(error) => {
-                    let what = format!("the new configuration cannot be used: {error}");
-                    let fix = "the old one stays in force; correct the proposals";
-                    self.ctx.refuse(refusal(Blame::Internal, None, "configuration", what, fix));
-                }
-            },
-            Command::Shutdown => {
-                self.stopping = true;
-                for id in self.sas.ids() {
-                    self.with_sa(id, |ctx, sa| {
-                        lifecycle::close(ctx, sa, CloseReason::Shutdown, Tell::Peer);
-                    });
-                }
-            }
-        }
-    }
-
-    fn owner_of(&self, child: ChildSaId) -> Option<IkeSaId> {
-        self.sas.iter().find(|sa| sa.children.contains_key(&child)).map(|sa| sa.id)
-    }
-
-    /// Closes the SAs of a lease. Handshakes under way are included: whoever they turn out to be.
-    fn close_lease(&mut self, lease: &LeaseId, keep: Option<IkeSaId>, reason: &CloseReason) {
-        for id in self.sas.ids() {
-            if Some(id) == keep {
-                continue;
-            }
-            self.with_sa(id, |ctx, sa| match sa.phase {
-                // A newer connection replaces what is established, not what is on its way.
-                Phase::Authenticating(_) if keep.is_none() => {
-                    auth::close_lease(ctx, sa, lease, reason);
-                }
-                Phase::Established | Phase::Rekeyed if sa.lease_id().as_ref() == Some(lease) => {
-                    lifecycle::close(ctx, sa, reason.clone(), Tell::Peer);
-                }
-                _ => {}
-            });
-        }
-    }
-
-    fn update_lease(&mut self, lease: &LeaseId, grant: &Grant) {
-        for id in self.sas.ids() {
-            self.with_sa(id, |ctx, sa| {
-                let initiator = sa.is_initiator();
-                let Some(auth) = sa.auth.as_mut().filter(|auth| auth.grant.lease == *lease) else {
-                    return;
-                };
-                let before = std::mem::replace(&mut auth.grant, grant.clone());
-                if initiator {
-                    // As initiator these came from the peer, and from what we were told.
-                    auth.grant.addresses = before.addresses;
-                    auth.grant.dns = before.dns;
-                    auth.grant.transport = before.transport;
-                }
-                if matches!(sa.phase, Phase::Established | Phase::Rekeyed) {
-                    ctx.timers.set_wall(id, Some(grant.deadline));
-                    ctx.checkpoint(sa);
-                }
-            });
-        }
-        self.expire();
-    }
-
-    // --- data plane ----------------------------------------------------------------------------
-
-    fn dataplane(&mut self, event: DataplaneEvent) {
-        match event {
-            DataplaneEvent::Expire { child, hard } => {
-                let Some(id) = self.owner_of(child) else {
-                    return;
-                };
-                self.with_sa(id, |ctx, sa| {
-                    if hard {
-                        exchange::delete::close_child(ctx, sa, child, CloseReason::Expired);
-                    } else {
-                        sa.enqueue(Task::RekeyChild(child));
-                    }
-                    advance(ctx, sa);
-                });
-            }
-            DataplaneEvent::Mapping { child, remote } => {
-                if let Some(id) = self.owner_of(child) {
-                    self.with_sa(id, |ctx, sa| mobility::mapping(ctx, sa, remote));
-                }
-            }
-            // An unprotected hint changes nothing (RFC 7296 2.21.4).
-            DataplaneEvent::NoSa { .. } => {}
-        }
     }
 }
 

@@ -15,7 +15,9 @@ use thiserror::Error;
 
 use crate::crypto::{EspSuite, IkeKeys, IkeSuite};
 use crate::io::{ChildKeys, ChildSaId, Grant, Hosts, IkeSaId};
-use crate::wire::{ExchangeType, HashAlgorithm, Identification, IkeSpi, TrafficSelector};
+use crate::wire::{
+    ExchangeType, HashAlgorithm, Identification, IkeSpi, MessageIdSync, TrafficSelector,
+};
 
 /// See the module. `Debug` prints no key.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,6 +110,8 @@ pub struct SavedTraits {
     pub message_id_sync: bool,
     /// Its crash token (RFC 6290).
     pub token: Option<Vec<u8>>,
+    /// The message ids it told last (RFC 6311): they are not taken a second time.
+    pub synchronised: Option<MessageIdSync>,
 }
 
 /// A child SA.

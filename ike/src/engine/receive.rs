@@ -154,7 +154,7 @@ impl Engine {
                 return;
             }
             // Which ids are right is not known yet; the peer says it again.
-            if sync::waiting(sa) {
+            if sync::waiting(sa) && !sync::is_unheard(sa) {
                 return;
             }
         }
@@ -210,7 +210,10 @@ impl Engine {
                     return;
                 }
                 sa.last_heard = ctx.now.mono;
-                mobility::seen(ctx, sa, path);
+                // Nor is a request, which an old snapshot may not know as answered already.
+                if header.flags.response || !sync::waiting(sa) {
+                    mobility::seen(ctx, sa, path);
+                }
                 if header.flags.response {
                     sa.unfinished = sa.window.answered();
                     sa.inbox.clear(true);

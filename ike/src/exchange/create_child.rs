@@ -126,19 +126,10 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
         abandon_response(ctx, sa);
     }
     let (Some(offer), Some(ni)) = (payloads.sa(), payloads.nonce()) else {
-        let what = "CREATE_CHILD_SA without proposals or nonce".to_owned();
-        let refused = about(
-            sa,
-            refusal(
-                Blame::Malformed,
-                Some(NotifyType::InvalidSyntax),
-                "invalid_syntax",
-                what,
-                "check the peer's software",
-            ),
-        );
-        ctx.refuse(refused);
-        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+        let what = "CREATE_CHILD_SA without proposals or nonce";
+        let notify = Notify::new(NotifyType::InvalidSyntax);
+        let kind = (Blame::Malformed, "invalid_syntax");
+        return refuse(ctx, sa, notify, kind, what, "check the peer's software");
     };
     let short = sa.protection.as_ref().map(|protection| nonces::check(protection.prf(), ni));
     if let Some(Err(refused)) = short {
@@ -158,6 +149,20 @@ pub(crate) fn respond_error(ctx: &mut Ctx, sa: &mut IkeSa, notify: Notify) {
     let mut payloads = Payloads::new();
     payloads.push_notify(notify);
     send_response(ctx, sa, sa.answering, &payloads);
+}
+
+/// Answers with an error, and tells the operator why.
+pub(crate) fn refuse(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    notify: Notify,
+    (blame, code): (Blame, &'static str),
+    what: impl Into<String>,
+    fix: &str,
+) {
+    let refused = about(sa, refusal(blame, Some(notify.kind), code, what, fix));
+    ctx.refuse(refused);
+    respond_error(ctx, sa, notify);
 }
 
 /// Tries a rekey again later.
@@ -365,6 +370,11 @@ fn proceed(ctx: &mut Ctx, sa: &mut IkeSa, ours: bool) {
         (false, true) => rekey_child::answer_proceed(ctx, sa),
         (false, false) => rekey_ike::answer_proceed(ctx, sa),
     }
+}
+
+/// Our own request came to nothing, which was reported.
+pub(crate) fn request_failed(ctx: &mut Ctx, sa: &mut IkeSa) {
+    fail(ctx, sa, true);
 }
 
 fn fail(ctx: &mut Ctx, sa: &mut IkeSa, ours: bool) {

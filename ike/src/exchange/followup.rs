@@ -120,7 +120,11 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
         answering_kex(sa).is_some_and(|kex| kex.link.is_some() && kex.link.as_ref() == link);
     if !known {
         // Given up, or of before a restart: the peer begins again (RFC 9370 2.2.4).
-        return create_child::respond_error(ctx, sa, Notify::new(NotifyType::StateNotFound));
+        let what = "the peer's additional key exchange belongs to no rekey that is under way";
+        let kind = (Blame::Misbehaved, "state_not_found");
+        let notify = Notify::new(NotifyType::StateNotFound);
+        let fix = "nothing: the peer begins the rekey again";
+        return create_child::refuse(ctx, sa, notify, kind, what, fix);
     }
     ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::FollowupKe));
     let Some(mut responding) = sa.responding.take() else {
@@ -146,6 +150,8 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
 /// The peer's next key exchange did not come.
 pub(crate) fn expired(ctx: &mut Ctx, sa: &mut IkeSa) {
     if is_awaited(sa) {
+        let what = "the peer began a rekey and did not go on with its key exchanges".to_owned();
+        refused(ctx, sa, Blame::Misbehaved, None, what);
         abandon_response(ctx, sa);
         answered(ctx, sa);
     }

@@ -26,7 +26,7 @@ use crate::wire::{
 };
 
 pub(crate) use initiator::{
-    InitSent, initiate, process_response, retransmit_due, solved, unanswered,
+    InitSent, initiate, process_response, retransmit_due, silenced, solved, unanswered,
 };
 pub(crate) use responder::process_request;
 
@@ -327,6 +327,19 @@ pub(crate) fn forged(ctx: &mut Ctx, sa: &mut IkeSa) {
         );
         ctx.refuse(refused);
     }
+}
+
+/// Whether a handshake is a responder's that never came to IKE_AUTH, of which nothing was reported.
+pub(crate) fn is_stranger(sa: &IkeSa) -> bool {
+    matches!(sa.phase, Phase::HalfOpen(_)) && sa.forgeries < MAX_FORGERIES
+}
+
+/// The end of such a handshake.
+pub(crate) fn unfinished(sa: &IkeSa) -> Refusal {
+    let what = format!("{} began a handshake and sent no valid IKE_AUTH", sa.path.remote);
+    let fix = "see that UDP 4500 and large or fragmented packets pass on the way here, and look at \
+               the client's log";
+    about(sa, refusal(Blame::Incompatible, None, "handshake_unfinished", what, fix))
 }
 
 /// Lets go of what a handshake holds outside.

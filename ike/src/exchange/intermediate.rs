@@ -23,7 +23,7 @@ use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, Header, KeyExchange, Notify, NotifyType, Opened, Payload, PayloadType, Payloads,
+    ExchangeType, KeyExchange, Notify, NotifyType, Opened, Payload, Payloads, WireError,
     int_auth_octets,
 };
 
@@ -75,16 +75,14 @@ impl Chain {
         self.made.then(|| keymat::int_auth(&self.int_auth_i, &self.int_auth_r, message_id))
     }
 
-    /// A message was sent or received under these keys.
+    /// A message was sent or received under these keys; `octets` are what AUTH covers of it.
     fn record(
         &mut self,
         protection: &Protection,
         author: SaRole,
-        header: &Header,
-        first: PayloadType,
-        plaintext: &[u8],
+        octets: Result<Vec<u8>, WireError>,
     ) -> Result<(), String> {
-        let octets = int_auth_octets(header, first, plaintext).map_err(|e| e.to_string())?;
+        let octets = octets.map_err(|error| error.to_string())?;
         let (previous, sk_p) = match author {
             SaRole::Initiator => (&mut self.int_auth_i, &protection.keys().pi),
             SaRole::Responder => (&mut self.int_auth_r, &protection.keys().pr),
@@ -206,7 +204,8 @@ fn request(ctx: &mut Ctx, sa: &mut IkeSa, public: Vec<u8>) -> Result<(), String>
     };
     let payloads = Payloads::from(vec![Payload::Ke(KeyExchange::new(method, public))]);
     let (first, plaintext) = payloads.encode().map_err(|error| error.to_string())?;
-    state.chain.record(protection, SaRole::Initiator, &header, first, &plaintext)?;
+    let octets = int_auth_octets(&header, first, &plaintext);
+    state.chain.record(protection, SaRole::Initiator, octets)?;
     send_request(ctx, sa, exchange, &payloads);
     Ok(())
 }
@@ -230,9 +229,7 @@ pub(crate) fn process_response(
     let Some(ke) = payloads.ke().filter(|ke| Some(ke.method) == expected) else {
         return failed(ctx, sa, "the peer's answer lacks the key exchange that was agreed on");
     };
-    let plaintext = opened.plaintext.as_bytes();
-    let recorded =
-        chain.record(protection, SaRole::Responder, &opened.header, opened.first_inner, plaintext);
+    let recorded = chain.record(protection, SaRole::Responder, opened.int_auth());
     if let Err(why) = recorded {
         return failed(ctx, sa, &why);
     }
@@ -301,8 +298,7 @@ fn examine(
         let sent = ke.data.len();
         return Err(format!("the client's value for {name} has {sent} octets instead of {length}"));
     }
-    let plaintext = opened.plaintext.as_bytes();
-    chain.record(protection, SaRole::Initiator, &opened.header, opened.first_inner, plaintext)?;
+    chain.record(protection, SaRole::Initiator, opened.int_auth())?;
     let handle = ctx.fresh_id();
     chain.handle = handle;
     Ok(match implementation.kind() {
@@ -329,7 +325,8 @@ fn respond(ctx: &mut Ctx, sa: &mut IkeSa, public: Vec<u8>, secret: &SharedSecret
     let payloads = Payloads::from(vec![Payload::Ke(KeyExchange::new(method, public))]);
     let recorded =
         payloads.encode().map_err(|error| error.to_string()).and_then(|(first, octets)| {
-            half_open.chain.record(protection, SaRole::Responder, &header, first, &octets)
+            let octets = int_auth_octets(&header, first, &octets);
+            half_open.chain.record(protection, SaRole::Responder, octets)
         });
     let sealed = seal_response(ctx, sa, exchange, &payloads);
     match (recorded, sealed) {

@@ -118,8 +118,17 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         }
         Err(error) => {
             // RFC 7296 2.21.3: nothing can be said about a bad response; the exchange has failed.
-            let refused = malformed(sa, error);
-            ctx.refuse(refused);
+            // What a check of the path came to is reported by itself.
+            let probing = matches!(task, Some(Task::Routability(_)));
+            if !probing {
+                let refused = malformed(sa, error);
+                ctx.refuse(refused);
+            }
+            let rekeying = matches!(task, Some(Task::RekeyChild(_) | Task::RekeyIke));
+            if rekeying && sa.is_established() && sa.requesting.is_some() {
+                create_child::request_failed(ctx, sa);
+                return advance(ctx, sa);
+            }
             Payloads::new()
         }
     };
@@ -382,7 +391,7 @@ pub(crate) fn arm_retransmit(ctx: &mut Ctx, sa: &IkeSa) {
 /// Sends the outstanding request again; false when the peer had all its chances.
 pub(crate) fn retransmit(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
     let Some(packets) = sa.window.retransmit(ctx.config.timers.retransmit_tries) else {
-        return sa.window.outstanding().is_none();
+        return sa.window.outstanding().is_none() || sync::fall_back(ctx, sa);
     };
     let packets = packets.to_vec();
     ctx.stats.retransmissions = ctx.stats.retransmissions.saturating_add(1);

@@ -4,8 +4,8 @@
 //! of the rekey sends. When two rekeys cross, the children stay where they are until both nonces
 //! pairs are known and both sides agree which successor survives.
 
-use crate::crypto::IkeSuite;
 use crate::crypto::keymat::Nonces;
+use crate::crypto::{IkeSuite, suite};
 use crate::event::{Blame, CloseReason, Event};
 use crate::exchange::collision::ours_is_redundant;
 use crate::exchange::create_child::{
@@ -227,6 +227,7 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &Notify) {
                     request.collision = collision;
                 }
             } else {
+                report_hint(ctx, sa, error.kind);
                 retry_later(ctx, sa, &Task::RekeyIke);
             }
         }
@@ -241,6 +242,14 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &Notify) {
         }
     }
     finish_without(ctx, sa);
+}
+
+/// The peer asks for a group that it was given, or that we do not accept.
+fn report_hint(ctx: &mut Ctx, sa: &IkeSa, kind: NotifyType) {
+    let what = "the peer asks for a key exchange in an IKE rekey that cannot be used";
+    let fix = "the old SA stays in use; compare both sides' IKE proposals";
+    let refused = refusal(Blame::Incompatible, Some(kind), "rekey_refused", what, fix);
+    ctx.refuse(about(sa, refused));
 }
 
 fn fail(ctx: &mut Ctx, sa: &mut IkeSa, what: &str) {
@@ -443,7 +452,10 @@ pub(crate) fn process_request(
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
     let Some(ke) = payloads.ke() else {
-        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+        let what = "the peer rekeys the IKE SA without a key exchange";
+        let notify = Notify::new(NotifyType::InvalidSyntax);
+        let kind = (Blame::Malformed, "invalid_syntax");
+        return create_child::refuse(ctx, sa, notify, kind, what, "check the peer's software");
     };
     let ours = &ctx.config.ike_suites;
     let Some(chosen) = proposal::choose_ike(ours, offer, ke.method, true) else {
@@ -476,7 +488,10 @@ pub(crate) fn process_request(
     // Before anything is computed for it: an SPI is 8 octets and never zero (RFC 7296 3.3.1, 3.1).
     let nr = create_child::fresh_nonce(&mut sa.rng);
     let (Some(nr), true) = (nr, chosen.spi.len() == 8 && chosen.spi.iter().any(|o| *o != 0)) else {
-        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+        let what = "the peer rekeys the IKE SA with an SPI that is not 8 octets, or zero";
+        let notify = Notify::new(NotifyType::InvalidSyntax);
+        let kind = (Blame::Malformed, "invalid_spi");
+        return create_child::refuse(ctx, sa, notify, kind, what, "check the peer's software");
     };
     // Our own rekey that is not yet sent gives way, and comes back if nothing comes of the peer's.
     if request(sa).is_some_and(|request| !request.sent) {
@@ -487,7 +502,10 @@ pub(crate) fn process_request(
     let handle = ctx.fresh_id();
     let additional = chosen.suite.additional_methods();
     let Some(kex) = Kex::answer(ctx, sa, handle, ke.method, &ke.data, additional) else {
-        return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+        let what = format!("the peer's public value is none of {}", suite::kex_name(ke.method));
+        let notify = Notify::new(NotifyType::InvalidSyntax);
+        let kind = (Blame::Malformed, "invalid_ke");
+        return create_child::refuse(ctx, sa, notify, kind, what, "check the peer's software");
     };
     let spi = fresh_spi(ctx, sa);
     sa.responding =

@@ -2,15 +2,22 @@
 //!
 //! What goes on from a snapshot may have missed the last messages, so it tells the peer ids above
 //! all that may have been used, and hears where the peer is. Until the answer is there it sends
-//! nothing else and takes no request. The message has id 0, so integrity protection alone does not
-//! show that it is fresh: a request must name ids above all that was seen, and an answer must
-//! carry our nonce. Silence is the only refusal there is.
+//! nothing else and, at first, takes no request. The message has id 0, so integrity protection alone
+//! does not show that it is fresh: a request must name ids above all that was seen, and an answer
+//! must carry our nonce.
+//!
+//! Silence is the only refusal there is, and does not say why: the peer may have seen higher ids, or
+//! be in the middle of an exchange that leaves it no place for a synchronisation. In the second case
+//! it waits for us as we do for it. So after some silence its next request is taken, if it has the
+//! id that the snapshot expects; and when all transmissions went unanswered, a request with the old
+//! ids has its chance before the peer counts as dead.
 
 use crate::engine::receive::may_stray;
 use crate::exchange::{Task, advance, create_child, seal, transmit};
 use crate::io::TimerKind;
 use crate::sa::context::Ctx;
 use crate::sa::timers::TimerKey;
+use crate::sa::window::Outstanding;
 use crate::sa::{IkeSa, Path};
 use crate::wire::{
     ExchangeType, Frame, Header, MessageIdSync, Notify, NotifyType, Opened, Payloads,
@@ -24,18 +31,38 @@ const JUMP: u32 = 64;
 /// around, and recorded requests would be new again (RFC 7296 2.2).
 const LAST_SYNCHRONISED: u32 = 1 << 31;
 
+/// Transmissions without an answer after which the peer's requests are taken. Most answers come to
+/// the first; who replays an old request to an old snapshot must keep the peer's answer away as long.
+const PATIENCE: u32 = 2;
+
 /// What an SA knows of synchronisations.
 #[derive(Debug, Default)]
 pub(crate) struct Sync {
     /// What we told, until the answer is there.
     asked: Option<MessageIdSync>,
+    /// Our ids before they were raised, and the request that was out.
+    before: Option<(u32, Option<Outstanding>)>,
     /// What the peer told last, and the answer, which is repeated to the same octets.
     answered: Option<(MessageIdSync, Vec<Vec<u8>>)>,
 }
 
-/// A restored SA begins with a synchronisation. What was under way is given up: the peer may have
-/// answered it, and its id is among those skipped.
+/// What the peer told last, for a snapshot.
+pub(crate) fn told(sa: &IkeSa) -> Option<MessageIdSync> {
+    sa.sync.as_ref()?.answered.as_ref().map(|(told, _)| *told)
+}
+
+/// What a snapshot kept: the same is not answered once more, whoever says it again.
+pub(crate) fn restore(sa: &mut IkeSa, told: Option<MessageIdSync>) {
+    if let Some(told) = told {
+        sa.sync.get_or_insert_default().answered = Some((told, Vec::new()));
+    }
+}
+
+/// A restored SA begins with a synchronisation. What was under way is given up when that succeeds:
+/// the peer may have answered it, and its id is among those skipped.
 pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let before = (sa.window.next_request(), sa.window.answered());
+    sa.sync.get_or_insert_default().before = Some(before);
     sa.window.jump(sa.window.next_request().saturating_add(JUMP), sa.window.next_expected());
     sa.tasks.push_front(Task::Synchronise);
     advance(ctx, sa);
@@ -69,6 +96,39 @@ pub(crate) fn waiting(sa: &IkeSa) -> bool {
     sa.sync.as_ref().is_some_and(|sync| sync.asked.is_some())
 }
 
+/// Whether our request has gone unanswered for a while.
+pub(crate) fn is_unheard(sa: &IkeSa) -> bool {
+    waiting(sa) && sa.window.outstanding().is_some_and(|request| request.tries >= PATIENCE)
+}
+
+/// Nobody answered our request: goes on with the ids of before. False when that is no way out.
+pub(crate) fn fall_back(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    if !sa.is_established() || !waiting(sa) {
+        return false;
+    }
+    let Some((next_request, outstanding)) = sa.sync.as_mut().and_then(|sync| sync.before.take())
+    else {
+        return false;
+    };
+    give_up(sa);
+    sa.active = None;
+    sa.window.fall_back(next_request, outstanding);
+    match sa.window.outstanding().map(|request| request.packets.clone()) {
+        Some(packets) => {
+            ctx.checkpoint(sa);
+            let path = sa.path;
+            transmit(ctx, path, packets);
+            crate::exchange::arm_retransmit(ctx, sa);
+        }
+        None => {
+            delete_orphan(ctx, sa);
+            sa.enqueue(Task::Liveness);
+            advance(ctx, sa);
+        }
+    }
+    true
+}
+
 /// Whether a response answers our request. Old ones, replayed, carry other nonces.
 pub(crate) fn fits(sa: &IkeSa, opened: &Opened) -> bool {
     let asked = sa.sync.as_ref().and_then(|sync| sync.asked);
@@ -81,7 +141,7 @@ pub(crate) fn fits(sa: &IkeSa, opened: &Opened) -> bool {
 /// The peer's answer, which [`fits`].
 pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
     if let Some(sync) = &mut sa.sync {
-        sync.asked = None;
+        (sync.asked, sync.before) = (None, None);
     }
     let Some(said) = said(payloads) else {
         return;
@@ -135,7 +195,10 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, frame: &Frame, path
     }
     if let Some((last, packets)) = repeated {
         // Whoever replays it from addresses of others has us send no more.
-        if *last == told && (path == sa.path || may_stray(&mut sa.strayed, ctx)) {
+        if *last == told
+            && !packets.is_empty()
+            && (path == sa.path || may_stray(&mut sa.strayed, ctx))
+        {
             let packets = packets.clone();
             transmit(ctx, path, packets);
         }
@@ -161,7 +224,10 @@ fn answer(ctx: &mut Ctx, sa: &mut IkeSa, told: MessageIdSync, path: Path) {
     for side in [0, 1] {
         ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Reassembly, side));
     }
-    sa.sync.get_or_insert_default().answered = Some((told, packets.clone()));
+    let sync = sa.sync.get_or_insert_default();
+    sync.answered = Some((told, packets.clone()));
+    // Its ids are those that count now.
+    sync.before = None;
     let outstanding = if waiting(sa) {
         // Both restarted: ours goes on, with ids that are high enough for either.
         sa.window.expect(next_receive);

@@ -178,7 +178,10 @@ pub(crate) fn peer_dead(ctx: &mut Ctx, sa: &mut IkeSa) {
     match &sa.phase {
         Phase::InitSent(_) => exchange::init::unanswered(ctx, sa),
         Phase::Closing | Phase::Lingering => finish(ctx, sa),
-        _ => {
+        phase => {
+            if matches!(phase, Phase::Intermediate(_) | Phase::Authenticating(_)) {
+                exchange::init::silenced(ctx, sa);
+            }
             sa.window.answered();
             sa.active = None;
             close(ctx, sa, CloseReason::PeerDead, Tell::Nobody);

@@ -59,6 +59,7 @@ impl IkeSa {
                 hashes: traits.hashes.clone(),
                 message_id_sync: traits.message_id_sync,
                 token: self.peer_token.clone().map(Vec::from),
+                synchronised: sync::told(self),
             },
             name: auth.name.clone(),
             identity: auth.identity.clone(),
@@ -205,6 +206,7 @@ impl Engine {
             message_id_sync: saved.peer.message_id_sync,
         };
         sa.peer_token = saved.peer.token.map(Vec::into_boxed_slice);
+        sync::restore(&mut sa, saved.peer.synchronised);
         self.ctx.lease_up(&saved.grant.lease);
         self.ctx.timers.set_wall(id, Some(saved.grant.deadline));
         sa.counted = true;

@@ -100,6 +100,12 @@ impl Window {
         self.expect(next_expected);
     }
 
+    /// Takes [`Window::jump`] back as far as our own requests go.
+    pub(crate) fn fall_back(&mut self, next_request: u32, outstanding: Option<Outstanding>) {
+        self.next_request = next_request;
+        self.outstanding = outstanding;
+    }
+
     /// Our next request has this id, or a higher one.
     pub(crate) fn request_from(&mut self, next_request: u32) {
         self.next_request = self.next_request.max(next_request);

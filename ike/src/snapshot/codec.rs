@@ -11,7 +11,7 @@ use super::{SavedChild, SavedRequest, SavedResponse, SavedTraits, Snapshot, Snap
 use crate::crypto::{IkeKeys, SecretBytes};
 use crate::io::{ChildKeys, ChildSaId, Grant, Hosts, IkeSaId, LeaseId, UniquePolicy};
 use crate::time::WallTime;
-use crate::wire::{Identification, IkeSpi, TrafficSelector};
+use crate::wire::{Identification, IkeSpi, MessageIdSync, TrafficSelector};
 
 /// The version written.
 const VERSION: u8 = 4;
@@ -60,6 +60,11 @@ impl Snapshot {
         w.list(&peer.hashes, |w, hash| w.u16(hash.value()));
         w.bool(peer.message_id_sync);
         w.option(peer.token.as_ref(), |w, token| w.bytes(token));
+        w.option(peer.synchronised.as_ref(), |w, told| {
+            w.u32(told.nonce);
+            w.u32(told.next_send);
+            w.u32(told.next_receive);
+        });
         w.text(&self.name);
         w.u8(self.identity.id_type.value());
         w.bytes(&self.identity.data);
@@ -122,6 +127,10 @@ impl Snapshot {
                 hashes: r.list(|r| Ok(r.u16()?.into()))?,
                 message_id_sync: r.bool()?,
                 token: r.option(In::vec)?,
+                synchronised: r.option(|r| {
+                    let (nonce, next_send) = (r.u32()?, r.u32()?);
+                    Ok(MessageIdSync { nonce, next_send, next_receive: r.u32()? })
+                })?,
             },
             name: r.text("name")?,
             identity: Identification { id_type: r.u8()?.into(), data: r.vec()? },

@@ -209,6 +209,7 @@ impl<'a> Frame<'a> {
             header: self.header,
             first_inner: self.first_inner,
             plaintext: Plaintext(buffer),
+            front: self.fragment.is_none().then(|| self.aad.to_vec()),
         })
     }
 }
@@ -222,9 +223,42 @@ pub struct Opened {
     pub first_inner: PayloadType,
     /// The payloads inside, encoded, without padding.
     pub plaintext: Plaintext,
+    /// The octets in front of the IV as they came, when the message came whole.
+    pub(super) front: Option<Vec<u8>>,
 }
 
 impl Opened {
+    /// What AUTH covers of this message when it is an IKE_INTERMEDIATE (RFC 9242 3.3.2), as
+    /// [`int_auth_octets`], but made of the octets that came: reserved bits and payloads in front
+    /// of the Encrypted payload included.
+    ///
+    /// # Errors
+    /// [`WireError::TooLong`] when the lengths do not fit.
+    pub fn int_auth(&self) -> Result<Vec<u8>, WireError> {
+        let plaintext = self.plaintext.as_bytes();
+        let Some(front) = &self.front else {
+            return int_auth_octets(&self.header, self.first_inner, plaintext);
+        };
+        let part = Part::Payload(PayloadType::Sk);
+        let payload = fit16(plaintext.len().saturating_add(GENERIC_LEN), part)?;
+        let length = front.len().saturating_add(plaintext.len());
+        let limit = usize::from(u16::MAX);
+        let length32 =
+            u32::try_from(length).map_err(|_| WireError::TooLong { part, length, limit })?;
+        let mut out = front.clone();
+        // The header's length is its last field, and so is the Encrypted payload's.
+        let fields =
+            [(HEADER_LEN, &length32.to_be_bytes()[..]), (front.len(), &payload.to_be_bytes()[..])];
+        for (end, value) in fields {
+            let place = end.checked_sub(value.len()).and_then(|start| out.get_mut(start..end));
+            if let Some(place) = place {
+                place.copy_from_slice(value);
+            }
+        }
+        out.extend_from_slice(plaintext);
+        Ok(out)
+    }
+
     /// Parses the payloads inside.
     ///
     /// # Errors

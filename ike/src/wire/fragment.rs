@@ -246,6 +246,7 @@ impl Collection {
             header: first.header,
             first_inner: first.first_inner,
             plaintext: Plaintext(plaintext),
+            front: None,
         })
     }
 }

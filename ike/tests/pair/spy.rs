@@ -6,7 +6,7 @@ use ike::crypto::{IkeSuite, KexResponse, KeyedCipher, Prf, SecretBytes};
 use ike::io::{Completion, Datagram, Input};
 use ike::wire::{
     AuthMethod, Authentication, CipherError, ExchangeType, Flags, Header, IdPayload,
-    Identification, IkeSpi, Message, Opened, Payloads, SkCipher, open, seal,
+    Identification, IkeSpi, Message, Opened, PayloadType, Payloads, SkCipher, open, seal_plaintext,
 };
 
 use crate::harness::{Flight, Pair, Side};
@@ -125,12 +125,25 @@ impl Spy {
         message_id: u32,
         payloads: &Payloads,
     ) -> Flight {
+        let (first, octets) = payloads.encode().unwrap();
+        self.say_octets(pair, from, (exchange, response, message_id), first, &octets)
+    }
+
+    /// The same with octets that need not be payloads.
+    pub fn say_octets(
+        &mut self,
+        pair: &Pair,
+        from: Side,
+        (exchange, response, message_id): (ExchangeType, bool, u32),
+        first: PayloadType,
+        octets: &[u8],
+    ) -> Flight {
         let flags = Flags::new(from == Side::Client, response);
         let header = Header::new(self.spis.0, self.spis.1, exchange, flags, message_id);
         let cipher = if from == Side::Client { &self.from_i } else { &self.from_r };
         self.iv += 1;
         let iv = self.iv;
-        let payload = seal(header, payloads, cipher, &mut |out: &mut [u8]| {
+        let payload = seal_plaintext(header, first, octets, cipher, &mut |out: &mut [u8]| {
             out.copy_from_slice(&iv.to_be_bytes());
         })
         .unwrap();

@@ -142,7 +142,8 @@ fn ids_that_are_too_low_get_silence_and_silence_ends_the_sa() {
     pair.restart(Side::Server);
     pair.step();
     assert!(pair.wire.is_empty(), "the client has seen higher ids");
-    pair.run_for(Duration::from_secs(60));
+    // Neither the raised ids nor those of before are right.
+    pair.run_for(Duration::from_secs(120));
 
     assert_eq!(pair.server.ends(), [CloseReason::PeerDead]);
     assert_eq!(pair.server.inbound(), Vec::<u32>::new());

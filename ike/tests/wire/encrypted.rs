@@ -210,6 +210,76 @@ fn int_auth_octets_have_the_adjusted_lengths() {
     assert_eq!(octets[32..], [1, 2, 3, 4, 5, 6]);
 }
 
+/// RFC 9242 3.3.2: what is covered begins with the message's first octet and ends with the header
+/// of the Encrypted payload, whatever is in between and in the reserved bits.
+#[test]
+fn int_auth_of_a_received_message_is_made_of_the_octets_that_came() {
+    let cipher = ToyAead(KEY);
+    let plaintext = [1, 2, 3, 4, 5, 6];
+    let notify = [PayloadType::Sk.value(), 0x7f, 0, 8, 0, 0, 0x40, 0x00];
+    let mut front = Vec::new();
+    front.extend_from_slice(&[0xa1; 8]);
+    front.extend_from_slice(&[0xb2; 8]);
+    // Version 2.7, IKE_INTERMEDIATE, initiator's flag and a reserved one, message 1.
+    front.extend_from_slice(&[PayloadType::Notify.value(), 0x27, 43, 0x09, 0, 0, 0, 1]);
+    front.extend_from_slice(&[0; 4]);
+    front.extend_from_slice(&notify);
+    front.extend_from_slice(&[PayloadType::Ke.value(), 0x55, 0, 0]);
+    // IV, text with one octet of padding length, checksum.
+    let (mut text, iv) = ([&plaintext[..], &[0]].concat(), vec![7; cipher.iv_len()]);
+    let sealed_len = 4 + iv.len() + text.len() + cipher.icv_len();
+    let total = u32::try_from(28 + 8 + sealed_len).unwrap();
+    front[24..28].copy_from_slice(&total.to_be_bytes());
+    front[38..40].copy_from_slice(&u16::try_from(sealed_len).unwrap().to_be_bytes());
+    let mut icv = vec![0; cipher.icv_len()];
+    cipher.seal(&front, &iv, &mut text, &mut icv).unwrap();
+
+    let opened = open(&[front.clone(), iv, text, icv].concat(), &cipher).unwrap();
+
+    let mut expected = front;
+    expected[24..28].copy_from_slice(&[0, 0, 0, 46]);
+    expected[38..40].copy_from_slice(&[0, 10]);
+    expected.extend_from_slice(&plaintext);
+    assert_eq!(opened.int_auth().unwrap(), expected);
+}
+
+#[test]
+fn int_auth_of_a_message_in_fragments_is_that_of_the_whole_message() {
+    let header = Header::new(
+        IkeSpi(1),
+        IkeSpi(2),
+        ExchangeType::IkeIntermediate,
+        Flags::new(true, false),
+        1,
+    );
+    let mut payloads = Payloads::new();
+    payloads.push_notify(Notify::with_data(NotifyType::Cookie, vec![5; 900]));
+    let (first, plaintext) = payloads.encode().unwrap();
+    let cipher = ToyAead(KEY);
+    let datagrams =
+        seal_fragments(header, first, &plaintext, 300, &cipher, &mut counting_iv()).unwrap();
+    assert!(datagrams.len() > 2);
+    let mut reassembler = Reassembler::new(FragmentLimits { fragments: 16, bytes: 10_000 });
+    let mut whole = None;
+    for datagram in &datagrams {
+        let frame = Frame::locate(datagram).unwrap();
+        if let Progress::Complete(opened) = reassembler.insert(&frame, &cipher).unwrap() {
+            whole = Some(opened);
+        }
+    }
+
+    let octets = whole.unwrap().int_auth().unwrap();
+
+    assert_eq!(octets, int_auth_octets(&header, first, &plaintext).unwrap());
+    assert_eq!(
+        octets,
+        open(&seal(header, &payloads, &cipher, &mut counting_iv()).unwrap(), &cipher)
+            .unwrap()
+            .int_auth()
+            .unwrap()
+    );
+}
+
 #[test]
 fn plaintext_is_not_printed() {
     let sealed =

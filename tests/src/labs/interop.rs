@@ -89,8 +89,7 @@ pub(super) fn storm(lab: &Lab) -> Result<()> {
 /// both ends have the same SPIs.
 pub(super) fn volume(lab: &Lab) -> Result<()> {
     const DOWNLOADS: usize = 6;
-    let settings =
-        Settings { ike: "child_bytes = \"2MB\"\n".to_owned(), ..Settings::default() };
+    let settings = Settings { ike: "child_bytes = \"2MB\"\n".to_owned(), ..Settings::default() };
     let scene = Scene::new(lab, Shape::default(), &settings)?;
     let (charon, _) = scene.connected(P256)?;
     let host = scene.world.runner();
@@ -99,18 +98,23 @@ pub(super) fn volume(lab: &Lab) -> Result<()> {
     for _ in 0..DOWNLOADS {
         scene.download(host, 1_000_000)?;
         // A rekey that this one caused is over before the next one begins.
-        wait::holds(lab, "one child with the same SPI at both ends", Duration::from_secs(10), || {
-            let (ike, child) = spis(&scene.gateway)?;
-            if ike != first_ike {
-                bail!("the IKE SA was rekeyed, too");
-            }
-            let theirs = charon.sas()?;
-            let one = theirs.matches("INSTALLED").count() == 1 && theirs.contains(&child);
-            if one && !children.contains(&child) {
-                children.push(child);
-            }
-            Ok(one)
-        })?;
+        wait::holds(
+            lab,
+            "one child with the same SPI at both ends",
+            Duration::from_secs(10),
+            || {
+                let (ike, child) = spis(&scene.gateway)?;
+                if ike != first_ike {
+                    bail!("the IKE SA was rekeyed, too");
+                }
+                let theirs = charon.sas()?;
+                let one = theirs.matches("INSTALLED").count() == 1 && theirs.contains(&child);
+                if one && !children.contains(&child) {
+                    children.push(child);
+                }
+                Ok(one)
+            },
+        )?;
         thread::sleep(Duration::from_millis(300));
     }
     lab.step(&format!("{} children for {DOWNLOADS} MB, 2 MB each", children.len()));

@@ -529,7 +529,9 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
     }
     if child.is_none() && sa.replaces.is_some() {
         // It would carry nothing, and the one it is to replace does.
-        let what = "the peer authenticated us again, but made no child SA".to_owned();
+        let response = initiator(sa).and_then(|initiator| initiator.response.take());
+        let (_, why) = first_child::none_made(&response.unwrap_or_default());
+        let what = format!("we authenticated again in vain: {why}");
         return fail(ctx, sa, Blame::Incompatible, "reauth_without_child", what);
     }
     sa.phase = Phase::Established;

@@ -349,6 +349,13 @@ pub(crate) fn retransmit_due(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
     false
 }
 
+/// The peer answered IKE_SA_INIT, and nothing after it.
+pub(crate) fn silenced(ctx: &mut Ctx, sa: &IkeSa) {
+    let what = format!("{} answers IKE_SA_INIT, but not what follows it", sa.path.remote);
+    let fix = "check that UDP 4500 and large or fragmented packets pass, and see the peer's log";
+    ctx.refuse(about(sa, refusal(Blame::Incompatible, None, "no_answer", what, fix)));
+}
+
 /// Nobody answered.
 pub(crate) fn unanswered(ctx: &mut Ctx, sa: &mut IkeSa) {
     let refused = about(

@@ -361,7 +361,13 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
                     sa.tasks.push_front(task);
                 }
                 // It asks for what it was given, or changes its mind: no end would be in sight.
-                _ => retry_later(ctx, sa, &task),
+                _ => {
+                    let what = "the peer asks for a key exchange in a child rekey that cannot be \
+                                used"
+                        .to_owned();
+                    report(ctx, sa, Blame::Incompatible, "rekey_refused", what);
+                    retry_later(ctx, sa, &task);
+                }
             }
         }
         NotifyType::TemporaryFailure => retry_later(ctx, sa, &task),

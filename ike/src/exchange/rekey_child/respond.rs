@@ -1,7 +1,7 @@
 //! The peer's child SAs: new ones and rekeyed ones.
 
-use crate::crypto::EspSuite;
 use crate::crypto::keymat::Nonces;
+use crate::crypto::{EspSuite, suite};
 use crate::event::{Blame, CloseReason};
 use crate::exchange::auth::{ChildRefused, child_refused, esp_refused, ts_unacceptable};
 use crate::exchange::create_child::{
@@ -79,6 +79,13 @@ pub(crate) fn process_request(
     let awaiting = awaits_answer(sa);
     let rekeys = match rekeyed_child(sa, payloads, awaiting) {
         Ok(rekeys) => rekeys,
+        Err(notify) if notify.kind == NotifyType::ChildSaNotFound => {
+            let spi = notify.child_spi().map(|spi| spi.0).unwrap_or_default();
+            let what = format!("the peer rekeys child SA {spi:08x}, which is not there any more");
+            let kind = (Blame::Misbehaved, "child_sa_not_found");
+            let fix = "nothing: the peer lets go of it (RFC 7296 2.25.1)";
+            return create_child::refuse(ctx, sa, notify, kind, what, fix);
+        }
         Err(notify) => return respond_error(ctx, sa, notify),
     };
     if let Some(Requesting::Child(request)) = sa.requesting.as_deref()
@@ -90,7 +97,11 @@ pub(crate) fn process_request(
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
     if rekeys.is_none() && sa.children.len() >= MAX_CHILDREN {
-        return respond_error(ctx, sa, Notify::new(NotifyType::NoAdditionalSas));
+        let what = format!("the peer asks for more than {MAX_CHILDREN} child SAs");
+        let kind = (Blame::Incompatible, "no_additional_sas");
+        let fix = "let the peer put more selectors into one child SA";
+        let notify = Notify::new(NotifyType::NoAdditionalSas);
+        return create_child::refuse(ctx, sa, notify, kind, what, fix);
     }
     let plan = decide(ctx, sa, payloads, offer).map(|mut plan| {
         plan_transport(ctx, sa, payloads, rekeys, &mut plan);
@@ -294,7 +305,11 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
         let additional = plan.chosen.suite.additional_methods();
         kex = Kex::answer(ctx, sa, handle, group, public, additional);
         if kex.is_none() {
-            return respond_error(ctx, sa, Notify::new(NotifyType::InvalidSyntax));
+            let name = suite::kex_name(group);
+            let what = format!("the peer's public value for {name} is none of that method");
+            let notify = Notify::new(NotifyType::InvalidSyntax);
+            let kind = (Blame::Malformed, "invalid_ke");
+            return create_child::refuse(ctx, sa, notify, kind, what, "check the peer's software");
         }
     }
     ctx.act(sa.id, Purpose::RespondSpi(handle), Action::AllocSpi);

@@ -10,7 +10,7 @@ use crate::policy::{narrowing, proposal};
 use crate::sa::IkeSa;
 use crate::sa::child::{self, NewChild};
 use crate::sa::context::{Ctx, refusal};
-use crate::wire::{Payload, Payloads, TrafficSelector, TrafficSelectors};
+use crate::wire::{NotifyType, Payload, Payloads, TrafficSelector, TrafficSelectors};
 
 use super::{complete, fail, initiator};
 
@@ -78,11 +78,11 @@ pub(super) fn install(
 ) -> Result<Option<ChildSaId>, String> {
     let (Some(answer), Some(ts_i), Some(ts_r)) = (response.sa(), response.ts_i(), response.ts_r())
     else {
-        let told = response.error_notify().map(|notify| notify.kind);
-        let what = match told {
-            Some(kind) => format!("the peer refused the child SA with {kind}"),
-            None => "the peer made no child SA".to_owned(),
-        };
+        let (told, what) = none_made(response);
+        if sa.replaces.is_some() {
+            // Then the IKE SA is of no use either, which is reported as a whole.
+            return Ok(None);
+        }
         let fix = "compare ESP proposals and selectors of both sides";
         let refused = about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
         ctx.refuse(refused);
@@ -137,6 +137,16 @@ pub(super) fn install(
         ctx.refuse(Hindrance::Peer.report(sa));
     }
     Ok(child::install(ctx, sa, new))
+}
+
+/// Why there is no child.
+pub(super) fn none_made(response: &Payloads) -> (Option<NotifyType>, String) {
+    let told = response.error_notify().map(|notify| notify.kind);
+    let what = match told {
+        Some(kind) => format!("the peer refused the child SA with {kind}"),
+        None => "the peer made no child SA".to_owned(),
+    };
+    (told, what)
 }
 
 pub(in crate::exchange::auth) fn installed(

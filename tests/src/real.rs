@@ -17,12 +17,15 @@ use ike::crypto::{
 };
 use ike::event::{Blame, Refusal};
 use ike::io::{
-    ChildUse, CredentialId, Grant, LeaseId, PeerProof, UniquePolicy, VerifiedPeer, VerifyPeer,
+    Checkpoint, ChildUse, CredentialId, Grant, LeaseId, PeerProof, UniquePolicy, VerifiedPeer,
+    VerifyPeer,
 };
 use ike::wire::{Identification, NotifyType, TrafficSelector};
 use ike::{Action, Completion, Engine, EngineError, Event, Input, Now, Output, Transmit, WallTime};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+
+use crate::processor::Meter;
 
 /// The only local key's name.
 const CREDENTIAL: CredentialId = CredentialId(1);
@@ -48,6 +51,10 @@ pub struct Party {
     crypto: &'static CryptoProvider,
     kex: KexExecutor,
     signer: Box<dyn Signer>,
+    /// Measures key exchanges and signatures, made and checked.
+    pub meter: Meter,
+    /// What the engine wanted stored while the meter was on.
+    pub stored: Vec<Checkpoint>,
     /// Answers Authorise.
     grant: fn(u64) -> Grant,
     grants: u64,
@@ -147,6 +154,8 @@ impl Party {
             crypto,
             kex: KexExecutor::new(crypto),
             signer,
+            meter: Meter::default(),
+            stored: Vec::new(),
             grant,
             grants: 0,
             next_spi: 0xc000_0000,
@@ -172,6 +181,8 @@ impl Party {
                         let completion = self.execute(action);
                         inputs.push_back(Input::Completion(token, completion));
                     }
+                    // Dropping one is no part of what is measured.
+                    Output::Checkpoint(checkpoint) if self.meter.on => self.stored.push(checkpoint),
                     Output::Checkpoint(_) => {}
                 }
             }
@@ -180,10 +191,14 @@ impl Party {
 
     fn execute(&mut self, action: Action) -> Completion {
         match action {
-            Action::KeyExchange(request) => Completion::KeyExchange(Ok(self.kex.execute(request))),
-            Action::Sign { scheme, message, .. } => Completion::Sign(
-                self.signer.sign(scheme, &message).map_err(|error| error.to_string()),
-            ),
+            Action::KeyExchange(request) => {
+                let response = self.meter.measure(|| self.kex.execute(request));
+                Completion::KeyExchange(Ok(response))
+            }
+            Action::Sign { scheme, message, .. } => {
+                let signature = self.meter.measure(|| self.signer.sign(scheme, &message));
+                Completion::Sign(signature.map_err(|error| error.to_string()))
+            }
             Action::VerifyPeer(request) => {
                 Completion::VerifyPeer(self.verify(&request).map_err(|error| *error))
             }
@@ -217,7 +232,7 @@ impl Party {
         }
     }
 
-    fn verify(&self, request: &VerifyPeer) -> Result<Box<VerifiedPeer>, Box<Refusal>> {
+    fn verify(&mut self, request: &VerifyPeer) -> Result<Box<VerifiedPeer>, Box<Refusal>> {
         let refuse = |code, what| Box::new(refusal(code, what));
         if request.expected.as_ref().is_some_and(|expected| *expected != request.identity) {
             return Err(refuse("identity_mismatch", request.identity.to_string()));
@@ -225,8 +240,10 @@ impl Party {
         let certificate = request.certificates.first().map(Vec::as_slice).unwrap_or_default();
         let key = public_key(certificate)
             .ok_or_else(|| refuse("no_certificate", "no certificate".to_owned()))?;
-        self.crypto
-            .verify(request.scheme, key, &request.message, &request.signature)
+        self.meter
+            .measure(|| {
+                self.crypto.verify(request.scheme, key, &request.message, &request.signature)
+            })
             .map_err(|error| refuse("bad_signature", error.to_string()))?;
         Ok(Box::new(VerifiedPeer {
             identity: request.identity.to_string(),

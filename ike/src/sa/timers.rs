@@ -1,7 +1,13 @@
-//! Every timer of the engine: one sorted structure, keyed by what the timer is for, so that
-//! setting one again moves it and dropping an SA drops all of its timers.
+//! Every timer of the engine, keyed by what the timer is for, so that setting one again moves it
+//! and dropping an SA drops all of its timers.
+//!
+//! What is due next is told by a heap: a handshake sets timers among those that every established SA
+//! holds for hours, and most are moved or cancelled before they come to the top. Such an entry
+//! stays in the heap until it is at the top, or until such entries are the most. The timers of
+//! actions have a heap of their own: every action sets and cancels one, and few are in flight.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use crate::io::{Deadline, IkeSaId, TimerKind};
 use crate::time::{Now, Timestamp, WallTime};
@@ -26,53 +32,101 @@ impl TimerKey {
     }
 }
 
+/// Stale entries that are kept in any case.
+const STALE_ALLOWED: usize = 64;
+
+/// Timers on the monotonic clock.
+#[derive(Debug, Default)]
+struct Heap {
+    at: BTreeMap<TimerKey, Timestamp>,
+    /// Has an entry for each of `at`, and its top is one of these.
+    order: BinaryHeap<Reverse<(Timestamp, TimerKey)>>,
+}
+
+impl Heap {
+    fn set(&mut self, key: TimerKey, at: Timestamp) {
+        let old = self.at.insert(key, at);
+        if old == Some(at) {
+            return;
+        }
+        self.order.push(Reverse((at, key)));
+        if old.is_some() {
+            self.settle();
+        }
+    }
+
+    fn cancel(&mut self, key: TimerKey) {
+        if self.at.remove(&key).is_some() {
+            self.settle();
+        }
+    }
+
+    /// After a timer was moved or cancelled: the top is a timer that is set, and the heap is not
+    /// much larger than it has to be.
+    fn settle(&mut self) {
+        let Self { at, order } = self;
+        let is_set = |(time, key): &(Timestamp, TimerKey)| at.get(key) == Some(time);
+        if order.len() > at.len().saturating_mul(2).saturating_add(STALE_ALLOWED) {
+            order.retain(|Reverse(entry)| is_set(entry));
+        }
+        while order.peek().is_some_and(|Reverse(entry)| !is_set(entry)) {
+            order.pop();
+        }
+    }
+
+    fn first(&self) -> Option<(Timestamp, TimerKey)> {
+        self.order.peek().map(|Reverse(entry)| *entry)
+    }
+
+    /// The timers of an SA.
+    fn of(&self, sa: IkeSaId) -> impl Iterator<Item = (TimerKey, Timestamp)> {
+        let low = TimerKey { sa, kind: TimerKind::Retransmit, sub: 0 };
+        self.at.range(low..).map(|(key, at)| (*key, *at)).take_while(move |(key, _)| key.sa == sa)
+    }
+}
+
 /// Timers on the monotonic clock, and the grants' deadlines on the wall clock.
 #[derive(Debug, Default)]
 pub(crate) struct TimerQueue {
-    at: BTreeMap<TimerKey, Timestamp>,
-    order: BTreeSet<(Timestamp, TimerKey)>,
+    /// Of [`TimerKind::Action`] only.
+    actions: Heap,
+    /// All others.
+    rest: Heap,
     wall: BTreeMap<IkeSaId, WallTime>,
     wall_order: BTreeSet<(WallTime, IkeSaId)>,
 }
 
 impl TimerQueue {
+    fn place(&mut self, kind: TimerKind) -> &mut Heap {
+        if kind == TimerKind::Action { &mut self.actions } else { &mut self.rest }
+    }
+
     /// Sets a timer, or moves it.
     pub(crate) fn set(&mut self, key: TimerKey, at: Timestamp) {
-        if let Some(old) = self.at.insert(key, at) {
-            self.order.remove(&(old, key));
-        }
-        self.order.insert((at, key));
+        self.place(key.kind).set(key, at);
     }
 
     /// Stops a timer; harmless when it is not set.
     pub(crate) fn cancel(&mut self, key: TimerKey) {
-        if let Some(at) = self.at.remove(&key) {
-            self.order.remove(&(at, key));
-        }
+        self.place(key.kind).cancel(key);
     }
 
     /// When a timer will fire.
     pub(crate) fn at(&self, key: TimerKey) -> Option<Timestamp> {
-        self.at.get(&key).copied()
+        let place = if key.kind == TimerKind::Action { &self.actions } else { &self.rest };
+        place.at.get(&key).copied()
     }
 
     /// Whether a timer is set.
     pub(crate) fn is_set(&self, key: TimerKey) -> bool {
-        self.at.contains_key(&key)
+        self.at(key).is_some()
     }
 
     /// Stops all timers of an SA but those of actions, whose answers are still to come.
     pub(crate) fn cancel_sa(&mut self, sa: IkeSaId) {
-        let low = TimerKey { sa, kind: TimerKind::Retransmit, sub: 0 };
-        let keys: Vec<_> = self
-            .at
-            .range(low..)
-            .map(|(key, _)| *key)
-            .take_while(|key| key.sa == sa)
-            .filter(|key| key.kind != TimerKind::Action)
-            .collect();
+        let keys: Vec<_> = self.rest.of(sa).map(|(key, _)| key).collect();
         for key in keys {
-            self.cancel(key);
+            self.rest.cancel(key);
         }
         self.set_wall(sa, None);
     }
@@ -90,7 +144,7 @@ impl TimerQueue {
 
     /// Takes one timer that is due.
     pub(crate) fn pop(&mut self, now: Timestamp) -> Option<TimerKey> {
-        let &(at, key) = self.order.first()?;
+        let (at, key) = self.first()?;
         if at > now {
             return None;
         }
@@ -109,9 +163,14 @@ impl TimerQueue {
         Some(sa)
     }
 
+    /// The next timer on the monotonic clock.
+    fn first(&self) -> Option<(Timestamp, TimerKey)> {
+        [self.actions.first(), self.rest.first()].into_iter().flatten().min()
+    }
+
     /// The next thing to happen, as seen at `now`.
     pub(crate) fn next(&self, now: Now) -> Option<Deadline> {
-        let mono = self.order.first().map(|&(at, key)| Deadline { at, reason: key.kind });
+        let mono = self.first().map(|(at, key)| Deadline { at, reason: key.kind });
         let wall = self.wall_order.first().map(|&(at, _)| Deadline {
             at: now.mono + at.until(now.wall),
             reason: TimerKind::Deadline,
@@ -125,12 +184,11 @@ impl TimerQueue {
 
     /// Every timer of an SA.
     pub(crate) fn of(&self, sa: IkeSaId, now: Now) -> Vec<Deadline> {
-        let low = TimerKey { sa, kind: TimerKind::Retransmit, sub: 0 };
         let mono = self
-            .at
-            .range(low..)
-            .take_while(|(key, _)| key.sa == sa)
-            .map(|(key, at)| Deadline { at: *at, reason: key.kind });
+            .actions
+            .of(sa)
+            .chain(self.rest.of(sa))
+            .map(|(key, at)| Deadline { at, reason: key.kind });
         let wall = self
             .wall
             .get(&sa)
@@ -141,12 +199,15 @@ impl TimerQueue {
     /// Number of timers set.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.at.len().saturating_add(self.wall.len())
+        [self.actions.at.len(), self.rest.at.len(), self.wall.len()]
+            .into_iter()
+            .fold(0, usize::saturating_add)
     }
 
     /// The SAs that have timers, for leak checks.
     pub(crate) fn owners(&self) -> BTreeSet<IkeSaId> {
-        self.at.keys().map(|key| key.sa).chain(self.wall.keys().copied()).collect()
+        let mono = self.actions.at.keys().chain(self.rest.at.keys()).map(|key| key.sa);
+        mono.chain(self.wall.keys().copied()).collect()
     }
 }
 
@@ -172,6 +233,32 @@ mod tests {
         assert_eq!(timers.pop(Timestamp(10)), None);
         assert_eq!(timers.pop(Timestamp(20)), Some(key));
         assert_eq!(timers.len(), 0);
+    }
+
+    #[test]
+    fn moved_and_cancelled_timers_neither_fire_nor_pile_up() {
+        let mut timers = TimerQueue::default();
+        let far = TimerKey::new(IkeSaId(9), TimerKind::RekeyIke);
+        timers.set(far, Timestamp(1_000_000));
+        for round in 0..10_000 {
+            let dpd = TimerKey::new(SA, TimerKind::Dpd);
+            timers.set(dpd, Timestamp(2_000_000 + round));
+            let action = TimerKey::sub(SA, TimerKind::Action, round);
+            timers.set(action, Timestamp(500 + round));
+            assert_eq!(timers.next(now(0, 0)).unwrap().at, Timestamp(500 + round));
+            timers.cancel(action);
+            assert_eq!(timers.next(now(0, 0)).unwrap().at, Timestamp(1_000_000));
+            // Set again for the time it had before.
+            timers.cancel(far);
+            timers.set(far, Timestamp(1_000_000));
+        }
+        for heap in [&timers.actions, &timers.rest] {
+            assert!(heap.order.len() <= 2 * heap.at.len() + STALE_ALLOWED + 1);
+        }
+        assert_eq!(timers.pop(Timestamp(3_000_000)), Some(far));
+        let dpd = timers.pop(Timestamp(3_000_000)).map(|key| key.kind);
+        assert_eq!(dpd, Some(TimerKind::Dpd));
+        assert_eq!(timers.pop(Timestamp(3_000_000)), None);
     }
 
     #[test]

@@ -12,6 +12,12 @@ pub const MAX_PAYLOADS: usize = 64;
 
 const CRITICAL: u8 = 0x80;
 
+/// Payloads of most chains at most.
+const ITEMS_ROOM: usize = 12;
+
+/// Octets of most chains at most: growing a buffer costs more than what is left over.
+const CHAIN_ROOM: usize = 768;
+
 /// A message: header and payloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -47,7 +53,7 @@ impl Message {
             length,
             limit,
         })?;
-        let mut w = Writer::new();
+        let mut w = Writer::with_capacity(HEADER_LEN.saturating_add(chain.len()));
         Header { next_payload, length, ..self.header }.write(&mut w);
         w.bytes(&chain);
         Ok(w.into_vec())
@@ -287,6 +293,22 @@ pub struct Item {
     pub payload: Payload,
 }
 
+/// A set of payload types.
+#[derive(Debug, Default)]
+struct PayloadTypes([u128; 2]);
+
+impl PayloadTypes {
+    /// Adds a type; false when it was there.
+    fn insert(&mut self, kind: PayloadType) -> bool {
+        let (half, bit) = (usize::from(kind.value() >> 7), kind.value() & 0x7f);
+        let Some(half) = self.0.get_mut(half) else { return true };
+        let mask = 1_u128 << bit;
+        let new = *half & mask == 0;
+        *half |= mask;
+        new
+    }
+}
+
 /// A chain of payloads, in order. Those that may occur once do occur at most once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Payloads {
@@ -353,7 +375,7 @@ impl Payloads {
 
     /// Appends a payload.
     pub fn push(&mut self, payload: Payload) {
-        self.items.push(Item { critical: false, payload });
+        self.push_item(Item { critical: false, payload });
     }
 
     /// Appends a Notify payload.
@@ -363,6 +385,9 @@ impl Payloads {
 
     /// Appends a payload with its critical bit.
     pub fn push_item(&mut self, item: Item) {
+        if self.items.is_empty() {
+            self.items.reserve(ITEMS_ROOM);
+        }
         self.items.push(item);
     }
 
@@ -475,7 +500,7 @@ impl Payloads {
         at: usize,
         outer: bool,
     ) -> Result<Self, WireError> {
-        let mut out = Self::new();
+        let mut out = Self { items: Vec::with_capacity(ITEMS_ROOM) };
         for raw in RawChain::new(first, chain, at) {
             let raw = raw?;
             if !outer && matches!(raw.kind, PayloadType::Sk | PayloadType::Skf) {
@@ -499,15 +524,14 @@ impl Payloads {
         if self.items.len() > MAX_PAYLOADS {
             return Err(WireError::TooMany { part: Part::Message, limit: MAX_PAYLOADS });
         }
-        let mut w = Writer::new();
-        let mut seen = Vec::with_capacity(self.items.len());
+        let mut w = Writer::with_capacity(CHAIN_ROOM);
+        let mut seen = PayloadTypes::default();
         let mut following = self.items.iter().skip(1);
         for item in &self.items {
             let kind = item.payload.kind();
-            if !kind.may_repeat() && seen.contains(&kind) {
+            if !seen.insert(kind) && !kind.may_repeat() {
                 return Err(WireError::Duplicate { payload: kind });
             }
-            seen.push(kind);
             let follower = following.next().map(|item| item.payload.kind());
             let next = match (item.payload.inner_of_encrypted(), follower) {
                 (None, follower) => follower.unwrap_or(PayloadType::None),

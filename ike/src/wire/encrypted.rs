@@ -335,7 +335,7 @@ pub(super) fn seal_part(
     let payload_len16 = fit16(payload_len, part)?;
     let length = payload_len.saturating_add(HEADER_LEN);
 
-    let mut w = Writer::new();
+    let mut w = Writer::with_capacity(length);
     let length32 = u32::try_from(length).map_err(|_| too_long(length))?;
     Header { next_payload: kind, length: length32, ..header }.write(&mut w);
     w.u8(first_inner.value());

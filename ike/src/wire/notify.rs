@@ -309,7 +309,8 @@ impl AdditionalAddresses {
 /// The octets whose SHA-1 is the data of NAT_DETECTION_SOURCE_IP and
 /// NAT_DETECTION_DESTINATION_IP: SPIs, address and port (RFC 7296 2.23).
 pub fn nat_detection_input(spi_i: IkeSpi, spi_r: IkeSpi, address: IpAddr, port: u16) -> Vec<u8> {
-    let mut w = Writer::new();
+    // Two SPIs, the longer kind of address, the port.
+    let mut w = Writer::with_capacity(34);
     w.u64(spi_i.0);
     w.u64(spi_r.0);
     match address {

@@ -20,6 +20,7 @@ macro_rules! registry {
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// The number on the wire.
+            #[inline]
             pub const fn value(self) -> $int {
                 match self {
                     $(Self::$variant => $value,)*

@@ -14,6 +14,11 @@ impl Writer {
         Self::default()
     }
 
+    /// An empty buffer with room for so many octets.
+    pub(super) fn with_capacity(octets: usize) -> Self {
+        Self { out: Vec::with_capacity(octets) }
+    }
+
     /// How many octets are written.
     pub fn len(&self) -> usize {
         self.out.len()

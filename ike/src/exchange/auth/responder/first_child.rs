@@ -189,10 +189,13 @@ pub(in crate::exchange::auth) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Resu
     let Some(responder) = responder(sa) else {
         return;
     };
-    let ChildOutcome::Planned(plan) = &responder.child else {
+    if !matches!(responder.child, ChildOutcome::Planned(_)) {
+        return;
+    }
+    let outcome = std::mem::replace(&mut responder.child, ChildOutcome::Undecided);
+    let ChildOutcome::Planned(mut plan) = outcome else {
         return;
     };
-    let mut plan = plan.clone();
     let outcome = match answer {
         Ok(spi) => {
             plan.spi_in = spi;
@@ -265,13 +268,13 @@ pub(in crate::exchange::auth) fn installed(
     let Some(responder) = responder(sa) else {
         return;
     };
-    let ChildOutcome::Installing(child, plan) = &responder.child else {
-        return;
-    };
-    if *child != id {
+    if !matches!(responder.child, ChildOutcome::Installing(child, _) if child == id) {
         return;
     }
-    let plan = plan.clone();
+    let outcome = std::mem::replace(&mut responder.child, ChildOutcome::Undecided);
+    let ChildOutcome::Installing(_, plan) = outcome else {
+        return;
+    };
     match answer {
         Ok(()) => responder.child = ChildOutcome::Installed(id, plan),
         Err(why) => {

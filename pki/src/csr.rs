@@ -2,7 +2,8 @@
 //!
 //! Subject and extensions of a request are wishes of an unknown party and are not read.
 
-use ring::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
+use rustls_pki_types::SignatureVerificationAlgorithm;
+use webpki::ring as verifier;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::der_parser::asn1_rs::Tag;
@@ -10,6 +11,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use crate::ecdsa;
 use crate::issue::sha256_hex;
 
 /// Trailing octets some clients add after the request.
@@ -37,7 +39,9 @@ pub enum CsrError {
     #[error("the request is signed with {0}: use SHA-256 or better")]
     SignatureAlgorithm(String),
     /// The key is too weak or of an unknown kind.
-    #[error("the request carries {0}: use ECDSA P-256/P-384, Ed25519 or RSA of 2048 to 8192 bits")]
+    #[error(
+        "the request carries {0}: use ECDSA P-256/P-384/P-521, Ed25519 or RSA of 2048 to 8192 bits"
+    )]
     Key(String),
 }
 
@@ -58,9 +62,9 @@ impl Csr {
         let algorithms = verifiers(kind, &oid)?;
         let signature = request.signature_value.data.as_ref();
         let key = info.subject_pki.subject_public_key.data.as_ref();
-        let verified = algorithms.iter().any(|algorithm| {
-            UnparsedPublicKey::new(*algorithm, key).verify(info.raw, signature).is_ok()
-        });
+        let verified = algorithms
+            .iter()
+            .any(|algorithm| algorithm.verify_signature(key, info.raw, signature).is_ok());
         if !verified {
             return Err(CsrError::BadSignature);
         }
@@ -88,6 +92,7 @@ pub fn challenge_password(der: &[u8]) -> Option<zeroize::Zeroizing<String>> {
 enum KeyKind {
     P256,
     P384,
+    P521,
     Ed25519,
     Rsa,
 }
@@ -111,7 +116,7 @@ fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
             match curve.map(|oid| oid.to_id_string()).as_deref() {
                 Some(OID_P256) => Ok(KeyKind::P256),
                 Some(OID_P384) => Ok(KeyKind::P384),
-                Some(OID_P521) => refuse("an ECDSA key on P-521, which cannot be verified here"),
+                Some(OID_P521) => Ok(KeyKind::P521),
                 Some(other) => refuse(&format!("an ECDSA key on curve {}", short(other))),
                 None => refuse("an ECDSA key without a named curve"),
             }
@@ -151,30 +156,34 @@ fn bit_length(bytes: &[u8]) -> usize {
 fn verifiers(
     kind: KeyKind,
     signature_oid: &str,
-) -> Result<Vec<&'static dyn VerificationAlgorithm>, CsrError> {
+) -> Result<Vec<&'static dyn SignatureVerificationAlgorithm>, CsrError> {
     const RSA_SHA256: &str = "1.2.840.113549.1.1.11";
     const RSA_SHA384: &str = "1.2.840.113549.1.1.12";
     const RSA_SHA512: &str = "1.2.840.113549.1.1.13";
     const ECDSA_SHA256: &str = "1.2.840.10045.4.3.2";
     const ECDSA_SHA384: &str = "1.2.840.10045.4.3.3";
+    const ECDSA_SHA512: &str = "1.2.840.10045.4.3.4";
     let refuse = |what: &str| Err(CsrError::SignatureAlgorithm(what.to_owned()));
     Ok(match (kind, signature_oid) {
-        (KeyKind::P256, ECDSA_SHA256) => vec![&signature::ECDSA_P256_SHA256_ASN1],
-        (KeyKind::P256, ECDSA_SHA384) => vec![&signature::ECDSA_P256_SHA384_ASN1],
-        (KeyKind::P384, ECDSA_SHA256) => vec![&signature::ECDSA_P384_SHA256_ASN1],
-        (KeyKind::P384, ECDSA_SHA384) => vec![&signature::ECDSA_P384_SHA384_ASN1],
-        (KeyKind::Ed25519, OID_ED25519) => vec![&signature::ED25519],
-        (KeyKind::Rsa, RSA_SHA256) => vec![&signature::RSA_PKCS1_2048_8192_SHA256],
-        (KeyKind::Rsa, RSA_SHA384) => vec![&signature::RSA_PKCS1_2048_8192_SHA384],
-        (KeyKind::Rsa, RSA_SHA512) => vec![&signature::RSA_PKCS1_2048_8192_SHA512],
+        (KeyKind::P256, ECDSA_SHA256) => vec![verifier::ECDSA_P256_SHA256],
+        (KeyKind::P256, ECDSA_SHA384) => vec![verifier::ECDSA_P256_SHA384],
+        (KeyKind::P384, ECDSA_SHA256) => vec![verifier::ECDSA_P384_SHA256],
+        (KeyKind::P384, ECDSA_SHA384) => vec![verifier::ECDSA_P384_SHA384],
+        (KeyKind::P521, ECDSA_SHA256) => vec![ecdsa::P521_SHA256],
+        (KeyKind::P521, ECDSA_SHA384) => vec![ecdsa::P521_SHA384],
+        (KeyKind::P521, ECDSA_SHA512) => vec![ecdsa::P521_SHA512],
+        (KeyKind::Ed25519, OID_ED25519) => vec![verifier::ED25519],
+        (KeyKind::Rsa, RSA_SHA256) => vec![verifier::RSA_PKCS1_2048_8192_SHA256],
+        (KeyKind::Rsa, RSA_SHA384) => vec![verifier::RSA_PKCS1_2048_8192_SHA384],
+        (KeyKind::Rsa, RSA_SHA512) => vec![verifier::RSA_PKCS1_2048_8192_SHA512],
         (KeyKind::Rsa, OID_RSA_PSS) => vec![
-            &signature::RSA_PSS_2048_8192_SHA256,
-            &signature::RSA_PSS_2048_8192_SHA384,
-            &signature::RSA_PSS_2048_8192_SHA512,
+            verifier::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+            verifier::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+            verifier::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
         ],
         (_, "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1") => return refuse("SHA-1"),
         (_, "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.2") => return refuse("MD5 or MD2"),
-        (KeyKind::P256 | KeyKind::P384, "1.2.840.10045.4.3.4") => {
+        (KeyKind::P256 | KeyKind::P384, ECDSA_SHA512) => {
             return refuse("ECDSA with SHA-512, which does not fit the curve");
         }
         (_, other) => {

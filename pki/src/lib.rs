@@ -20,6 +20,7 @@ mod authority;
 mod ca;
 mod crl;
 mod csr;
+pub mod ecdsa;
 pub mod enrol;
 mod entropy;
 mod error;

@@ -22,6 +22,7 @@ fn accepted_keys_and_signatures() {
         "p256-sha384",
         "p384-sha384",
         "p384-sha256",
+        "p521-sha512",
         "rsa2048-sha256",
         "rsa2048-sha512",
         "rsa4096-sha384",
@@ -38,7 +39,9 @@ fn accepted_keys_and_signatures() {
 
 #[test]
 fn every_vector_with_an_accepted_key_gets_a_certificate_for_that_key() {
-    for name in ["p256-sha256", "p384-sha384", "rsa2048-sha256", "rsa4096-sha384", "ed25519"] {
+    for name in
+        ["p256-sha256", "p384-sha384", "p521-sha512", "rsa2048-sha256", "rsa4096-sha384", "ed25519"]
+    {
         let authority = authority();
         let csr = Csr::from_der(&vector(name)).unwrap();
         let secret = token(&authority);
@@ -56,7 +59,6 @@ fn refused_keys_and_signatures_say_why() {
     let signature = |what: &str| CsrError::SignatureAlgorithm(what.to_owned());
     for (name, expected) in [
         ("rsa1024-sha256", key("an RSA key of 1024 bits")),
-        ("p521-sha512", key("an ECDSA key on P-521, which cannot be verified here")),
         ("secp256k1-sha256", key("an ECDSA key on curve 1.3.132.0.10")),
         ("explicit-curve", key("an ECDSA key without a named curve")),
         ("rsa-pss-key", key("an RSA key restricted to PSS")),
@@ -73,7 +75,7 @@ fn refused_keys_and_signatures_say_why() {
 
 #[test]
 fn a_request_not_signed_by_its_own_key_is_refused() {
-    for name in ["p256-sha256", "rsa2048-sha256", "rsa2048-pss-sha256", "ed25519"] {
+    for name in ["p256-sha256", "p521-sha512", "rsa2048-sha256", "rsa2048-pss-sha256", "ed25519"] {
         let der = vector(name);
         let mut altered_signature = der.clone();
         *altered_signature.last_mut().unwrap() ^= 1;

@@ -85,6 +85,27 @@ fn intermediates_may_come_in_any_order_and_with_the_root() {
 }
 
 #[test]
+fn chains_on_p521_are_verified_with_every_hash() {
+    for algorithm in [
+        &rcgen::PKCS_ECDSA_P521_SHA256,
+        &rcgen::PKCS_ECDSA_P521_SHA384,
+        &rcgen::PKCS_ECDSA_P521_SHA512,
+    ] {
+        let key = || KeyPair::generate_for(algorithm).unwrap();
+        let root = Ca::self_signed(ca_params("Root", (-YEAR, YEAR)), key()).unwrap();
+        let sub = Ca::signed_by(ca_params("Sub", (-YEAR, YEAR)), key(), &root).unwrap();
+        let mut chain = vec![leaf(&sub, |_| {}), der(&sub)];
+        assert!(verify(&chain, &root).is_ok(), "{algorithm:?}");
+        let at = chain[0].len() - 1;
+        chain[0][at] ^= 1;
+        assert!(
+            matches!(verify(&chain, &root), Err(PeerError::BadSignature { .. })),
+            "{algorithm:?}"
+        );
+    }
+}
+
+#[test]
 fn the_earliest_end_in_the_chain_counts() {
     let end = |root_end, ca_end, leaf_end| {
         let root = root("Root", (-YEAR, root_end));

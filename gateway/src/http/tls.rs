@@ -3,9 +3,11 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pki::validate::PeerError;
-use pki::{Authority, UnixTime};
+use pki::{Authority, UnixTime, ecdsa};
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, UnixTime as TlsTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -88,6 +90,26 @@ fn server(
     Ok(Arc::new(config))
 }
 
+/// What the provider lacks: keys on P-521, and SHA-512 with the smaller curves, since TLS 1.2 does
+/// not bind a hash to a curve.
+static MORE_ECDSA: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
+    all: &[
+        ecdsa::P521_SHA512,
+        ecdsa::P521_SHA384,
+        ecdsa::P521_SHA256,
+        ecdsa::P384_SHA512,
+        ecdsa::P256_SHA512,
+    ],
+    mapping: &[
+        (
+            SignatureScheme::ECDSA_NISTP521_SHA512,
+            &[ecdsa::P521_SHA512, ecdsa::P384_SHA512, ecdsa::P256_SHA512],
+        ),
+        (SignatureScheme::ECDSA_NISTP384_SHA384, &[ecdsa::P521_SHA384]),
+        (SignatureScheme::ECDSA_NISTP256_SHA256, &[ecdsa::P521_SHA256]),
+    ],
+};
+
 /// Accepts certificates of our own CA and lets clients without one in as well; what a certificate
 /// is good for, the enrolment rules decide.
 #[derive(Debug)]
@@ -154,6 +176,7 @@ impl ClientCertVerifier for PeerVerifier {
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
         verify_tls12_signature(message, certificate, signature, algorithms)
+            .or_else(|_| verify_tls12_signature(message, certificate, signature, &MORE_ECDSA))
     }
 
     fn verify_tls13_signature(
@@ -162,11 +185,17 @@ impl ClientCertVerifier for PeerVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        // RFC 8446 4.2.3: each scheme has its curve.
+        let algorithms = match signature.scheme {
+            SignatureScheme::ECDSA_NISTP521_SHA512 => &MORE_ECDSA,
+            _ => &self.provider.signature_verification_algorithms,
+        };
         verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        let mut schemes = self.provider.signature_verification_algorithms.supported_schemes();
+        schemes.push(SignatureScheme::ECDSA_NISTP521_SHA512);
+        schemes
     }
 }

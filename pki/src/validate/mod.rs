@@ -157,7 +157,7 @@ pub enum PeerError {
     /// The algorithm is not supported.
     #[error(
         "certificate {subject} or its chain uses an algorithm that is not supported: use ECDSA \
-         P-256/P-384, Ed25519 or RSA of 2048 to 8192 bits with SHA-2"
+         P-256/P-384/P-521, Ed25519 or RSA of 2048 to 8192 bits with SHA-2"
     )]
     UnsupportedAlgorithm {
         /// The leaf's subject.

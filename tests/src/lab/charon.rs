@@ -49,6 +49,8 @@ pub struct Options {
     pub hosts: Option<PathBuf>,
     /// Reauthenticate with the new IKE SA first.
     pub make_before_break: bool,
+    /// Take certificates with unknown critical extensions, too, its own among them.
+    pub any_critical: bool,
     /// EAP-TLS, with TLS fragments of this many octets.
     pub eap_tls: Option<u32>,
     /// Half-open SAs at which peers must return a cookie.
@@ -67,6 +69,7 @@ impl Default for Options {
             retransmit_tries: 4,
             signature_authentication: true,
             rsa_pss: false,
+            any_critical: false,
             eap_tls: None,
             fetch: false,
             revocation: None,
@@ -298,6 +301,9 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
                 if options.signature_authentication { "yes" } else { "no" },
             )
             .set("rsa_pss", if options.rsa_pss { "yes" } else { "no" })
+            .section("x509", |x| {
+                x.set("enforce_critical", if options.any_critical { "no" } else { "yes" })
+            })
             .section("plugins", |p| {
                 let mut p = p.section("vici", |v| v.set("socket", &vici));
                 if let Some(size) = options.eap_tls {

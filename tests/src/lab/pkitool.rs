@@ -17,10 +17,15 @@ pub struct KeyType {
     pub bits: u32,
 }
 
+/// An extension that nobody knows: of the enterprise number for examples (RFC 5612).
+pub const STRANGE: &str = "1.3.6.1.4.1.32473.1";
+
 /// ECDSA on P-256.
 pub const P256: KeyType = KeyType { kind: "ecdsa", bits: 256 };
 /// ECDSA on P-384.
 pub const P384: KeyType = KeyType { kind: "ecdsa", bits: 384 };
+/// ECDSA on P-521.
+pub const P521: KeyType = KeyType { kind: "ecdsa", bits: 521 };
 /// RSA with 2048 bits.
 pub const RSA2048: KeyType = KeyType { kind: "rsa", bits: 2048 };
 /// RSA with 4096 bits.
@@ -317,6 +322,41 @@ impl Authority {
         }
         words.extend(extra);
         self.sign(&private, dn, &words, &cert)?;
+        Ok((private, cert))
+    }
+
+    /// As [`Authority::issue`], with an extension that nobody knows, which `pki` cannot write.
+    ///
+    /// # Errors
+    /// When `pki` or `openssl` fails.
+    pub fn issue_strange(
+        &self,
+        base: &str,
+        name: &str,
+        san: &str,
+        critical: bool,
+    ) -> Result<(PathBuf, PathBuf)> {
+        let path = |end: &str| self.dir.join(format!("{base}{end}"));
+        let (private, cert, request) = (path("-key.pem"), path(".pem"), path(".req"));
+        generate(P256, &private)?;
+        let critical = if critical { "critical," } else { "" };
+        let extensions = path(".cnf");
+        let lines = [
+            format!("subjectAltName=DNS:{san}"),
+            "authorityKeyIdentifier=keyid".to_owned(),
+            format!("{STRANGE}={critical}ASN1:UTF8String:strange\n"),
+        ];
+        fs::write(&extensions, lines.join("\n"))?;
+        let text = |path: &Path| path.display().to_string();
+        let subject = format!("/CN={name}");
+        let key = text(&private);
+        let request = text(&request);
+        cmd::run("openssl", &["req", "-new", "-key", &key, "-subj", &subject, "-out", &request])?;
+        let (ca, ca_key) = (text(&self.cert), text(&self.key()));
+        let words = ["x509", "-req", "-days", "1", "-in", &request, "-CA", &ca, "-CAkey", &ca_key];
+        let files = ["-extfile", &text(&extensions), "-out", &text(&cert)];
+        let serial = ["-set_serial", &format!("0x{:x}", std::process::id()), "-sha256"];
+        cmd::run("openssl", &[&words[..], &serial, &files].concat())?;
         Ok((private, cert))
     }
 

@@ -10,7 +10,7 @@ use super::scene::{Credentials, Scene, install};
 use crate::lab::Lab;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::Settings;
-use crate::lab::pkitool::{Authority, P256, RSA4096};
+use crate::lab::pkitool::{Authority, P256, P521, RSA4096};
 use crate::lab::swanctl::Connection;
 use crate::lab::world::Shape;
 
@@ -33,6 +33,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     load(&scene, &charon, &credentials, "eap-tls", |_| {})?;
     let before = charon.log().len();
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 10_000)?;
     expect(&charon, before, "EAP method EAP_TLS succeeded, MSK established")?;
     let log = charon.log();
@@ -48,6 +49,15 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     if lease["state"] != "active" {
         bail!("the certificate's lease is not in use: {lease}");
     }
+    charon.terminate("net")?;
+
+    lab.step("a key on P-521, with which this client's TLS stops at 1.2");
+    let p521 = scene.enrol(&host, "p521", P521)?;
+    install(&charon, &p521)?;
+    load(&scene, &charon, &p521, "eap-tls", |_| {})?;
+    charon.initiate("net")?;
+    scene.agree(&charon)?;
+    scene.download(&host, 10_000)?;
     charon.terminate("net")?;
 
     lab.step("a large key: more fragments");

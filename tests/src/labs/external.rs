@@ -13,7 +13,7 @@ use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{ID, Settings};
 use crate::lab::host::Host;
 use crate::lab::http::Shelf;
-use crate::lab::pkitool::{self, Authority, P256, RSA2048};
+use crate::lab::pkitool::{self, Authority, P256, P521, RSA2048};
 use crate::lab::process::Process;
 use crate::lab::swanctl::Connection;
 use crate::lab::world::{GATEWAY, PRIVATE_NET, Shape};
@@ -28,13 +28,13 @@ const RESPONDER: &str = "http://10.20.0.10:8888";
 const BOTH: &str = "both.corp.example";
 
 /// Key and certificate of a client.
-type Pair = (PathBuf, PathBuf);
+pub(super) type Pair = (PathBuf, PathBuf);
 
 /// Rules by subject, sub-CAs, path length, choice among two certificates, lists by HTTP.
 pub(super) fn ca(lab: &Lab) -> Result<()> {
     let corp = Authority::new(&lab.path("corp"), "Corp Root", RSA2048)?;
     let other = Authority::new(&lab.path("other"), "Other Root", P256)?;
-    let sub = corp.intermediate_with(&lab.path("sub"), "Corp Sub", P256, &["--crl", LIST])?;
+    let sub = corp.intermediate_with(&lab.path("sub"), "Corp Sub", P521, &["--crl", LIST])?;
     let old = corp.intermediate_with(&lab.path("old"), "Corp Old", P256, &["--crl", LIST])?;
     let words = ["--pathlen", "0", "--crl", LIST];
     let narrow = corp.intermediate_with(&lab.path("narrow"), "Corp Narrow", P256, &words)?;
@@ -51,7 +51,7 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
     let both = |ca: &Authority, name: &str| ca.issue(name, &subject("CI", name), BOTH, P256, &list);
     let (ours, theirs) = (both(&corp, "ours")?, both(&other, "theirs")?);
     let under_sub =
-        sub.issue("undersub", &subject("CI", "undersub"), "undersub.corp.example", P256, &[])?;
+        sub.issue("undersub", &subject("CI", "undersub"), "undersub.corp.example", P521, &[])?;
     let under_old = issue(&old, "underold", "CI")?;
     let too_long = issue(&below, "toolong", "CI")?;
 
@@ -90,7 +90,7 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
     if accepted(&scene, &charon, &[("good", &good)])? != address {
         bail!("a reconnection got another address");
     }
-    lab.step("a sub-CA sent along");
+    lab.step("a sub-CA sent along, its key and the client's on P-521");
     accepted(&scene, &charon, &[("undersub", &under_sub)])?;
     lab.step("two certificates: the client chooses the one whose CA the gateway asks for");
     accepted(&scene, &charon, &[("theirs", &theirs), ("ours", &ours)])?;
@@ -216,7 +216,7 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
 }
 
 /// Our own root, which vouches for the gateway.
-fn trust_gateway(scene: &Scene, charon: &Charon, host: &Host) -> Result<()> {
+pub(super) fn trust_gateway(scene: &Scene, charon: &Charon, host: &Host) -> Result<()> {
     let to = host.dir()?.join("gateway-ca.pem");
     for (number, file) in scene.est()?.ca_certs(host, &to)?.iter().enumerate() {
         charon.install(file, &format!("x509ca/gateway-{number}.pem"))?;
@@ -225,7 +225,7 @@ fn trust_gateway(scene: &Scene, charon: &Charon, host: &Host) -> Result<()> {
 }
 
 /// Loads one connection that may use these certificates.
-fn load(charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<()> {
+pub(super) fn load(charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<()> {
     let mut files = Vec::new();
     for (name, (key, cert)) in pairs {
         charon.install(key, &format!("private/{name}.pem"))?;
@@ -245,9 +245,14 @@ fn load(charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<()> {
 }
 
 /// Connects, moves data, disconnects; the virtual address.
-fn accepted(scene: &Scene, charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<Vec<String>> {
+pub(super) fn accepted(
+    scene: &Scene,
+    charon: &Charon,
+    pairs: &[(&str, &Pair)],
+) -> Result<Vec<String>> {
     load(charon, pairs)?;
     charon.initiate("net")?;
+    scene.agree(charon)?;
     scene.download(charon.host(), 10_000)?;
     let addresses = charon.virtual_addresses()?;
     charon.terminate("net")?;
@@ -255,7 +260,13 @@ fn accepted(scene: &Scene, charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<V
     Ok(addresses)
 }
 
-fn refused(scene: &Scene, charon: &Charon, name: &str, pair: &Pair, says: &str) -> Result<()> {
+pub(super) fn refused(
+    scene: &Scene,
+    charon: &Charon,
+    name: &str,
+    pair: &Pair,
+    says: &str,
+) -> Result<()> {
     load(charon, &[(name, pair)])?;
     expect_refusal(scene, charon, name, "AUTH_FAILED")?;
     let refusal = scene.gateway.refusals()?.first().cloned().context("no refusal")?;

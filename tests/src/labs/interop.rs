@@ -16,8 +16,8 @@ use crate::lab::pkitool::{P256, RSA2048};
 use crate::lab::wait;
 use crate::lab::world::{PRIVATE_NET, PRIVATE_NET6, STORE, STORE_PORT, Shape};
 
-/// How long the storm lasts. A minute would show the same and cost every run of all labs another.
-const STORM: Duration = Duration::from_secs(30);
+/// How long the storm lasts.
+const STORM: Duration = Duration::from_secs(60);
 
 /// Both ends rekey the IKE SA and the child every second or two, often at once, while a ping runs
 /// every 10 ms: none is lost.
@@ -52,7 +52,7 @@ pub(super) fn storm(lab: &Lab) -> Result<()> {
         }
         let theirs = theirs.join().map_err(|_| anyhow!("a thread panicked"))??;
         lab.step(&format!("{ours} rekeys by the gateway, {theirs} by strongSwan"));
-        if ours < 8 || theirs < 12 {
+        if ours < 16 || theirs < 24 {
             bail!("this was no storm: {ours} and {theirs} rekeys in {STORM:?}");
         }
         pinging.join().map_err(|_| anyhow!("ping panicked"))?
@@ -79,6 +79,7 @@ pub(super) fn storm(lab: &Lab) -> Result<()> {
         let one = sas.matches("ESTABLISHED").count() == 1 && sas.matches("INSTALLED").count() == 1;
         Ok(one && spis(&scene.gateway).is_ok_and(|(_, child)| !child.is_empty()))
     })?;
+    scene.agree(&charon)?;
     scene.download(host, 1_000_000)?;
     charon.terminate("net")?;
     scene.no_sas(Duration::from_secs(5))?;
@@ -206,6 +207,7 @@ pub(super) fn config_payload(lab: &Lab) -> Result<()> {
     if ours != theirs || ours.len() != 2 {
         bail!("the gateway says {ours:?}, the client {theirs:?}");
     }
+    scene.agree(&charon)?;
     scene.download(host, 100_000)?;
     charon.terminate("net")?;
     scene.finish()
@@ -219,6 +221,7 @@ pub(super) fn force_encap(lab: &Lab) -> Result<()> {
     let credentials = scene.enrol(host, "enrolled", P256)?;
     let charon = scene.runner(host, &credentials, |c| c.encap = true)?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     if !charon.sas()?.contains("TUNNEL-in-UDP") {
         bail!("strongSwan does not list ESP in UDP: {}", charon.sas()?);
     }
@@ -269,6 +272,7 @@ pub(super) fn pss(lab: &Lab) -> Result<()> {
     let from = charon.log().len();
     charon.initiate("net")?;
     charon.expect_log(from, "RSA_EMSA_PSS", Duration::from_secs(2))?;
+    scene.agree(&charon)?;
     scene.download(host, 100_000)?;
     charon.terminate("net")?;
     scene.finish()

@@ -103,9 +103,9 @@ pub const ALL: &[Entry] = &[
     entry("port-range", "selectors with a range of ports", interop::port_range),
     entry("pss", "RSA signatures with PSS padding", interop::pss),
     entry("mobike", "a client changes its address while it downloads", interop::mobike),
-    entry(
+    waiting(
         "rekey-storm",
-        "both ends rekey every second or two for 30 s; no ping of 3,000 is lost",
+        "both ends rekey every second or two for a minute; no ping of 6,000 is lost",
         interop::storm,
     ),
     entry("rekey-volume", "a child is rekeyed when it has carried its bytes", interop::volume),

@@ -86,6 +86,7 @@ pub(super) fn nat_two_runners(lab: &Lab) -> Result<()> {
         bail!("one runner reaches the other through the gateway");
     }
     for charon in &charons {
+        scene.agree(charon)?;
         charon.terminate("net")?;
     }
     scene.no_sas(Duration::from_secs(5))?;

@@ -26,28 +26,28 @@ use crate::lab::world::{FORBIDDEN, GATEWAY, PRIVATE_NET, STORE, Shape, World};
 use crate::lab::{Lab, wait};
 
 /// The other gateway's outer address.
-const OTHER: &str = "198.51.100.10";
+pub(super) const OTHER: &str = "198.51.100.10";
 /// Its identity.
-const OTHER_ID: &str = "branch.example.com";
+pub(super) const OTHER_ID: &str = "branch.example.com";
 /// The network behind it.
-const BRANCH_NET: &str = "10.30.0.0/16";
+pub(super) const BRANCH_NET: &str = "10.30.0.0/16";
 /// The machine in it.
 const BRANCH: &str = "10.30.0.10";
 /// Its address that is in no allow list.
 const BRANCH_FORBIDDEN: &str = "10.30.0.99";
 
 /// Enough for a handshake and its retries.
-const SOON: Duration = Duration::from_secs(15);
+pub(super) const SOON: Duration = Duration::from_secs(15);
 /// Enough for a lost peer to be noticed.
 const LATER: Duration = Duration::from_secs(60);
 
 /// The network behind the other gateway, with a server in it.
-struct Branch {
+pub(super) struct Branch {
     host: Host,
     server: Server,
 }
 
-fn branch(world: &World) -> Result<Branch> {
+pub(super) fn branch(world: &World) -> Result<Branch> {
     let (runner, host) = (world.runner(), Host::new(&world.lab, "branch")?);
     runner.forward()?;
     cable(runner, "lan", &host, "eth0", 1500)?;
@@ -60,7 +60,7 @@ fn branch(world: &World) -> Result<Branch> {
 }
 
 /// A `[[site]]` as the first gateway has it.
-fn site(ca: &Path, more: &str) -> String {
+pub(super) fn site(ca: &Path, more: &str) -> String {
     format!(
         "[[site]]\nname = \"branch\"\nid = \"{OTHER_ID}\"\nca = {ca:?}\n\
          local_networks = [\"{PRIVATE_NET}\"]\nremote_networks = [\"{BRANCH_NET}\"]\n\
@@ -68,14 +68,19 @@ fn site(ca: &Path, more: &str) -> String {
     )
 }
 
-fn state(gateway: &Gateway, site: &str) -> Result<Value> {
+pub(super) fn state(gateway: &Gateway, site: &str) -> Result<Value> {
     let sites = gateway.json(&["site", "list"])?;
     let list = sites.as_array().context("the site list is no list")?;
     let found = list.iter().find(|entry| entry["name"] == site);
     Ok(found.with_context(|| format!("no site {site} in {sites}"))?.clone())
 }
 
-fn connected(lab: &Lab, gateway: &Gateway, site: &str, limit: Duration) -> Result<Value> {
+pub(super) fn connected(
+    lab: &Lab,
+    gateway: &Gateway,
+    site: &str,
+    limit: Duration,
+) -> Result<Value> {
     wait::holds(lab, &format!("site {site} to be connected"), limit, || {
         Ok(state(gateway, site)?["state"] == "connected")
     })?;

@@ -5,12 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::refusals::expect_refusal;
-use super::scene::Scene;
+use super::scene::{Credentials, Scene};
 use crate::lab::Lab;
 use crate::lab::capture::Capture;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::Settings;
-use crate::lab::pkitool::{ED25519, KeyType, P256, P384, RSA2048};
+use crate::lab::host::Host;
+use crate::lab::pkitool::{ED25519, KeyType, P256, P384, P521, RSA2048};
 use crate::lab::swanctl::Connection;
 use crate::lab::world::Shape;
 
@@ -47,13 +48,15 @@ const ESP_SUITES: [&str; 7] = [
 /// Every kind of client key, with RFC 7427 and with classic signatures.
 pub(super) fn certificates(lab: &Lab) -> Result<()> {
     /// A key type and whether strongSwan may use RFC 7427.
-    const TABLE: [(KeyType, bool); 6] = [
+    const TABLE: [(KeyType, bool); 8] = [
         (P256, true),
         (P384, true),
         (RSA2048, true),
         (ED25519, true),
         (P256, false),
         (P384, false),
+        (P521, true),
+        (P521, false),
     ];
     let scene = Scene::new(lab, Shape::default(), &Settings::default())?;
     let host = scene.world.runner().clone();
@@ -65,7 +68,11 @@ pub(super) fn certificates(lab: &Lab) -> Result<()> {
         let mut charon = Charon::start(&host, &options)?;
         scene.load(&charon, &credentials, |_| {})?;
         charon.initiate("net").with_context(|| format!("{key:?} {style}"))?;
+        scene.agree(&charon)?;
         scene.download(&host, PROBE)?;
+        if key == P521 {
+            renewed(&scene, &host, &credentials)?;
+        }
         charon.terminate("net")?;
         scene.no_sas(Duration::from_secs(5))?;
         charon.stop()?;
@@ -82,6 +89,16 @@ pub(super) fn certificates(lab: &Lab) -> Result<()> {
         bail!("the refusal of a SHA-1 signature does not name SHA-1: {what}");
     }
     scene.finish()
+}
+
+/// The old certificate's key authenticates the request for the next one in TLS.
+fn renewed(scene: &Scene, host: &Host, credentials: &Credentials) -> Result<()> {
+    let Credentials { request, cert, key, .. } = credentials;
+    let said = scene.est()?.renew(host, request, cert, key)?;
+    if !said.ok() || !said.out.contains("BEGIN CERTIFICATE") {
+        bail!("pki --est does not renew: {}", said.all());
+    }
+    Ok(())
 }
 
 /// Every IKE suite.
@@ -149,6 +166,7 @@ fn attempt(
     let credentials = scene.enrol(&host, "attempt", P256)?;
     let mut charon = scene.runner(&host, &credentials, change)?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, PROBE)?;
     let sas = scene.gateway.sas()?;
     let [sa] = sas.as_slice() else { bail!("expected one IKE SA: {sas:?}") };

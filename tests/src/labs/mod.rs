@@ -4,6 +4,7 @@ mod badinput;
 mod baseline;
 pub mod bench;
 mod crash;
+mod critical;
 mod daemon;
 pub mod demo;
 mod eap;
@@ -225,6 +226,11 @@ pub const ALL: &[Entry] = &[
         refusals::lifetime,
     ),
     waiting("dead-peer", "a vanished client is noticed, and may come back", endings::dead_peer),
+    entry(
+        "critical-extension",
+        "a certificate with an unknown critical extension: refused as client's and as gateway's",
+        critical::run,
+    ),
     entry("stop", "SIGTERM: DELETE to every peer, nothing left behind", daemon::stop),
     entry("restart", "kill -9 and start: same CA, leases and addresses", daemon::restart),
     entry("crash", "kill at every failpoint; everything acknowledged survives", crash::run),

@@ -440,6 +440,10 @@ fn gitlab_and_kubernetes_jobs() {
         let refusal = refused(&authority, &token);
         assert_eq!((refusal.code, failed(&refusal)), (RefusalCode::JwtNoRule, field), "{name}");
     }
+    let twice = json!({"kubernetes.io.pod.name": "build-x"});
+    let twice = with(oidc::kubernetes(NOW.secs(), AUDIENCE, "twice"), twice);
+    let refusal = refused(&authority, &rsa().sign(&twice));
+    assert_eq!(failed(&refusal), "kubernetes.io.pod.name", "said in two ways: {refusal:?}");
     let pod = oidc::kubernetes(NOW.secs(), AUDIENCE, "2");
     let lease = enrol(&authority, &rsa().sign(&pod), &Client::new()).unwrap().lease;
     assert_eq!(lease.identity, "spiffe://ci.example.com/ci/k8s/ns/ci/sa/builder");
@@ -489,6 +493,11 @@ fn a_spent_token_reads_its_lease() {
     let unspent = authority.lease_of_jwt(&token, NOW).unwrap_err();
     assert_eq!(unspent.code, RefusalCode::TokenUnknown);
     let opened = enrol(&authority, &token, &Client::new()).unwrap();
+    assert_eq!(authority.lease_of_jwt(&token, after(200)).unwrap().id, opened.lease.id);
+    // A job that is under way when its rule is taken away may still clean up.
+    let without = Settings { rules: Vec::new(), ..github_settings() };
+    authority.reconfigure(without).unwrap();
+    assert_eq!(refused(&authority, &token).code, RefusalCode::JwtNoRule);
     assert_eq!(authority.lease_of_jwt(&token, after(200)).unwrap().id, opened.lease.id);
     let expired = authority.lease_of_jwt(&token, after(400)).unwrap_err();
     assert_eq!(expired.code, RefusalCode::JwtExpired);

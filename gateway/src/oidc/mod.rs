@@ -125,3 +125,6 @@ pub fn check(config: &Config) -> Result<(), Vec<String>> {
 fn now() -> UnixTime {
     UnixTime::from_micros(clock::wall().0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,6 +44,11 @@ impl Claims {
                 "" => name.clone(),
                 prefix => format!("{prefix}.{name}"),
             };
+            // A name and a path that read the same would be a way to say another's claim.
+            if self.0.contains_key(&name) {
+                self.0.insert(name, Vec::new());
+                continue;
+            }
             match value {
                 Value::Object(inner) if depth < MAX_DEPTH => self.gather(&name, inner, depth + 1),
                 Value::Array(items) => {

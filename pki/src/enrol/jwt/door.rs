@@ -1,5 +1,6 @@
 //! The door: a token of a CI platform opens one lease.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -51,8 +52,12 @@ pub struct Accepted {
 impl Accepted {
     /// The token's name in listings and audit.
     pub fn name(&self) -> String {
-        format!("jwt-{}", self.digest.get(..16).unwrap_or_default())
+        name(&self.digest)
     }
+}
+
+fn name(digest: &str) -> String {
+    format!("jwt-{}", digest.get(..16).unwrap_or_default())
 }
 
 /// The record of a token that opened a lease.
@@ -76,26 +81,34 @@ pub struct JwtSpend {
 pub fn examine<'k>(
     issuers: &[Issuer],
     rules: &[ClaimRule],
-    keys: impl FnOnce(&Issuer) -> Result<std::borrow::Cow<'k, KeySet>, String>,
+    keys: impl FnOnce(&Issuer) -> Result<Cow<'k, KeySet>, String>,
     token: &str,
     role: Option<&str>,
     now: UnixTime,
 ) -> (Trace, Result<Accepted, Refusal>) {
     let mut trace = Trace::default();
-    let judged = judge(&mut trace, issuers, rules, keys, token, role, now);
+    let judged = genuine(&mut trace, issuers, keys, token, now)
+        .and_then(|genuine| entitled(&mut trace, genuine, rules, role));
     let judged = judged.map_err(|refusal| refusal.with_trace(trace.clone()));
     (trace, judged)
 }
 
-fn judge<'k>(
+/// A token that its issuer made for us and that is good now; whatever it may give.
+struct Genuine<'i> {
+    issuer: &'i Issuer,
+    claims: Claims,
+    digest: String,
+    good_until: UnixTime,
+}
+
+/// Judges everything about a token but what it gives.
+fn genuine<'i, 'k>(
     trace: &mut Trace,
-    issuers: &[Issuer],
-    rules: &[ClaimRule],
-    keys: impl FnOnce(&Issuer) -> Result<std::borrow::Cow<'k, KeySet>, String>,
+    issuers: &'i [Issuer],
+    keys: impl FnOnce(&Issuer) -> Result<Cow<'k, KeySet>, String>,
     token: &str,
-    role: Option<&str>,
     now: UnixTime,
-) -> Result<Accepted, Refusal> {
+) -> Result<Genuine<'i>, Refusal> {
     let token = jws::parse(token).map_err(|error| {
         let (field, code) = match error {
             JwsError::Algorithm(_) => ("algorithm", RefusalCode::JwtAlgorithm),
@@ -131,19 +144,30 @@ fn judge<'k>(
     if let Some((step, code)) = failed {
         return Err(Refusal::new(code, claim_sentence(issuer, &step, code)));
     }
-    let rule = choose(trace, issuer, rules, &all, role)?;
-    trace.role = Some(rule.role.clone());
     let spent = match token.claims.get("jti").and_then(Value::as_str) {
         Some(jti) if !jti.is_empty() => format!("jti\0{}\0{jti}", issuer.issuer).into_bytes(),
         // The signed part, not the whole: some signatures have a second valid form.
         _ => [b"jws\0".as_slice(), token.signed].concat(),
     };
+    Ok(Genuine { issuer, claims: all, digest: sha256_hex(&spent), good_until })
+}
+
+/// Judges what a token gives.
+fn entitled(
+    trace: &mut Trace,
+    genuine: Genuine<'_>,
+    rules: &[ClaimRule],
+    role: Option<&str>,
+) -> Result<Accepted, Refusal> {
+    let Genuine { issuer, claims, digest, good_until } = genuine;
+    let rule = choose(trace, issuer, rules, &claims, role)?;
+    trace.role = Some(rule.role.clone());
     Ok(Accepted {
         issuer: issuer.name.clone(),
         role: rule.role.clone(),
         rule: rule.number,
-        context: JobContext::new(issuer, rule, &all),
-        digest: sha256_hex(&spent),
+        context: JobContext::new(issuer, rule, &claims),
+        digest,
         good_until,
     })
 }
@@ -347,10 +371,7 @@ impl Authority {
         now: UnixTime,
     ) -> Result<Accepted, Refusal> {
         let settings = self.settings();
-        let keys = |issuer: &Issuer| {
-            let ring = lock(&self.keyring);
-            ring.keys(issuer, now).cloned().map(std::borrow::Cow::Owned)
-        };
+        let keys = |issuer: &Issuer| self.jwt_keys(issuer, now);
         examine(&settings.issuers, &settings.rules, keys, token, role, now).1
     }
 
@@ -442,14 +463,24 @@ impl Authority {
         Err(Error::Contended("the enrolment").into())
     }
 
+    fn jwt_keys(&self, issuer: &Issuer, now: UnixTime) -> Result<Cow<'static, KeySet>, String> {
+        lock(&self.keyring).keys(issuer, now).cloned().map(Cow::Owned)
+    }
+
     /// The lease a token opened, for whoever still has the token: it may be read and released
-    /// with it as long as the token is good.
+    /// with it as long as the token is good, whatever the rules say by then.
     ///
     /// # Errors
     /// Why the token is not accepted; [`RefusalCode::TokenUnknown`] when it opened none.
     pub fn lease_of_jwt(&self, token: &str, now: UnixTime) -> Result<Lease, Refusal> {
-        let accepted = self.jwt_examine(token, None, now)?;
-        let spent = record::read::<JwtSpend>(self.store.as_ref(), &key::jwt(&accepted.digest))?;
+        let settings = self.settings();
+        let mut trace = Trace::default();
+        let keys = |issuer: &Issuer| self.jwt_keys(issuer, now);
+        let digest = match genuine(&mut trace, &settings.issuers, keys, token, now) {
+            Ok(genuine) => genuine.digest,
+            Err(refusal) => return Err(refusal.with_trace(trace)),
+        };
+        let spent = record::read::<JwtSpend>(self.store.as_ref(), &key::jwt(&digest))?;
         let lease = match spent {
             Some(spent) => self.lease(&spent.value.lease_id)?,
             None => None,
@@ -457,7 +488,7 @@ impl Authority {
         lease.ok_or_else(|| {
             Refusal::new(
                 RefusalCode::TokenUnknown,
-                format!("token {} opened no lease that is on record", accepted.name()),
+                format!("token {} opened no lease that is on record", name(&digest)),
             )
         })
     }

@@ -198,7 +198,8 @@ impl ClaimRule {
         let has = |name: &str| self.claims.contains_key(name);
         match kind {
             IssuerKind::Github => {
-                let subject = self.subject(|prefix| {
+                let subject = self.subject(|wanted| {
+                    let prefix = wanted.prefix();
                     // repo:OWNER/REPO: or more, up to the first wildcard.
                     let repository = prefix.strip_prefix("repo:")?.split_once(':')?.0;
                     let (owner, name) = repository.split_once('/')?;
@@ -217,7 +218,8 @@ impl ClaimRule {
                 }
             }
             IssuerKind::Gitlab => {
-                let subject = self.subject(|prefix| {
+                let subject = self.subject(|wanted| {
+                    let prefix = wanted.prefix();
                     prefix.strip_prefix("project_path:")?.split_once(':').map(|_| false)
                 });
                 match (has("project_id"), subject.is_some() || has("project_path")) {
@@ -229,14 +231,18 @@ impl ClaimRule {
             }
             // A job's URL, or a folder's with what is in it.
             IssuerKind::Jenkins => {
-                match self.subject(|prefix| prefix.contains("/job/").then_some(true)) {
+                let within = |wanted: &ClaimPattern| {
+                    let whole = wanted.is_exact() || wanted.prefix().ends_with('/');
+                    (whole && wanted.prefix().contains("/job/")).then_some(true)
+                };
+                match self.subject(within) {
                     Some(_) => Pin::Stable,
                     None => Pin::Missing("sub (a job's URL, or a folder's with /*)"),
                 }
             }
             IssuerKind::Kubernetes => {
                 let account = self.subject(|prefix| {
-                    let rest = prefix.strip_prefix("system:serviceaccount:")?;
+                    let rest = prefix.prefix().strip_prefix("system:serviceaccount:")?;
                     rest.split_once(':').map(|_| true)
                 });
                 if account.is_some()
@@ -260,9 +266,9 @@ impl ClaimRule {
 
     /// Judges every wanted `sub` by what stands before its first wildcard: `None` as soon as one
     /// is no pin, else whether all of them are sure.
-    fn subject(&self, judge: impl Fn(&str) -> Option<bool>) -> Option<bool> {
+    fn subject(&self, judge: impl Fn(&ClaimPattern) -> Option<bool>) -> Option<bool> {
         let wanted = self.claims.get("sub")?;
-        wanted.iter().try_fold(true, |sure, pattern| Some(judge(pattern.prefix())? && sure))
+        wanted.iter().try_fold(true, |sure, pattern| Some(judge(pattern)? && sure))
     }
 
     /// Compares the rule with a token, field by field.
@@ -415,6 +421,8 @@ mod tests {
         stable(Jenkins, &[("sub", "https://ci.example.com/job/folder/*")]);
         missing(Jenkins, &[("sub", "https://ci.example.com/*")]);
         missing(Jenkins, &[("build_number", "7")]);
+        // Folders whose names begin alike are not one folder.
+        missing(Jenkins, &[("sub", "https://ci.example.com/job/folder*")]);
         stable(Kubernetes, &[("sub", "system:serviceaccount:ci:builder")]);
         stable(Kubernetes, &[("kubernetes.io.namespace", "ci")]);
         missing(Kubernetes, &[("sub", "system:serviceaccount:*")]);

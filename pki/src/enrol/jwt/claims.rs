@@ -45,8 +45,8 @@ impl Claims {
                 prefix => format!("{prefix}.{name}"),
             };
             // A name and a path that read the same would be a way to say another's claim.
-            if self.0.contains_key(&name) {
-                self.0.insert(name, Vec::new());
+            if let Some(said) = self.0.get_mut(&name) {
+                said.clear();
                 continue;
             }
             match value {

@@ -31,3 +31,9 @@ pub mod site;
 pub mod state;
 pub mod sys;
 pub mod up;
+
+/// An OIDC issuer for tests.
+#[cfg(test)]
+#[path = "../../tests/src/oidc.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod test_issuer;

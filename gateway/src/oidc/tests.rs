@@ -8,10 +8,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-
-#[path = "../../../tests/src/oidc.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs)]
-mod issuer;
+use crate::test_issuer as issuer;
 
 /// An HTTPS server on loopback that answers every path with a body of the test's making.
 struct Server {

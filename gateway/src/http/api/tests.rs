@@ -10,10 +10,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Config;
 use crate::sys::clock;
-
-#[path = "../../../../tests/src/oidc.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs)]
-mod oidc;
+use crate::test_issuer as oidc;
 
 const AUDIENCE: &str = "https://gw.example.com:8443";
 

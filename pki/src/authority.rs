@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
 
+use crate::audit::chain::ChainReport;
 use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::ca::{Ca, CaRecord, CaStatus};
 use crate::enrol::jwt::Keyring;
@@ -27,7 +28,7 @@ use crate::time::UnixTime;
 use crate::validate::{self, IkeId, PeerError, VerifiedPeer};
 
 /// The store's file in the state directory.
-const DATABASE: &str = "runnel.db";
+pub(crate) const DATABASE: &str = "runnel.db";
 
 /// What happened when the authority was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Startup {
     pub created_ca: bool,
     /// The sealing key lies beside the state it seals; `status` should say so.
     pub seal_key_beside_state: bool,
+    /// The end of the audit trail was not as this program had left it: `audit verify` says more.
+    pub broken_trail: bool,
     /// Leases that were active when the last process ended and are now lost.
     pub orphaned: usize,
 }
@@ -194,6 +197,13 @@ impl Authority {
     ) -> Result<Self, Error> {
         options.settings.validate()?;
         let sealer = Sealer::new(seal_key)?;
+        // With another key than the right one nothing is sealed anew: that is refused first.
+        let started_before = match store.get(key::SEAL_CHECK)? {
+            Some(check) => sealer.open(key::SEAL_CHECK, &check.value).map(|_| true)?,
+            None => false,
+        };
+        let expected: &[&str] = if started_before { &[audit::LOG] } else { &[] };
+        let broken_trail = !store.seal_logs(sealer.log_seal(), expected)?.is_empty();
         let (ca, created_ca) = load_or_create_ca(store.as_ref(), &sealer, &mut options, now)?;
         let mut addresses = AddressBook::load(store.as_ref())?;
         addresses.configure(&options.settings.pools);
@@ -208,7 +218,7 @@ impl Authority {
             settings: RwLock::new(Arc::new(options.settings)),
             entropy: Mutex::new(Randomness(options.entropy)),
             turns: Default::default(),
-            startup: Startup { created_ca, ..Startup::default() },
+            startup: Startup { created_ca, broken_trail, ..Startup::default() },
             lock: None,
         };
         authority.startup.orphaned = authority.orphan_active(now)?;
@@ -323,14 +333,32 @@ impl Authority {
     /// When the store fails.
     pub fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRecord>, Error> {
         let entries = self.store.log(audit::LOG, after, limit)?;
-        let parse = |entry: &store::LogEntry| {
-            let event = serde_json::from_slice(&entry.value).map_err(|cause| Error::Damaged {
-                key: format!("{}/{}", audit::LOG, entry.seq),
-                cause: cause.to_string(),
-            })?;
-            Ok(AuditRecord { seq: entry.seq, event, hash: issue::hex(&entry.hash) })
-        };
-        entries.iter().map(parse).collect()
+        entries.iter().map(audit::record).collect()
+    }
+
+    /// Looks at the whole audit trail: whether anything was edited, removed, moved or added since
+    /// it was written.
+    ///
+    /// # Errors
+    /// When the store fails; what is wrong with the trail is in the report.
+    pub fn verify_audit(&self) -> Result<ChainReport, Error> {
+        audit::chain::verify_store(self.store.as_ref(), Some(&self.sealer.log_seal()))
+    }
+
+    /// Looks at a copy of the trail: its lines by themselves, and that they are the trail's.
+    ///
+    /// # Errors
+    /// When the store fails or the copy cannot be read.
+    pub fn verify_audit_copy(&self, lines: impl std::io::BufRead) -> Result<ChainReport, Error> {
+        audit::chain::verify_copy(self.store.as_ref(), lines)
+    }
+
+    /// The position of the last audit event; 0 when there is none.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn audit_end(&self) -> Result<u64, Error> {
+        Ok(self.store.log_head(audit::LOG)?.map_or(0, |head| head.seq))
     }
 
     /// Appends an event of the caller's own (tunnel up and down, policy changes).

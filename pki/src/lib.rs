@@ -15,7 +15,7 @@
 //! A method that returns `Ok` has made its effect durable.
 #![forbid(unsafe_code)]
 
-mod audit;
+pub mod audit;
 mod authority;
 mod ca;
 mod crl;
@@ -38,7 +38,8 @@ pub mod store;
 mod time;
 pub mod validate;
 
-pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord};
+pub use audit::chain::{ChainFault, ChainReport, FaultKind};
+pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord, Carried, TunnelFacts};
 pub use authority::{Access, AccessError, Authority, Startup};
 pub use ca::{CaCertificate, CaStatus, ServerIdentity, ServerNames, issuer_id};
 pub use crl::Crl;

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::failpoint;
+use crate::store::LogSeal;
 
 /// The name of the sealing key's file in the state directory.
 pub(crate) const KEY_FILE: &str = "seal.key";
@@ -29,6 +30,8 @@ pub(crate) struct Sealer {
     aead: LessSafeKey,
     /// Of the same key, for another purpose.
     mac: hmac::Key,
+    /// What the ends of the store's logs are sealed with.
+    logs: LogSeal,
 }
 
 impl fmt::Debug for Sealer {
@@ -43,7 +46,7 @@ impl Sealer {
             .map_err(|_| Error::Crypto("the sealing key is not usable"))?;
         let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"runnel tags");
         let mac = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
-        Ok(Self { aead: LessSafeKey::new(aead), mac })
+        Ok(Self { aead: LessSafeKey::new(aead), mac, logs: LogSeal::derive(key) })
     }
 
     /// 128 bits that only the holder of the sealing key can make of a purpose and a text.
@@ -54,6 +57,11 @@ impl Sealer {
             *to = *from;
         }
         short
+    }
+
+    /// What the ends of the store's logs are sealed with.
+    pub(crate) fn log_seal(&self) -> LogSeal {
+        self.logs.clone()
     }
 
     pub(crate) fn seal(

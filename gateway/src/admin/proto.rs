@@ -124,6 +124,19 @@ pub enum Request {
     },
     /// Recent refusals and the machine's checks.
     Doctor,
+    /// Whether anything was done to the audit trail since it was written.
+    AuditVerify,
+    /// Events of the audit trail, oldest first.
+    AuditTail {
+        /// Those after this position; none: the latest.
+        after: Option<u64>,
+        /// This many at most.
+        last: usize,
+        /// Of this lease only.
+        lease: Option<String>,
+        /// Whose action begins so.
+        action: Option<String>,
+    },
 }
 
 /// Which leases.

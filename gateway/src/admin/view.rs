@@ -377,6 +377,49 @@ pub struct Ended {
     pub already: bool,
 }
 
+/// `runnel audit verify`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditVerdict {
+    /// Nothing was done to the trail or its copy.
+    pub ok: bool,
+    /// What was looked at.
+    pub parts: Vec<AuditPart>,
+}
+
+/// The trail, or a copy of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditPart {
+    /// `trail`, or the copy's path.
+    pub name: String,
+    /// Records in it.
+    pub records: u64,
+    /// The first record's position.
+    pub first: u64,
+    /// The last record's.
+    pub last: u64,
+    /// The last record's hash, hexadecimal.
+    pub hash: String,
+    /// Whether its end was compared with the seal that only the gateway can make.
+    pub sealed: bool,
+    /// What is wrong with it.
+    pub faults: Vec<AuditFault>,
+}
+
+/// Something that was done to a trail.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditFault {
+    /// `edited`, `rewritten`, `missing`, `misplaced`, `truncated`, `added`, `unsealed`,
+    /// `unreadable` or `differs`.
+    pub kind: String,
+    /// The record concerned, or the first of several.
+    pub record: u64,
+    /// In a copy: the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// One sentence.
+    pub what: String,
+}
+
 /// `runnel doctor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Doctor {

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Parses, asks the running instance, prints.
 
+mod audit;
 mod ca;
 mod cert;
 mod check;
@@ -72,6 +73,8 @@ enum Command {
     Sa(sa::Command),
     #[command(subcommand)]
     Site(site::Command),
+    #[command(subcommand)]
+    Audit(audit::Command),
     #[command(subcommand, hide = true)]
     Debug(debug::Command),
 }
@@ -175,6 +178,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Identity(command) => identity::run(&context, command),
         Command::Sa(command) => sa::run(&context, &command),
         Command::Site(command) => site::run(&context, &command),
+        Command::Audit(command) => audit::run(&context, command),
         Command::Debug(command) => debug::run(&command),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ike::event::{CloseReason, Event};
 use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
-use pki::{Actor, AuditEvent, Authority, Lease, UnixTime};
+use pki::{Actor, AuditEvent, Authority, Carried, Lease, TunnelFacts, UnixTime};
 
 use super::Tunnels;
 use crate::obs::{Lives, Refusals, Report};
@@ -30,6 +30,9 @@ pub struct Follower {
 /// which is after the IKE SA itself is gone.
 #[derive(Debug, Default)]
 struct Tally {
+    facts: Option<TunnelFacts>,
+    /// When it came up; for a rekeyed one when the first of its line did.
+    since: Option<Instant>,
     children: BTreeSet<ChildSaId>,
     bytes_in: u64,
     bytes_out: u64,
@@ -61,12 +64,23 @@ impl Follower {
         self.lives.note(event, clock::unix_seconds());
         self.sites.event(event, Instant::now());
         match event {
-            Event::IkeUp { ike, local, remote, identity, lease, suite, addresses, .. } => {
+            Event::IkeUp {
+                ike, spis, local, remote, identity, lease, suite, addresses, ..
+            } => {
                 tracing::info!(
                     ike = ike.0, %local, %remote, %identity, lease = %lease.0, %suite, ?addresses,
                     "IKE SA established"
                 );
-                self.connected(*ike, lease, remote, suite);
+                let facts = TunnelFacts {
+                    local: *local,
+                    remote: *remote,
+                    spi_i: spis.0,
+                    spi_r: spis.1,
+                    ike_suite: suite.clone(),
+                    esp_suite: None,
+                    carried: None,
+                };
+                self.connected(*ike, lease, facts);
             }
             Event::IkeDown { ike, lease, reason, .. } => {
                 tracing::info!(ike = ike.0, lease = %name(lease.as_ref()), %reason, "IKE SA closed");
@@ -92,7 +106,11 @@ impl Follower {
                     %suite, %ts_local, %ts_remote, rekeys = rekeys.map(|c| c.0),
                     "child SA installed"
                 );
-                self.tallies.entry(*ike).or_default().children.insert(*child);
+                let tally = self.tallies.entry(*ike).or_default();
+                tally.children.insert(*child);
+                if let Some(facts) = &mut tally.facts {
+                    facts.esp_suite = Some(suite.to_string());
+                }
             }
             Event::ChildDown { child, ike, lease, reason, usage } => {
                 let ChildUse { bytes_in, bytes_out, .. } = usage.unwrap_or_default();
@@ -112,6 +130,7 @@ impl Follower {
             }
             Event::Moved { ike, from, to } => {
                 tracing::info!(ike = ike.0, %from, %to, "peer moved");
+                self.moved(*ike, *to);
             }
             Event::Redirected { ike, connection, to } => {
                 tracing::info!(ike = ike.0, site = %connection, ?to, "sent to another gateway");
@@ -126,20 +145,16 @@ impl Follower {
         }
     }
 
-    fn connected(
-        &mut self,
-        ike: IkeSaId,
-        lease: &LeaseId,
-        remote: &std::net::SocketAddr,
-        suite: &str,
-    ) {
+    fn connected(&mut self, ike: IkeSaId, lease: &LeaseId, facts: TunnelFacts) {
+        let tally = self.tallies.entry(ike).or_default();
+        tally.facts = Some(facts.clone());
+        tally.since = Some(Instant::now());
         self.up.entry(lease.clone()).or_default().insert(ike);
         match self.authority.connected(&lease.0, now()) {
             Ok(change) => {
-                let event = AuditEvent::new("ike.sa.up", &Actor::Peer(remote.ip()), now())
-                    .lease(&change.lease)
-                    .reason(format!("from {remote}, {suite}"));
-                self.audit(&event);
+                let peer = Actor::Peer(facts.remote.ip());
+                let event = AuditEvent::new("ike.sa.up", &peer, now()).lease(&change.lease);
+                self.audit(&event.tunnel(facts));
             }
             Err(error) => {
                 // It ended between authorisation and establishment; its tunnels end with it.
@@ -182,12 +197,34 @@ impl Follower {
         };
         let before = self.tallies.remove(&old).unwrap_or_default();
         let tally = self.tallies.entry(successor).or_default();
+        tally.since = before.since.or(tally.since);
+        if let (Some(now), Some(before)) = (&mut tally.facts, before.facts)
+            && now.esp_suite.is_none()
+        {
+            now.esp_suite = before.esp_suite;
+        }
+        let facts = tally.facts.clone();
         tally.children.extend(before.children);
         tally.bytes_in = tally.bytes_in.saturating_add(before.bytes_in);
         tally.bytes_out = tally.bytes_out.saturating_add(before.bytes_out);
         if let Some(record) = self.lease(lease) {
-            let event = AuditEvent::new("ike.sa.rekey", &Actor::System, now()).lease(&record);
+            let mut event = AuditEvent::new("ike.sa.rekey", &Actor::System, now()).lease(&record);
+            event.tunnel = facts;
             self.audit(&event);
+        }
+    }
+
+    /// The tunnel goes on from another address.
+    fn moved(&mut self, ike: IkeSaId, to: std::net::SocketAddr) {
+        let Some(facts) = self.tallies.get_mut(&ike).and_then(|tally| tally.facts.as_mut()) else {
+            return;
+        };
+        let from = std::mem::replace(&mut facts.remote, to);
+        let facts = facts.clone();
+        let lease = self.up.iter().find(|(_, sas)| sas.contains(&ike)).map(|(id, _)| id.clone());
+        if let Some(record) = lease.and_then(|lease| self.lease(&lease)) {
+            let event = AuditEvent::new("ike.sa.move", &Actor::Peer(to.ip()), now());
+            self.audit(&event.lease(&record).tunnel(facts).reason(format!("from {from}")));
         }
     }
 
@@ -197,15 +234,18 @@ impl Follower {
         if !self.tallies.get(&ike).is_some_and(complete) {
             return;
         }
-        let Some(Tally { bytes_in, bytes_out, ended: Some((lease, reason)), .. }) =
+        let Some(Tally { facts, since, bytes_in, bytes_out, ended: Some((lease, reason)), .. }) =
             self.tallies.remove(&ike)
         else {
             return;
         };
         if let Some(record) = self.lease(&lease) {
-            let event = AuditEvent::new("ike.sa.down", &Actor::System, now())
-                .lease(&record)
-                .reason(format!("{reason}; {bytes_in} bytes in, {bytes_out} bytes out"));
+            let lived = since.map(|since| since.elapsed().as_micros()).unwrap_or_default();
+            let micros = u64::try_from(lived).unwrap_or(u64::MAX);
+            let carried = Some(Carried { bytes_in, bytes_out, micros });
+            let mut event =
+                AuditEvent::new("ike.sa.down", &Actor::System, now()).lease(&record).reason(reason);
+            event.tunnel = facts.map(|facts| TunnelFacts { carried, ..facts });
             self.audit(&event);
         }
     }

@@ -35,8 +35,8 @@ impl Instance {
             ));
         }
         let event = AuditEvent::new("gateway.drain", actor, now());
-        let reason = to.clone().unwrap_or_else(|| "off".to_owned());
-        self.authority.record_audit(&event.reason(reason)).map_err(pki_error)?;
+        let target = to.clone().unwrap_or_else(|| "off".to_owned());
+        self.authority.record_audit(&event.object(target)).map_err(pki_error)?;
         self.redirect(to.as_deref(), true);
         // The engine has taken the command when it answers what comes after it.
         let sas = self.engine.sas(PATIENCE).map_err(failed)?;

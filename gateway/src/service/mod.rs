@@ -1,6 +1,7 @@
 //! What the running instance can be asked: the admin API's operations over PKI, engine and data
 //! plane.
 
+mod audit;
 mod drain;
 mod identity;
 mod setup;
@@ -21,6 +22,9 @@ use serde_json::Value;
 use tokio::sync::watch;
 use xfrm::model::Capabilities;
 
+pub use audit::{
+    FILE as AUDIT_FILE, verify_file as verify_audit_file, verify_offline as verify_audit_offline,
+};
 pub use drain::{gateway as redirect_gateway, host as redirect_host};
 pub use identity::GatewayIdentity;
 pub use setup::{
@@ -126,6 +130,8 @@ impl Instance {
             )),
             Request::Stop { keep: false } => {
                 tracing::info!(%actor, "asked to stop");
+                let event = AuditEvent::new("gateway.stop", actor, now());
+                self.authority.record_audit(&event).map_err(pki_error)?;
                 self.stop.send_replace(true);
                 value(())
             }
@@ -173,6 +179,10 @@ impl Instance {
             Request::SiteList => value(self.site_list()?),
             Request::SiteConnect { name } => value(self.site_connect(actor, &name)?),
             Request::Doctor => value(self.doctor()),
+            Request::AuditVerify => value(self.audit_verify()?),
+            Request::AuditTail { after, last, lease, action } => {
+                value(self.audit_tail(after, last, lease.as_deref(), action.as_deref())?)
+            }
         }
     }
 
@@ -265,6 +275,13 @@ impl Instance {
         if self.authority.startup().seal_key_beside_state {
             warnings.push(
                 "the CA's sealing key lies beside what it seals: pass --seal-key FILE to `up`"
+                    .to_owned(),
+            );
+        }
+        if self.authority.startup().broken_trail {
+            warnings.push(
+                "the audit trail was changed while the gateway did not run: see `runnel audit \
+                 verify`"
                     .to_owned(),
             );
         }
@@ -456,6 +473,7 @@ impl Instance {
         let of_it = |sa: &&ike::IkeSaView| sa.id.0 == id && sa.state == ike::SaState::Established;
         let sa = sas.iter().find(of_it).ok_or_else(|| no_sa(id))?;
         tracing::info!(%actor, ike = id, "asked to rekey an IKE SA");
+        self.audit_sa("operator.sa.rekey", actor, sa)?;
         for child in &sa.children {
             self.engine.post(Message::Command(Command::RekeyChild(child.id)));
         }
@@ -466,9 +484,23 @@ impl Instance {
         ))
     }
 
+    /// Writes down what an operator did to an IKE SA, before it is done.
+    fn audit_sa(&self, what: &str, actor: &Actor, sa: &ike::IkeSaView) -> Result<(), AdminError> {
+        let mut event = AuditEvent::new(what, actor, now()).object(sa.id.0);
+        if let Some(id) = &sa.lease
+            && let Some(lease) = self.authority.lease(&id.0).map_err(pki_error)?
+        {
+            event = event.lease(&lease);
+        }
+        self.authority.record_audit(&event).map_err(pki_error)
+    }
+
     fn sa_close(&self, actor: &Actor, id: u64) -> Result<view::Ended, AdminError> {
         let started = std::time::Instant::now();
         tracing::info!(%actor, ike = id, "asked to close an IKE SA");
+        let sas = self.engine.sas(PATIENCE).map_err(failed)?;
+        let sa = sas.iter().find(|sa| sa.id.0 == id).ok_or_else(|| no_sa(id))?;
+        self.audit_sa("operator.sa.close", actor, sa)?;
         let existed =
             self.engine.close_sa(IkeSaId(id), CloseReason::Operator, PATIENCE).map_err(failed)?;
         if !existed {

@@ -70,6 +70,8 @@ impl Instance {
         if !site.connect {
             return Ok(format!("site {name} may connect; this side waits for it"));
         }
+        let event = AuditEvent::new("site.connect", actor, now()).object(name);
+        self.authority.record_audit(&event).map_err(pki_error)?;
         self.sites.connect_now(name, Instant::now());
         Ok(format!("site {name} is being connected; see `runnel site list`"))
     }
@@ -114,7 +116,7 @@ impl Instance {
             }
         }
         let event = AuditEvent::new("site.change", &Actor::System, now());
-        self.authority.record_audit(&event.reason(site.name.clone())).map_err(pki_error)
+        self.authority.record_audit(&event.object(&site.name)).map_err(pki_error)
     }
 }
 

@@ -282,7 +282,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let handler = Arc::new(Admin(Arc::clone(&instance)));
     tokio::spawn(admin::serve(admin_listener, handler, stopped.clone()));
 
-    let audit = crate::obs::audit::AuditFile::open(&state.path().join("audit.jsonl"))
+    let audit = crate::obs::audit::AuditFile::open(&state.path().join(service::AUDIT_FILE))
         .map_err(|error| UpError::Other(format!("cannot open the audit file: {error}")))?;
     let mut threads = Threads::default();
     threads.receiver(receiving, &engine)?;

@@ -103,7 +103,7 @@ impl Authority {
             }
             let mut txn = Txn::new();
             txn.at(&site_key, pointer.revision).delete(site_key.clone());
-            let event = AuditEvent::new("site.allow", actor, now).reason(site.to_owned());
+            let event = AuditEvent::new("site.allow", actor, now).object(site);
             event.record(&mut txn);
             if let Outcome::Committed(_) = self.store.transact(txn)? {
                 return Ok(());

@@ -5,8 +5,8 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Change, Condition, Entry, LogEntry, Op, Outcome, Revision, Store, StoreError, Txn, Watch,
-    Watchers,
+    Change, Condition, Entry, LogEntry, LogHead, LogSeal, Op, Outcome, Revision, Store, StoreError,
+    Txn, Watch, Watchers,
 };
 
 /// A [`Store`] that lives in memory.
@@ -18,6 +18,8 @@ struct Inner {
     revision: Revision,
     entries: BTreeMap<String, Entry>,
     logs: BTreeMap<String, Vec<LogEntry>>,
+    heads: BTreeMap<String, LogHead>,
+    seal: Option<LogSeal>,
     watchers: Watchers,
 }
 
@@ -89,6 +91,11 @@ impl Store for MemoryStore {
                     let seq = entries.last().map_or(1, |entry| entry.seq + 1);
                     let hash = LogEntry::expected_hash(&prev, seq, &value);
                     entries.push(LogEntry { seq, value, prev, hash });
+                    let head = match &inner.seal {
+                        Some(seal) => seal.head(log, seq, hash),
+                        None => LogHead { seq, hash, seal: Vec::new() },
+                    };
+                    inner.heads.insert(log.to_owned(), head);
                 }
             }
         }
@@ -100,6 +107,15 @@ impl Store for MemoryStore {
         let inner = self.inner();
         let entries = inner.logs.get(log).map(Vec::as_slice).unwrap_or_default();
         Ok(entries.iter().filter(|entry| entry.seq > after).take(limit).cloned().collect())
+    }
+
+    fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError> {
+        Ok(self.inner().heads.get(log).cloned())
+    }
+
+    fn seal_logs(&self, seal: LogSeal, _expected: &[&str]) -> Result<Vec<String>, StoreError> {
+        self.inner().seal = Some(seal);
+        Ok(Vec::new())
     }
 
     fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {

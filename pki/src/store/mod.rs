@@ -138,6 +138,54 @@ impl LogEntry {
     }
 }
 
+/// The end of a log as the store last wrote it, sealed: entries that are cut off or added behind
+/// the store's back are missed or found by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogHead {
+    /// Position of the last entry.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+    /// The seal over both and the log's name; empty when it was written without one.
+    pub seal: Vec<u8>,
+}
+
+/// The key that the ends of logs are sealed with. It lives outside the store, so that whoever can
+/// write the store's file cannot rewrite a log unnoticed.
+#[derive(Clone)]
+pub struct LogSeal(ring::hmac::Key);
+
+impl std::fmt::Debug for LogSeal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LogSeal")
+    }
+}
+
+impl LogSeal {
+    /// A key of its own for this purpose, from the sealing key.
+    pub fn derive(sealing_key: &[u8; 32]) -> Self {
+        let root = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, sealing_key);
+        let derived = ring::hmac::sign(&root, b"runnel: ends of logs");
+        Self(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref()))
+    }
+
+    /// The end of a log, sealed.
+    pub fn head(&self, log: &str, seq: u64, hash: [u8; 32]) -> LogHead {
+        let seal = ring::hmac::sign(&self.0, &Self::text(log, seq, &hash));
+        LogHead { seq, hash, seal: seal.as_ref().to_vec() }
+    }
+
+    /// Whether the store sealed this end.
+    pub fn opens(&self, log: &str, head: &LogHead) -> bool {
+        let text = Self::text(log, head.seq, &head.hash);
+        ring::hmac::verify(&self.0, &text, &head.seal).is_ok()
+    }
+
+    fn text(log: &str, seq: u64, hash: &[u8; 32]) -> Vec<u8> {
+        [&seq.to_be_bytes()[..], hash, log.as_bytes()].concat()
+    }
+}
+
 /// One change seen by a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -224,6 +272,21 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the backend fails.
     fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
+
+    /// The sealed end of a log; `None` for one that was never written.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError>;
+
+    /// Seals the ends of logs from now on, and those that an earlier version left unsealed.
+    ///
+    /// A log that is `expected` or there, and whose end does not carry its seal, was tampered with:
+    /// it is named in the answer, and goes on behind a gap that shows for ever.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn seal_logs(&self, seal: LogSeal, expected: &[&str]) -> Result<Vec<String>, StoreError>;
 
     /// Follows the changes under a prefix from now on.
     ///

@@ -5,15 +5,16 @@
 //! reach the disk before anyone is answered. Readers have connections of their own and see only
 //! committed state.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::{
-    Change, Condition, Entry, LogEntry, Op, Outcome, Revision, Store, StoreError, Txn, Watch,
-    Watchers,
+    Change, Condition, Entry, LogEntry, LogHead, LogSeal, Op, Outcome, Revision, Store, StoreError,
+    Txn, Watch, Watchers,
 };
 use crate::failpoint;
 
@@ -25,7 +26,8 @@ const IDLE_READERS: usize = 4;
 const STATEMENTS: usize = 32;
 
 /// The steps that bring a file from schema version `n` to `n + 1`, `n` being the index.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE entries (
         key      TEXT PRIMARY KEY NOT NULL,
         value    BLOB NOT NULL,
@@ -44,7 +46,23 @@ const MIGRATIONS: &[&str] = &["
         revision INTEGER NOT NULL
     );
     INSERT INTO position (only, revision) VALUES (1, 0);
-"];
+",
+    "
+    CREATE TABLE heads (
+        log  TEXT PRIMARY KEY NOT NULL,
+        seq  INTEGER NOT NULL,
+        hash BLOB NOT NULL,
+        seal BLOB NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO heads (log, seq, hash, seal)
+        SELECT log, seq, hash, x'' FROM logs AS entry
+        WHERE seq = (SELECT max(seq) FROM logs WHERE logs.log = entry.log);
+",
+];
+
+/// The first schema version whose logs have sealed ends. Only the start that migrates an older file
+/// may seal what it finds: later, an end without its seal was written by somebody else.
+const SEALED_SINCE: i64 = 2;
 
 /// The schema version this build reads and writes.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -56,6 +74,11 @@ pub struct SqliteStore {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     shared: Arc<Mutex<Shared>>,
     readers: Mutex<Vec<Connection>>,
+    seal: Arc<OnceLock<LogSeal>>,
+    /// The ends of logs as they were found, and whether they may lack their seal: they were written
+    /// before there were any.
+    found_ends: Mutex<Vec<FoundEnd>>,
+    unsealed_ends: bool,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -69,6 +92,8 @@ struct Shared {
 #[derive(Debug)]
 struct Job {
     txn: Txn,
+    /// Ends of logs to seal as they are.
+    heads: Vec<(String, LogHead)>,
     reply: mpsc::SyncSender<Result<Outcome, StoreError>>,
 }
 
@@ -103,11 +128,17 @@ impl SqliteStore {
             revision: revision.unsigned_abs(),
             watchers: Watchers::default(),
         }));
+        let found_ends = ends(&connection).map_err(failed("read its logs"))?;
+        let continued =
+            found_ends.iter().map(|end| (end.log.clone(), (end.head.seq, end.head.hash)));
+        let continued = continued.collect();
         let (jobs, queue) = mpsc::channel();
+        let seal = Arc::new(OnceLock::new());
+        let sealing = Arc::clone(&seal);
         let publish = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || write_loop(connection, &queue, &publish))
+            .spawn(move || write_loop(connection, &queue, &publish, &sealing, continued))
             .map_err(|cause| StoreError::Backend {
                 action: "start its writer",
                 cause: cause.to_string(),
@@ -117,8 +148,51 @@ impl SqliteStore {
             jobs: Mutex::new(Some(jobs)),
             shared,
             readers: Mutex::new(Vec::new()),
+            seal,
+            found_ends: Mutex::new(found_ends),
+            unsealed_ends: found < SEALED_SINCE,
             writer: Some(writer),
         })
+    }
+
+    /// Opens a file only to read it, as it is; writing to it fails.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when an earlier version wrote the file.
+    pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let connection = open_reader(path).map_err(failed("open its file"))?;
+        let found: i64 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(failed("read its file"))?;
+        if found > SCHEMA_VERSION {
+            let known = SCHEMA_VERSION;
+            return Err(StoreError::NewerSchema { path: path.to_owned(), found, known });
+        }
+        if found < SEALED_SINCE {
+            return Err(StoreError::Backend {
+                action: "read its file",
+                cause: "an earlier version wrote it; start this one once".to_owned(),
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            jobs: Mutex::new(None),
+            shared: Arc::default(),
+            readers: Mutex::new(vec![connection]),
+            seal: Arc::default(),
+            found_ends: Mutex::default(),
+            unsealed_ends: false,
+            writer: None,
+        })
+    }
+
+    fn submit(&self, txn: Txn, heads: Vec<(String, LogHead)>) -> Result<Outcome, StoreError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        match lock(&self.jobs).as_ref() {
+            Some(jobs) => jobs.send(Job { txn, heads, reply }).map_err(|_| StoreError::Closed)?,
+            None => return Err(StoreError::Closed),
+        }
+        answer.recv().map_err(|_| StoreError::Closed)?
     }
 
     fn read<T>(
@@ -194,12 +268,7 @@ impl Store for SqliteStore {
     }
 
     fn transact(&self, txn: Txn) -> Result<Outcome, StoreError> {
-        let (reply, answer) = mpsc::sync_channel(1);
-        match lock(&self.jobs).as_ref() {
-            Some(jobs) => jobs.send(Job { txn, reply }).map_err(|_| StoreError::Closed)?,
-            None => return Err(StoreError::Closed),
-        }
-        answer.recv().map_err(|_| StoreError::Closed)?
+        self.submit(txn, Vec::new())
     }
 
     fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
@@ -220,6 +289,40 @@ impl Store for SqliteStore {
             })?;
             rows.collect()
         })
+    }
+
+    fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError> {
+        self.read("read the end of a log", |connection| {
+            connection
+                .prepare_cached("SELECT log, seq, hash, seal FROM heads WHERE log = ?1")?
+                .query_row([log], |row| Ok(head(row)?.1))
+                .optional()
+        })
+    }
+
+    fn seal_logs(&self, seal: LogSeal, expected: &[&str]) -> Result<Vec<String>, StoreError> {
+        let seal = self.seal.get_or_init(|| seal);
+        let mut found = std::mem::take(&mut *lock(&self.found_ends));
+        for log in expected {
+            if !found.iter().any(|end| end.log == *log) {
+                found.push(FoundEnd::nothing(log));
+            }
+        }
+        let (mut sealed, mut broken) = (Vec::new(), Vec::new());
+        for FoundEnd { log, head, last } in found {
+            if self.unsealed_ends && head.seal.is_empty() && head.seq > 0 {
+                sealed.push((log.clone(), seal.head(&log, head.seq, head.hash)));
+            } else if !seal.opens(&log, &head) {
+                // It goes on behind a position that nothing will ever fill.
+                let gap = head.seq.max(last) + 1;
+                sealed.push((log.clone(), seal.head(&log, gap, [0; 32])));
+                broken.push(log);
+            }
+        }
+        if !sealed.is_empty() {
+            self.submit(Txn::new(), sealed)?;
+        }
+        Ok(broken)
     }
 
     fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
@@ -248,7 +351,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+    let flags = rusqlite::OpenFlags::default() - rusqlite::OpenFlags::SQLITE_OPEN_CREATE;
+    let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.pragma_update(None, "query_only", true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
@@ -267,7 +371,13 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn write_loop(mut connection: Connection, queue: &mpsc::Receiver<Job>, shared: &Mutex<Shared>) {
+fn write_loop(
+    mut connection: Connection,
+    queue: &mpsc::Receiver<Job>,
+    shared: &Mutex<Shared>,
+    seal: &OnceLock<LogSeal>,
+    mut ends: Ends,
+) {
     let mut revision = lock(shared).revision;
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
@@ -276,8 +386,9 @@ fn write_loop(mut connection: Connection, queue: &mpsc::Receiver<Job>, shared: &
         {
             group.push(job);
         }
-        match write_group(&mut connection, &group, revision) {
+        match write_group(&mut connection, &group, revision, seal, &ends) {
             Ok(written) => {
+                ends.extend(written.ends);
                 {
                     let mut shared = lock(shared);
                     revision = written.revision;
@@ -302,16 +413,24 @@ struct Written {
     revision: Revision,
     outcomes: Vec<Outcome>,
     changes: Vec<Change>,
+    ends: Ends,
 }
+
+/// Where each log is continued. Kept by the writer: what somebody else does to the file between two
+/// commits shows as a gap instead of being sealed.
+type Ends = BTreeMap<String, (u64, [u8; 32])>;
 
 fn write_group(
     connection: &mut Connection,
     group: &[Job],
     mut revision: Revision,
+    seal: &OnceLock<LogSeal>,
+    before: &Ends,
 ) -> rusqlite::Result<Written> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut outcomes = Vec::with_capacity(group.len());
     let mut changes = Vec::new();
+    let mut ends = Ends::new();
     for job in group {
         if let Some(key) = first_conflict(&transaction, &job.txn.conditions)? {
             outcomes.push(Outcome::Conflict(key));
@@ -319,15 +438,30 @@ fn write_group(
         }
         revision += 1;
         for op in &job.txn.ops {
-            apply(&transaction, op, revision, &mut changes)?;
+            if let Op::Append(log, value) = op {
+                let last = ends.get(*log).or_else(|| before.get(*log)).copied();
+                ends.insert((*log).to_owned(), append(&transaction, log, value, last)?);
+            } else {
+                apply(&transaction, op, revision, &mut changes)?;
+            }
+        }
+        for (log, head) in &job.heads {
+            ends.insert(log.clone(), (head.seq, head.hash));
         }
         outcomes.push(Outcome::Committed(revision));
+    }
+    for (log, (seq, hash)) in &ends {
+        let head = match seal.get() {
+            Some(seal) => seal.head(log, *seq, *hash),
+            None => LogHead { seq: *seq, hash: *hash, seal: Vec::new() },
+        };
+        write_head(&transaction, log, &head)?;
     }
     transaction.execute("UPDATE position SET revision = ?1", [signed(revision)])?;
     failpoint::hit("store.before_commit");
     transaction.commit()?;
     failpoint::hit("store.after_commit");
-    Ok(Written { revision, outcomes, changes })
+    Ok(Written { revision, outcomes, changes, ends })
 }
 
 fn first_conflict(
@@ -374,23 +508,82 @@ fn apply(
                 changes.push(Change { revision, key: key.clone(), value: None });
             }
         }
-        Op::Append(log, value) => {
-            let last: Option<(i64, [u8; 32])> = transaction
-                .prepare_cached(
-                    "SELECT seq, hash FROM logs WHERE log = ?1 ORDER BY seq DESC LIMIT 1",
-                )?
-                .query_row([log], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            let (seq, prev) = last.map_or((1, [0; 32]), |(seq, hash)| (seq + 1, hash));
-            let hash = LogEntry::expected_hash(&prev, seq.unsigned_abs(), value);
-            transaction
-                .prepare_cached(
-                    "INSERT INTO logs (log, seq, prev, hash, value) VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?
-                .execute(params![log, seq, prev, hash, value])?;
-        }
+        // Logs have ends to keep: see `append`.
+        Op::Append(..) => {}
     }
     Ok(())
+}
+
+/// Appends to a log behind `last`; the new end.
+fn append(
+    transaction: &Transaction<'_>,
+    log: &str,
+    value: &[u8],
+    last: Option<(u64, [u8; 32])>,
+) -> rusqlite::Result<(u64, [u8; 32])> {
+    let (seq, prev) = last.map_or((1, [0; 32]), |(seq, hash)| (seq + 1, hash));
+    let hash = LogEntry::expected_hash(&prev, seq, value);
+    // What somebody else put there gives way: it must not stop the log.
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO logs (log, seq, prev, hash, value) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![log, signed(seq), prev, hash, value])?;
+    Ok((seq, hash))
+}
+
+fn write_head(transaction: &Transaction<'_>, log: &str, end: &LogHead) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO heads (log, seq, hash, seal) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (log) DO UPDATE
+             SET seq = excluded.seq, hash = excluded.hash, seal = excluded.seal",
+        )?
+        .execute(params![log, signed(end.seq), end.hash, end.seal])?;
+    Ok(())
+}
+
+/// The end of a log as a start finds it.
+#[derive(Debug)]
+struct FoundEnd {
+    log: String,
+    head: LogHead,
+    /// The position of the last entry that is there.
+    last: u64,
+}
+
+impl FoundEnd {
+    fn nothing(log: &str) -> Self {
+        Self {
+            log: log.to_owned(),
+            head: LogHead { seq: 0, hash: [0; 32], seal: Vec::new() },
+            last: 0,
+        }
+    }
+}
+
+/// The ends of all logs, those included whose head is gone.
+fn ends(connection: &Connection) -> rusqlite::Result<Vec<FoundEnd>> {
+    let mut statement = connection.prepare("SELECT log, max(seq) FROM logs GROUP BY log")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+    let mut last: BTreeMap<String, i64> = rows.collect::<rusqlite::Result<_>>()?;
+    let mut statement = connection.prepare("SELECT log, seq, hash, seal FROM heads")?;
+    let mut found = Vec::new();
+    for row in statement.query_map([], head)? {
+        let (log, head) = row?;
+        let last = last.remove(&log).unwrap_or(0).unsigned_abs();
+        found.push(FoundEnd { log, head, last });
+    }
+    found.extend(
+        last.into_iter()
+            .map(|(log, last)| FoundEnd { last: last.unsigned_abs(), ..FoundEnd::nothing(&log) }),
+    );
+    Ok(found)
+}
+
+fn head(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, LogHead)> {
+    let seq = row.get::<_, i64>(1)?.unsigned_abs();
+    Ok((row.get(0)?, LogHead { seq, hash: row.get(2)?, seal: row.get(3)? }))
 }
 
 /// SQLite's integers are signed; revisions stay far below the sign bit.

@@ -1,12 +1,18 @@
 //! Audit events: one value per state change, stored in the transaction that makes the change.
 //!
-//! The store chains them by hash. Events carry names and numbers, never secrets.
+//! The store chains them by hash and seals the chain's end; [`chain`] finds what was done to them
+//! since. Events carry names and numbers, never secrets.
+
+pub mod chain;
+mod ecs;
+pub mod offline;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lease::CiRef;
 use crate::store::Txn;
 use crate::time::UnixTime;
 
@@ -45,6 +51,36 @@ pub enum AuditOutcome {
     Failure,
 }
 
+/// What an IKE SA was negotiated to, and what it carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelFacts {
+    /// The gateway's address.
+    pub local: SocketAddr,
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// SPI of the IKE SA's initiator.
+    pub spi_i: u64,
+    /// SPI of its responder.
+    pub spi_r: u64,
+    /// The IKE suite.
+    pub ike_suite: String,
+    /// The ESP suite of its latest child SA.
+    pub esp_suite: Option<String>,
+    /// What it carried, once it is over.
+    pub carried: Option<Carried>,
+}
+
+/// What a tunnel carried while it was up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// Octets from the peer.
+    pub bytes_in: u64,
+    /// Octets to the peer.
+    pub bytes_out: u64,
+    /// How long it was up, microseconds.
+    pub micros: u64,
+}
+
 /// One event. Absent fields are not written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEvent {
@@ -74,6 +110,21 @@ pub struct AuditEvent {
     /// SHA-256 of the public key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spki_sha256: Option<String>,
+    /// The CI job of the lease.
+    #[serde(default)]
+    pub job: CiRef,
+    /// The lease's virtual addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+    /// The policy version the lease was opened under.
+    #[serde(default)]
+    pub policy_version: u64,
+    /// The tunnel concerned.
+    #[serde(default)]
+    pub tunnel: Option<TunnelFacts>,
+    /// What else was acted on: a site, a gateway's name.
+    #[serde(default)]
+    pub object: Option<String>,
     /// Why, in a few words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -96,6 +147,11 @@ impl AuditEvent {
             identity: None,
             token: None,
             spki_sha256: None,
+            job: CiRef::default(),
+            addresses: Vec::new(),
+            policy_version: 0,
+            tunnel: None,
+            object: None,
             reason: None,
             left_out: None,
         }
@@ -116,13 +172,30 @@ impl AuditEvent {
         self
     }
 
-    /// The same event about a lease: its id, role, identity and key.
+    /// The same event about something that has only a name.
+    #[must_use]
+    pub fn object(mut self, name: impl ToString) -> Self {
+        self.object = Some(name.to_string());
+        self
+    }
+
+    /// The same event about a tunnel.
+    #[must_use]
+    pub fn tunnel(mut self, facts: TunnelFacts) -> Self {
+        self.tunnel = Some(facts);
+        self
+    }
+
+    /// The same event about a lease: its id, role, identity, key, addresses and job.
     #[must_use]
     pub fn lease(mut self, lease: &crate::lease::Lease) -> Self {
         self.lease_id = Some(lease.id.clone());
         self.role = Some(lease.role.clone());
         self.identity = Some(lease.identity.clone());
         self.spki_sha256 = Some(lease.spki_sha256.clone()).filter(|spki| !spki.is_empty());
+        self.job = lease.ci_ref.clone();
+        self.addresses = lease.addresses.clone();
+        self.policy_version = lease.policy_version;
         self
     }
 
@@ -135,12 +208,12 @@ impl AuditEvent {
 
     /// Puts the event into the transaction that makes the change.
     pub(crate) fn record(&self, txn: &mut Txn) {
-        txn.append(LOG, crate::record::encode(self));
+        txn.append(LOG, ecs::encode(self));
     }
 }
 
 /// An event as stored, with its place in the hash chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRecord {
     /// Position, from 1, without gaps.
     pub seq: u64,
@@ -148,4 +221,17 @@ pub struct AuditRecord {
     pub event: AuditEvent,
     /// The entry's hash, hexadecimal.
     pub hash: String,
+    /// The entry as one JSON line (ECS names), with its place in the chain, without line end. A
+    /// copy of these lines can be verified by itself ([`chain::verify_lines`]).
+    pub line: String,
+}
+
+/// Reads an entry of the log.
+pub(crate) fn record(entry: &crate::store::LogEntry) -> Result<AuditRecord, crate::error::Error> {
+    let event = ecs::decode(&entry.value).map_err(|cause| crate::error::Error::Damaged {
+        key: format!("{LOG}/{}", entry.seq),
+        cause,
+    })?;
+    let hash = crate::issue::hex(&entry.hash);
+    Ok(AuditRecord { seq: entry.seq, event, hash, line: chain::render(entry) })
 }

@@ -134,6 +134,8 @@ pub struct Authority {
     ca: RwLock<Arc<Ca>>,
     settings: RwLock<Arc<Settings>>,
     entropy: Mutex<Randomness>,
+    /// Where pruning goes on among the tokens.
+    pub(crate) pruned_to: Mutex<Option<String>>,
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
     startup: Startup,
@@ -217,6 +219,7 @@ impl Authority {
             ca: RwLock::new(Arc::new(ca)),
             settings: RwLock::new(Arc::new(options.settings)),
             entropy: Mutex::new(Randomness(options.entropy)),
+            pruned_to: Mutex::default(),
             turns: Default::default(),
             startup: Startup { created_ca, broken_trail, ..Startup::default() },
             lock: None,

@@ -65,6 +65,8 @@ pub struct Settings {
     pub rules: Vec<ClaimRule>,
     /// The periods of a lease's life.
     pub timers: LeaseTimers,
+    /// How long ended leases and tokens are remembered.
+    pub keep_ended: Duration,
     /// Base URL of the CRL and OCSP service over plain HTTP, such as `http://gw.example:8080`;
     /// certificates name it when it is set.
     pub status_url: Option<String>,
@@ -82,6 +84,7 @@ impl Settings {
             issuers: Vec::new(),
             rules: Vec::new(),
             timers: LeaseTimers::default(),
+            keep_ended: Duration::from_secs(7 * 86_400),
             status_url: None,
             policy_version: 0,
         }

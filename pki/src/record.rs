@@ -71,6 +71,11 @@ pub(crate) mod key {
     pub(crate) fn ended(at: UnixTime, id: &str) -> String {
         format!("{ENDED}{:020}/{id}", at.micros().max(0))
     }
+    /// The end and lease of an [`ended`] key.
+    pub(crate) fn parse_ended(ended: &str) -> Option<(UnixTime, &str)> {
+        let (micros, id) = ended.strip_prefix(ENDED)?.split_once('/')?;
+        Some((UnixTime::from_micros(micros.parse().ok()?), id))
+    }
     pub(crate) fn cert(issuer: &str, serial: &Serial) -> String {
         format!("{CERT}{issuer}/{serial}")
     }

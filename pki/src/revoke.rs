@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
+use crate::enrol::KeyHolder;
+use crate::enrol::token::normal_hash;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::CertRecord;
 use crate::lease::book::{ATTEMPTS, Step};
-use crate::lease::{LeaseChange, LeaseEvent};
+use crate::lease::{Lease, LeaseChange, LeaseEvent};
 use crate::record::{self, key};
 use crate::serial::Serial;
 use crate::store::{Outcome, Txn};
@@ -95,6 +97,47 @@ pub enum RevokeSelector {
     Lease(String),
     /// All leases of a public key (SHA-256, hexadecimal).
     Spki(String),
+    /// All live leases whose identity begins so.
+    Identity(String),
+    /// All live leases of a role.
+    Role(String),
+    /// All live leases of a CI run, by its id or address.
+    Run(String),
+    /// All live leases that a token of this issuer opened, by its name or URL.
+    Issuer(String),
+}
+
+impl RevokeSelector {
+    /// Whether a lease is meant; for those selectors that say so of each lease.
+    fn matches(&self, lease: &Lease) -> bool {
+        let is = |found: Option<&String>, wanted: &String| found == Some(wanted);
+        match self {
+            Self::Identity(prefix) => lease.identity.starts_with(prefix.as_str()),
+            Self::Role(role) => lease.role == *role,
+            Self::Run(run) => {
+                let job = &lease.ci_ref;
+                is(job.run_id.as_ref(), run) || is(job.run_url.as_ref(), run)
+            }
+            Self::Issuer(issuer) => {
+                is(lease.claims.get("issuer"), issuer) || is(lease.claims.get("iss"), issuer)
+            }
+            Self::Serial(_) | Self::Lease(_) | Self::Spki(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for RevokeSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serial(serial) => write!(f, "serial {serial}"),
+            Self::Lease(id) => write!(f, "lease {id}"),
+            Self::Spki(hash) => write!(f, "key {hash}"),
+            Self::Identity(prefix) => write!(f, "identity {prefix}..."),
+            Self::Role(role) => write!(f, "role {role}"),
+            Self::Run(run) => write!(f, "run {run}"),
+            Self::Issuer(issuer) => write!(f, "issuer {issuer}"),
+        }
+    }
 }
 
 /// What a revocation did.
@@ -104,6 +147,8 @@ pub struct RevokeOutcome {
     pub serials: Vec<Serial>,
     /// How many of them this call revoked.
     pub revoked_now: usize,
+    /// Names of clients and sites without a certificate of ours that are barred now, by this call.
+    pub barred: Vec<String>,
     /// The leases concerned; end the tunnels of those that say so.
     pub changes: Vec<LeaseChange>,
 }
@@ -119,8 +164,32 @@ pub(crate) struct RevokedEntry {
 }
 
 impl Authority {
-    /// Revokes certificates and ends their lease, durably, before it returns. The caller then
-    /// ends the tunnels of the returned changes. Repeating it changes nothing.
+    /// The leases a selector means: for a lease, certificate or key also those that have ended,
+    /// otherwise the live ones.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn select(&self, selector: &RevokeSelector) -> Result<Vec<Lease>, Error> {
+        match selector {
+            RevokeSelector::Lease(id) => Ok(self.lease(id)?.into_iter().collect()),
+            RevokeSelector::Serial(serial) => {
+                Ok(self.lease_by_serial(None, serial)?.into_iter().collect())
+            }
+            RevokeSelector::Spki(hash) => self.leases_by_spki(&normal_hash(hash)?),
+            _ => {
+                let mut leases = self.leases(false)?;
+                leases.retain(|lease| selector.matches(lease));
+                Ok(leases)
+            }
+        }
+    }
+
+    /// Revokes certificates and ends their leases, all in one durable transaction, before it
+    /// returns. The caller then ends the tunnels of the returned changes. Repeating it changes
+    /// nothing.
+    ///
+    /// A client with a shared key or a certificate of somebody else, and a site, is barred until it
+    /// has another key (a site: until it is allowed again), also when its lease had ended before.
     ///
     /// # Errors
     /// [`Error::NotFound`] when nothing matches.
@@ -131,42 +200,93 @@ impl Authority {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<RevokeOutcome, Error> {
-        let mut outcome =
-            RevokeOutcome { serials: Vec::new(), revoked_now: 0, changes: Vec::new() };
-        let lease_ids = match selector {
-            RevokeSelector::Lease(id) => vec![id.clone()],
-            RevokeSelector::Spki(hash) => {
-                let leases = self.leases_by_spki(hash)?;
-                if leases.is_empty() {
-                    return Err(Error::not_found("lease of key", hash));
-                }
-                leases.into_iter().map(|lease| lease.id).collect()
+        for _ in 0..ATTEMPTS {
+            let leases = self.select(selector)?;
+            if leases.is_empty() {
+                return self.revoke_alone(selector, reason, actor, now);
             }
-            RevokeSelector::Serial(serial) => {
-                let record = self
-                    .certificate(serial)?
-                    .ok_or_else(|| Error::not_found("certificate", serial))?;
-                match record.lease_id {
-                    Some(lease_id) => vec![lease_id],
-                    None => {
-                        let issuer = record.issuer;
-                        outcome.revoked_now =
-                            self.revoke_bare(&issuer, serial, reason, actor, now)?;
-                        outcome.serials.push(serial.clone());
-                        Vec::new()
-                    }
-                }
+            if let Some(outcome) = self.revoke_together(&leases, reason, actor, now)? {
+                return Ok(outcome);
             }
-        };
-        for id in lease_ids {
-            let event = LeaseEvent::Revoke { actor: actor.clone() };
-            let step = Step { action: "lease.revoke", reason: Some(reason.name().to_owned()) };
-            let moved = self.move_lease(&id, &event, reason, actor, &step, now)?;
-            outcome.revoked_now += moved.revoked;
-            outcome.serials.extend(moved.change.lease.certs.iter().map(|c| c.serial.clone()));
-            outcome.changes.push(moved.change);
         }
-        Ok(outcome)
+        Err(Error::Contended("the revocation"))
+    }
+
+    /// A certificate without a lease, like the gateway's own.
+    fn revoke_alone(
+        &self,
+        selector: &RevokeSelector,
+        reason: RevocationReason,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<RevokeOutcome, Error> {
+        let RevokeSelector::Serial(serial) = selector else {
+            return Err(Error::not_found("lease matches", selector));
+        };
+        let record =
+            self.certificate(serial)?.ok_or_else(|| Error::not_found("certificate", serial))?;
+        let revoked_now = self.revoke_bare(&record.issuer, serial, reason, actor, now)?;
+        let serials = vec![serial.clone()];
+        Ok(RevokeOutcome { serials, revoked_now, barred: Vec::new(), changes: Vec::new() })
+    }
+
+    /// `None` when one of them moved meanwhile and all must be looked at again.
+    fn revoke_together(
+        &self,
+        leases: &[Lease],
+        reason: RevocationReason,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<Option<RevokeOutcome>, Error> {
+        let event = LeaseEvent::Revoke { actor: actor.clone() };
+        let step = Step { action: "lease.revoke", reason: Some(reason.name().to_owned()) };
+        let mut outcome = RevokeOutcome {
+            serials: Vec::new(),
+            revoked_now: 0,
+            barred: Vec::new(),
+            changes: Vec::new(),
+        };
+        let mut txn = Txn::new();
+        let mut plans = Vec::with_capacity(leases.len());
+        for lease in leases {
+            let plan = self.plan(&mut txn, &lease.id, &event, reason, actor, &step, now)?;
+            plans.push(plan);
+        }
+        outcome.barred = self.plan_bars(&mut txn, leases, actor, now)?;
+        if !txn.ops.is_empty() && !self.commit(txn, step.action)? {
+            return Ok(None);
+        }
+        for plan in plans {
+            self.settle(&plan, now);
+            outcome.revoked_now += plan.moved.revoked;
+            outcome.serials.extend(plan.moved.change.lease.certs.iter().map(|c| c.serial.clone()));
+            outcome.changes.push(plan.moved.change);
+        }
+        Ok(Some(outcome))
+    }
+
+    /// Bars those who open leases by themselves; the names of those who were not barred before.
+    fn plan_bars(
+        &self,
+        txn: &mut Txn,
+        leases: &[Lease],
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<Vec<String>, Error> {
+        let holders = leases.iter().filter(|lease| KeyHolder::opens(&lease.door));
+        let holders = holders.map(|lease| lease.id.as_str()).collect();
+        let holders = self.bar_holders(txn, &holders, now)?;
+        let mut names = Vec::new();
+        for lease in leases {
+            let name = match lease.site() {
+                Some(site) if self.bar_site(txn, site, &lease.id, now)? => site,
+                None if holders.contains(&lease.id) => &lease.subject,
+                _ => continue,
+            };
+            AuditEvent::new("key.bar", actor, now).lease(lease).object(name).record(txn);
+            names.push(name.to_owned());
+        }
+        Ok(names)
     }
 
     /// Revokes a certificate that belongs to no lease; says how many it revoked.

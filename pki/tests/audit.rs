@@ -51,6 +51,8 @@ fn every_kind_of_tampering_is_found_where_it_is() {
         (String::new(), vec![]),
         (edit("value = replace(value, 'builder', 'deploye')"), vec![(Edited, 5)]),
         (edit("value = x'7b7d'"), vec![(Edited, 5)]),
+        (edit("value = CAST(value AS TEXT) || ' '"), vec![(Edited, 5)]),
+        (edit("hash = 'short'"), vec![(Edited, 5), (Rewritten, 6)]),
         (edit("hash = zeroblob(32)"), vec![(Edited, 5), (Rewritten, 6)]),
         (edit("prev = zeroblob(32)"), vec![(Edited, 5)]),
         ("DELETE FROM logs WHERE seq = 5".into(), vec![(Missing, 5)]),

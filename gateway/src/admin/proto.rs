@@ -70,6 +70,11 @@ pub enum Request {
         /// Reason for the certificate (RFC 5280 5.3.1).
         reason: String,
     },
+    /// The leases that revoking would end.
+    RevokePreview {
+        /// Which.
+        selector: Selector,
+    },
     /// Certificates that were issued.
     CertList {
         /// Expired ones too.
@@ -151,6 +156,45 @@ pub enum Selector {
     Identity(String),
     /// By role.
     Role(String),
+    /// By public key: SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
+    Key(String),
+    /// By the CI run they were opened for: its id or URL.
+    Run(String),
+    /// By the issuer of the token that opened them.
+    Issuer(String),
+}
+
+impl Selector {
+    /// The same for the PKI.
+    ///
+    /// # Errors
+    /// When a serial number is none.
+    pub fn to_pki(&self) -> Result<pki::RevokeSelector, pki::Error> {
+        use pki::RevokeSelector as Pki;
+        Ok(match self {
+            Self::Id(id) => Pki::Lease(id.clone()),
+            Self::Serial(serial) => Pki::Serial(serial.parse()?),
+            Self::Identity(prefix) => Pki::Identity(prefix.clone()),
+            Self::Role(role) => Pki::Role(role.clone()),
+            Self::Key(hash) => Pki::Spki(hash.clone()),
+            Self::Run(run) => Pki::Run(run.clone()),
+            Self::Issuer(issuer) => Pki::Issuer(issuer.clone()),
+        })
+    }
+}
+
+impl std::fmt::Display for Selector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => f.write_str(id),
+            Self::Serial(serial) => write!(f, "serial {serial}"),
+            Self::Identity(prefix) => write!(f, "identity {prefix}..."),
+            Self::Role(role) => write!(f, "role {role}"),
+            Self::Key(hash) => write!(f, "key {hash}"),
+            Self::Run(run) => write!(f, "run {run}"),
+            Self::Issuer(issuer) => write!(f, "issuer {issuer}"),
+        }
+    }
 }
 
 /// One answer line.

@@ -375,6 +375,9 @@ pub struct Ended {
     /// It had ended before: nothing was left to do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub already: bool,
+    /// Clients with keys of their own, and sites, that this request bars.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barred: Vec<String>,
 }
 
 /// `runnel audit verify`.

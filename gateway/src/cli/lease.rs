@@ -82,15 +82,27 @@ pub(super) struct Which {
     /// Every lease of a role
     #[arg(long, group = "selector")]
     role: Option<String>,
+    /// By public key: SHA-256 of its SubjectPublicKeyInfo
+    #[arg(long, group = "selector", value_name = "SHA256")]
+    key: Option<String>,
+    /// By the CI run they were opened for: its id or URL
+    #[arg(long, group = "selector")]
+    run: Option<String>,
+    /// By the issuer (URL) of the token that opened them
+    #[arg(long, group = "selector", value_name = "URL")]
+    issuer: Option<String>,
 }
 
 impl Which {
-    fn selector(self) -> Result<Selector, Failure> {
+    pub(super) fn selector(self) -> Result<Selector, Failure> {
         self.id
             .map(Selector::Id)
             .or(self.serial.map(Selector::Serial))
             .or(self.identity.map(Selector::Identity))
             .or(self.role.map(Selector::Role))
+            .or(self.key.map(Selector::Key))
+            .or(self.run.map(Selector::Run))
+            .or(self.issuer.map(Selector::Issuer))
             .ok_or_else(|| Failure::Usage("say which lease".to_owned()))
     }
 }
@@ -119,7 +131,7 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     Ok(())
 }
 
-fn list(leases: &[Lease]) -> String {
+pub(super) fn list(leases: &[Lease]) -> String {
     let rows: Vec<_> = leases
         .iter()
         .map(|l| {
@@ -175,11 +187,18 @@ fn show(lease: &Lease) -> String {
 
 /// What ending did, in one line; shared with `cert revoke`.
 pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
+    if ended.already && ended.leases.is_empty() {
+        return "it had been revoked before; nothing was left to do".to_owned();
+    }
     if ended.already {
         return format!("{} had ended before; nothing was left to do", ended.leases.join(", "));
     }
+    let barred = match ended.barred.as_slice() {
+        [] => String::new(),
+        names => format!("; barred until the key is changed: {}", names.join(", ")),
+    };
     format!(
-        "{verb} {}: {} IKE SA(s) closed, CRL number {}, {} ms",
+        "{verb} {}: {} IKE SA(s) closed, CRL number {}, {} ms{barred}",
         if ended.leases.is_empty() { "nothing".to_owned() } else { ended.leases.join(", ") },
         ended.sas_closed,
         ended.crl_number,

@@ -11,6 +11,7 @@ mod identity;
 mod lease;
 mod output;
 mod reload;
+mod revoke;
 mod sa;
 mod site;
 mod status;
@@ -73,6 +74,7 @@ enum Command {
     Sa(sa::Command),
     #[command(subcommand)]
     Site(site::Command),
+    Revoke(revoke::Args),
     #[command(subcommand)]
     Audit(audit::Command),
     #[command(subcommand, hide = true)]
@@ -178,6 +180,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Identity(command) => identity::run(&context, command),
         Command::Sa(command) => sa::run(&context, &command),
         Command::Site(command) => site::run(&context, &command),
+        Command::Revoke(args) => revoke::run(&context, args),
         Command::Audit(command) => audit::run(&context, command),
         Command::Debug(command) => debug::run(&command),
     }

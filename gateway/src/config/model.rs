@@ -126,6 +126,8 @@ pub struct Pki {
     pub trust_domain: Option<String>,
     /// CA certificates, revocation lists and OCSP over plain HTTP.
     pub status_listen: SocketAddr,
+    /// How long ended leases and tokens are remembered.
+    pub keep_ended: Duration,
 }
 
 /// The enrolment service.

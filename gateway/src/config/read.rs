@@ -130,7 +130,7 @@ pub(super) fn built_in() -> Config {
             eap_tls: false,
             eap_only: true,
         },
-        pki: Pki { trust_domain: None, status_listen: any(8080) },
+        pki: Pki { trust_domain: None, status_listen: any(8080), keep_ended: 7 * DAY },
         enrol: Enrol { listen: any(8443), url: None },
         roles: default_roles(&pools),
         sites: Vec::new(),
@@ -311,6 +311,9 @@ fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {
     }
     if let Some(listen) = section.socket("status_listen", found) {
         out.status_listen = listen;
+    }
+    if let Some(keep) = section.duration("keep_ended", HOUR..=3650 * DAY, found) {
+        out.keep_ended = keep;
     }
     section.finish(&[], found);
 }

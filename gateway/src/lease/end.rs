@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use ike::event::CloseReason;
 use ike::io::LeaseId;
-use pki::{Actor, Authority, Lease, LeaseChange, LeaseState, RevocationReason, RevokeSelector};
-use pki::{Serial, UnixTime};
+use pki::{Actor, Authority, Lease, LeaseChange, LeaseState, RevocationReason, UnixTime};
 use thiserror::Error;
 
 use super::LeaseRegistry;
@@ -129,7 +128,7 @@ impl LeaseEnder {
         self.answer(tally, started)
     }
 
-    /// Ends leases that must not be trusted and revokes their certificates.
+    /// Ends leases that must not be trusted and revokes their certificates, in one transaction.
     ///
     /// # Errors
     /// [`EndError`].
@@ -141,39 +140,31 @@ impl LeaseEnder {
     ) -> Result<Ended, EndError> {
         let started = Instant::now();
         let reason: RevocationReason = reason.parse()?;
-        let mut tally = Tally::default();
-        for lease in self.select(selector)? {
-            let selector = RevokeSelector::Lease(lease.id);
-            let revoked = self.authority.revoke(&selector, reason, actor, now());
-            self.cut(revoked.map(|outcome| outcome.changes), &CloseReason::Revoked, &mut tally);
-        }
-        self.answer(tally, started)
-    }
-
-    /// Revokes one certificate with its lease.
-    ///
-    /// # Errors
-    /// [`EndError`].
-    pub fn revoke_certificate(
-        &self,
-        serial: &str,
-        reason: &str,
-        actor: &Actor,
-    ) -> Result<Ended, EndError> {
-        let started = Instant::now();
-        let reason: RevocationReason = reason.parse()?;
-        let serial: Serial = serial.parse()?;
-        let outcome =
-            self.authority.revoke(&RevokeSelector::Serial(serial), reason, actor, now())?;
+        let outcome = self.authority.revoke(&selector.to_pki()?, reason, actor, now());
+        let outcome = outcome.map_err(|error| match error {
+            pki::Error::NotFound { what: "lease matches", .. } => {
+                EndError::NoMatch(selector.to_string())
+            }
+            error => error.into(),
+        })?;
         let mut tally = Tally::default();
         self.cut(Ok(outcome.changes), &CloseReason::Revoked, &mut tally);
         let mut ended = self.answer(tally, started)?;
         if ended.leases.is_empty() {
             // A certificate without a lease, like the gateway's own.
             ended.revoked = outcome.revoked_now;
-            ended.already = outcome.revoked_now == 0;
         }
+        ended.already = ended.revoked == 0 && outcome.barred.is_empty();
+        ended.barred = outcome.barred;
         Ok(ended)
+    }
+
+    /// The leases that revoking would end now.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn preview(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
+        self.select(selector)
     }
 
     /// Ends the tunnels of leases whose time has come; how many leases moved.
@@ -204,27 +195,8 @@ impl LeaseEnder {
     }
 
     fn select(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
-        let live = || self.authority.leases(false);
-        let (leases, name) = match selector {
-            Selector::Id(id) => (self.authority.lease(id)?.into_iter().collect(), id.clone()),
-            Selector::Serial(text) => {
-                let serial: Serial = text.parse()?;
-                let lease = self.authority.lease_by_serial(None, &serial)?;
-                (lease.into_iter().collect(), format!("serial {text}"))
-            }
-            Selector::Identity(prefix) => {
-                let mut leases = live()?;
-                leases.retain(|lease| lease.identity.starts_with(prefix.as_str()));
-                (leases, format!("identity {prefix}..."))
-            }
-            Selector::Role(role) => {
-                let mut leases = live()?;
-                leases.retain(|lease| lease.role == *role);
-                (leases, format!("role {role}"))
-            }
-        };
-        let leases: Vec<Lease> = leases;
-        if leases.is_empty() { Err(EndError::NoMatch(name)) } else { Ok(leases) }
+        let leases = self.authority.select(&selector.to_pki()?)?;
+        if leases.is_empty() { Err(EndError::NoMatch(selector.to_string())) } else { Ok(leases) }
     }
 
     /// Ends the tunnels of leases whose end has just become durable, before the next lease is
@@ -300,6 +272,7 @@ impl LeaseEnder {
             crl_number,
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: changed == 0 && !changes.is_empty(),
+            barred: Vec::new(),
         })
     }
 

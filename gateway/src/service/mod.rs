@@ -36,7 +36,7 @@ use crate::actions::{Externals, PeerKeys, Peers, PlaneHandle};
 use crate::admin::Handler;
 use crate::admin::proto::{AdminError, ErrorCode, Request, Selector};
 use crate::admin::view;
-use crate::config::{Config, Gateway};
+use crate::config::{Config, Gateway, Pki};
 use crate::driver::{EngineHandle, Message};
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
@@ -158,8 +158,13 @@ impl Instance {
             }
             Request::CertList { all } => value(self.certificates(all)?),
             Request::CertShow { serial } => value(self.certificate(&serial)?),
+            Request::RevokePreview { selector } => {
+                let leases = self.ender.preview(&selector).map_err(end_error)?;
+                let sas = views::by_lease(&self.engine.sas(PATIENCE).map_err(failed)?);
+                value(leases.iter().map(|lease| views::lease(lease, &sas)).collect::<Vec<_>>())
+            }
             Request::CertRevoke { serial, reason } => {
-                let ended = self.ender.revoke_certificate(&serial, &reason, actor);
+                let ended = self.ender.revoke(&Selector::Serial(serial), &reason, actor);
                 value(ended.map_err(end_error)?)
             }
             Request::CaRoot => value(view::Pem { pem: self.authority.root_pem() }),
@@ -203,6 +208,14 @@ impl Instance {
             tracing::info!("the gateway's certificate was renewed");
         }
         Ok(())
+    }
+
+    /// Forgets leases and tokens that ended long ago; how many leases.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn prune(&self) -> Result<usize, String> {
+        self.authority.prune(now()).map_err(|error| error.to_string())
     }
 
     /// Renews the OCSP answers that the gateway staples to its certificates (RFC 4806).
@@ -515,6 +528,7 @@ impl Instance {
             crl_number: self.authority.crl(now()).map_or(0, |crl| crl.number),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: false,
+            barred: Vec::new(),
         })
     }
 
@@ -564,7 +578,8 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
     if fixed(&before.gateway) != fixed(&after.gateway) {
         return Some("[gateway]");
     }
-    if before.pki != after.pki || before.enrol != after.enrol {
+    let fixed = |pki: &Pki| Pki { keep_ended: Duration::ZERO, ..pki.clone() };
+    if fixed(&before.pki) != fixed(&after.pki) || before.enrol != after.enrol {
         return Some("[pki] or [enrol]");
     }
     let networks = |config: &Config| {

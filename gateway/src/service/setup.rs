@@ -93,6 +93,7 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
             PoolConfig { networks: pool.addresses.clone(), quarantine: pool.quarantine },
         );
     }
+    settings.keep_ended = config.pki.keep_ended;
     let port = config.pki.status_listen.port();
     settings.status_url = Some(format!("http://{}:{port}", client_host(config, id)));
     settings

@@ -18,15 +18,23 @@ const STAPLE_EVERY: Duration = Duration::from_secs(60);
 /// The standing of external certificates, most of which is known from the last time.
 const RECHECK_EVERY: Duration = Duration::from_secs(5);
 
+/// Forgetting ended leases; each time a bounded number of them.
+const PRUNE_EVERY: Duration = Duration::from_secs(10);
+
 /// Works until `stop` becomes true, then copies the last audit events.
 pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) {
     let mut renewed = Instant::now();
     let mut stapled = Instant::now();
     let mut checked = Instant::now();
+    let mut pruned = Instant::now();
     let mut troubled = Troubles::default();
     while !stop.load(Ordering::Relaxed) {
         troubled.say("leases", instance.ender.expire().map_err(|e| e.to_string()));
         troubled.say("audit", audit.follow(&instance.authority));
+        if pruned.elapsed() >= PRUNE_EVERY {
+            pruned = Instant::now();
+            troubled.say("pruning", instance.prune());
+        }
         if renewed.elapsed() >= RENEW_EVERY {
             renewed = Instant::now();
             troubled.say("identity", instance.renew_identity().map_err(|e| e.message));

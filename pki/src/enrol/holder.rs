@@ -6,6 +6,7 @@
 //! as a renewed certificate does, up to the role's cap. A revoked lease bars its identity until the
 //! key is another one; for that a digest of the key is kept, sealed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -22,7 +23,7 @@ use crate::lease::book::{ATTEMPTS, Step};
 use crate::lease::state;
 use crate::lease::{CiRef, Lease, LeaseEvent, LeaseState};
 use crate::record::{self, Stored, key};
-use crate::store::{Outcome, Txn};
+use crate::store::{self, Outcome, Txn};
 use crate::time::UnixTime;
 use crate::validate::IkeId;
 
@@ -58,6 +59,11 @@ impl KeyHolder<'_> {
     /// How leases of certificates of external CAs are named in [`Lease::door`].
     pub const EXTERNAL: &'static str = "x509";
 
+    /// Whether leases that came through this door are opened by whoever proves a key.
+    pub(crate) fn opens(door: &str) -> bool {
+        matches!(door, Self::DOOR | Self::EXTERNAL)
+    }
+
     fn record_key(&self) -> String {
         let id = sha256_hex(&[&[self.id.kind], self.id.data].concat());
         match self.door {
@@ -75,6 +81,10 @@ struct HolderRecord {
     /// SHA-256 of the key in hexadecimal, sealed: a weak key could be guessed from it.
     #[serde(with = "base64_bytes")]
     key: Vec<u8>,
+    /// The lease was revoked, before or after it ended: this key opens no other. Said here because
+    /// ended leases are forgotten some day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    barred: Option<UnixTime>,
 }
 
 impl Authority {
@@ -94,6 +104,13 @@ impl Authority {
         let _turn = self.token_turn(record_key.trim_start_matches(key::HOLDER));
         for _ in 0..ATTEMPTS {
             let stored = record::read::<HolderRecord>(self.store.as_ref(), &record_key)?;
+            if let Some(stored) = &stored
+                && let Some(at) = stored.value.barred
+                && self.is_key_of(&record_key, &stored.value, holder)?
+            {
+                let (name, lease) = (holder.name.to_owned(), stored.value.lease.clone());
+                return Err(AccessError::HolderRevoked { name, lease, at });
+            }
             if let Some(stored) = &stored
                 && let Some(lease) = self.lease(&stored.value.lease)?
             {
@@ -135,6 +152,30 @@ impl Authority {
             }
             _ => Ok(false),
         }
+    }
+
+    /// Bars the keys that opened these leases, as part of a transaction; the leases whose key was
+    /// not barred before.
+    pub(crate) fn bar_holders(
+        &self,
+        txn: &mut Txn,
+        leases: &BTreeSet<&str>,
+        now: UnixTime,
+    ) -> Result<BTreeSet<String>, Error> {
+        let mut barred = BTreeSet::new();
+        if leases.is_empty() {
+            return Ok(barred);
+        }
+        // As many as there are clients with keys of their own.
+        for (holder_key, entry) in store::scan(self.store.as_ref(), key::HOLDER)? {
+            let stored = record::decode::<HolderRecord>(&holder_key, &entry)?;
+            if leases.contains(stored.value.lease.as_str()) && stored.value.barred.is_none() {
+                barred.insert(stored.value.lease.clone());
+                let record = HolderRecord { barred: Some(now), ..stored.value };
+                txn.at(&holder_key, stored.revision).put(holder_key, record::encode(&record));
+            }
+        }
+        Ok(barred)
     }
 
     fn is_key_of(
@@ -221,7 +262,7 @@ impl Authority {
         let digest = Zeroizing::new(sha256_hex(holder.key));
         let key =
             self.with_entropy(|entropy| self.sealer.seal(record_key, digest.as_bytes(), entropy))?;
-        txn.put(record_key, record::encode(&HolderRecord { lease: id.clone(), key }));
+        txn.put(record_key, record::encode(&HolderRecord { lease: id.clone(), key, barred: None }));
         if let Some(deadline) = lease.deadline {
             txn.put(key::due(deadline, &id), Vec::new());
         }

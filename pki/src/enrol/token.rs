@@ -370,7 +370,7 @@ impl Authority {
     }
 }
 
-fn normal_hash(text: &str) -> Result<String, Error> {
+pub(crate) fn normal_hash(text: &str) -> Result<String, Error> {
     let hash: String = text
         .trim_start_matches("sha256:")
         .chars()

@@ -37,8 +37,8 @@ pub(crate) struct Moved {
 }
 
 /// A step that is not committed yet.
-struct Plan {
-    moved: Moved,
+pub(crate) struct Plan {
+    pub(crate) moved: Moved,
     changed: bool,
     ended: bool,
 }
@@ -344,7 +344,7 @@ impl Authority {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn plan(
+    pub(crate) fn plan(
         &self,
         txn: &mut Txn,
         id: &str,
@@ -389,7 +389,7 @@ impl Authority {
         Ok(Plan { moved: Moved { change, revoked }, changed: done.changed, ended: done.ended })
     }
 
-    fn commit(&self, txn: Txn, action: &str) -> Result<bool, Error> {
+    pub(crate) fn commit(&self, txn: Txn, action: &str) -> Result<bool, Error> {
         let (before, after) = match action {
             "lease.revoke" => ("revoke.before_commit", "revoke.after_commit"),
             "lease.release" => ("release.before_commit", "release.after_commit"),
@@ -406,7 +406,7 @@ impl Authority {
     }
 
     /// Tells the address book what a committed step released.
-    fn settle(&self, plan: &Plan, now: UnixTime) {
+    pub(crate) fn settle(&self, plan: &Plan, now: UnixTime) {
         if !plan.ended {
             return;
         }

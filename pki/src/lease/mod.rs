@@ -4,6 +4,7 @@
 
 pub(crate) mod book;
 pub(crate) mod pool;
+pub(crate) mod prune;
 pub(crate) mod site;
 pub(crate) mod state;
 

@@ -40,12 +40,25 @@ pub struct SitePeer<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SiteRecord {
     lease: String,
+    /// The lease was revoked: no other is opened until the operator allows it. Said here because
+    /// ended leases are forgotten some day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    barred: Option<UnixTime>,
 }
 
 impl Lease {
     /// The name of the site whose lease this is.
     pub fn site(&self) -> Option<&str> {
         self.role.strip_prefix(SITE_ROLE)
+    }
+}
+
+fn barred(lease: String, since: UnixTime) -> AccessError {
+    AccessError::LeaseNotLive {
+        lease,
+        state: LeaseState::Revoked,
+        since,
+        advice: "allow the site again with `runnel site connect NAME`",
     }
 }
 
@@ -60,18 +73,18 @@ impl Authority {
         let site_key = key::site(peer.site);
         for _ in 0..ATTEMPTS {
             let pointer = record::read::<SiteRecord>(self.store.as_ref(), &site_key)?;
+            if let Some(pointer) = &pointer
+                && let Some(since) = pointer.value.barred
+            {
+                return Err(barred(pointer.value.lease.clone(), since));
+            }
             let former = match &pointer {
                 Some(pointer) => self.stored_lease(&pointer.value.lease)?,
                 None => None,
             };
             let done = match former {
                 Some(former) if former.value.state == LeaseState::Revoked => {
-                    return Err(AccessError::LeaseNotLive {
-                        lease: former.value.id,
-                        state: former.value.state,
-                        since: former.value.state_since,
-                        advice: "allow the site again with `runnel site connect NAME`",
-                    });
+                    return Err(barred(former.value.id, former.value.state_since));
                 }
                 Some(former)
                     if state::usable(&former.value, now, &self.settings().timers).is_ok() =>
@@ -98,7 +111,8 @@ impl Authority {
                 return Ok(());
             };
             let lease = self.lease(&pointer.value.lease)?;
-            if lease.is_some_and(|lease| lease.state != LeaseState::Revoked) {
+            let revoked = lease.is_some_and(|lease| lease.state == LeaseState::Revoked);
+            if !revoked && pointer.value.barred.is_none() {
                 return Ok(());
             }
             let mut txn = Txn::new();
@@ -110,6 +124,26 @@ impl Authority {
             }
         }
         Err(Error::Contended("the site's lease"))
+    }
+
+    /// Bars a site whose latest lease this is, as part of a transaction; whether it was not before.
+    pub(crate) fn bar_site(
+        &self,
+        txn: &mut Txn,
+        site: &str,
+        lease: &str,
+        now: UnixTime,
+    ) -> Result<bool, Error> {
+        let site_key = key::site(site);
+        let pointer = record::read::<SiteRecord>(self.store.as_ref(), &site_key)?;
+        let Some(pointer) = pointer
+            .filter(|pointer| pointer.value.lease == lease && pointer.value.barred.is_none())
+        else {
+            return Ok(false);
+        };
+        let record = SiteRecord { barred: Some(now), ..pointer.value };
+        txn.at(&site_key, pointer.revision).put(site_key, record::encode(&record));
+        Ok(true)
     }
 
     /// `None` when another writer was faster.
@@ -180,7 +214,7 @@ impl Authority {
             Some(pointer) => txn.at(site_key, pointer.revision),
             None => txn.absent(site_key),
         };
-        txn.put(site_key, record::encode(&SiteRecord { lease: id.clone() }));
+        txn.put(site_key, record::encode(&SiteRecord { lease: id.clone(), barred: None }));
         let lease_key = key::lease(&id);
         txn.absent(&lease_key).put(lease_key, record::encode(&lease));
         if let Some(deadline) = lease.deadline {

@@ -274,8 +274,8 @@ impl Store for SqliteStore {
     fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
         self.read("read a log", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT seq, value, prev, hash FROM logs WHERE log = ?1 AND seq > ?2
-                 ORDER BY seq LIMIT ?3",
+                "SELECT seq, CAST(value AS BLOB), CAST(prev AS BLOB), CAST(hash AS BLOB) FROM logs
+                 WHERE log = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
             )?;
             let after = i64::try_from(after).unwrap_or(i64::MAX);
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -283,8 +283,8 @@ impl Store for SqliteStore {
                 Ok(LogEntry {
                     seq: row.get::<_, i64>(0)?.unsigned_abs(),
                     value: row.get(1)?,
-                    prev: row.get(2)?,
-                    hash: row.get(3)?,
+                    prev: hash_of(row, 2)?,
+                    hash: hash_of(row, 3)?,
                 })
             })?;
             rows.collect()
@@ -294,7 +294,7 @@ impl Store for SqliteStore {
     fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError> {
         self.read("read the end of a log", |connection| {
             connection
-                .prepare_cached("SELECT log, seq, hash, seal FROM heads WHERE log = ?1")?
+                .prepare_cached("SELECT log, seq, CAST(hash AS BLOB), CAST(seal AS BLOB) FROM heads WHERE log = ?1")?
                 .query_row([log], |row| Ok(head(row)?.1))
                 .optional()
         })
@@ -567,7 +567,8 @@ fn ends(connection: &Connection) -> rusqlite::Result<Vec<FoundEnd>> {
     let mut statement = connection.prepare("SELECT log, max(seq) FROM logs GROUP BY log")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
     let mut last: BTreeMap<String, i64> = rows.collect::<rusqlite::Result<_>>()?;
-    let mut statement = connection.prepare("SELECT log, seq, hash, seal FROM heads")?;
+    let mut statement =
+        connection.prepare("SELECT log, seq, CAST(hash AS BLOB), CAST(seal AS BLOB) FROM heads")?;
     let mut found = Vec::new();
     for row in statement.query_map([], head)? {
         let (log, head) = row?;
@@ -581,9 +582,15 @@ fn ends(connection: &Connection) -> rusqlite::Result<Vec<FoundEnd>> {
     Ok(found)
 }
 
+/// A hash as it is there. One of another length was not written by us, and equals none.
+fn hash_of(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<[u8; 32]> {
+    let octets: Vec<u8> = row.get(column)?;
+    Ok(octets.try_into().unwrap_or_default())
+}
+
 fn head(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, LogHead)> {
     let seq = row.get::<_, i64>(1)?.unsigned_abs();
-    Ok((row.get(0)?, LogHead { seq, hash: row.get(2)?, seal: row.get(3)? }))
+    Ok((row.get(0)?, LogHead { seq, hash: hash_of(row, 2)?, seal: row.get(3)? }))
 }
 
 /// SQLite's integers are signed; revisions stay far below the sign bit.

@@ -1,0 +1,100 @@
+//! Forgetting ended leases, some time after their end.
+//!
+//! What they leave behind stays as long as it matters: a revoked certificate until it would have
+//! expired, a bar until the key is changed, the audit trail for ever. A token that is forgotten is
+//! unknown, and as such refused.
+
+use crate::audit::{Actor, AuditEvent};
+use crate::authority::{Authority, lock};
+use crate::enrol::token::Token;
+use crate::error::Error;
+use crate::lease::Lease;
+use crate::record::{self, Stored, key};
+use crate::store::{Outcome, Txn};
+use crate::time::UnixTime;
+
+/// Leases forgotten by one transaction.
+const BATCH: usize = 64;
+/// Leases or tokens looked at by one call: whoever calls has other things to do.
+const LOOKED_AT: usize = 1_024;
+
+impl Authority {
+    /// Forgets leases that ended longer ago than the settings' retention, and tokens that stopped
+    /// being accepted before that; how many leases. Call it again from time to time.
+    ///
+    /// # Errors
+    /// When the store fails; what was forgotten before stays so.
+    pub fn prune(&self, now: UnixTime) -> Result<usize, Error> {
+        let before = now.minus(self.settings().keep_ended);
+        let mut pruned = 0;
+        let mut cursor: Option<String> = None;
+        for _ in 0..LOOKED_AT / BATCH {
+            let page = self.store.range(key::ENDED, cursor.as_deref(), BATCH)?;
+            let ended =
+                page.iter().filter_map(|(ended, _)| Some((ended, key::parse_ended(ended)?)));
+            let due: Vec<_> = ended.take_while(|(_, (at, _))| *at <= before).collect();
+            cursor = due.last().map(|(ended, _)| (*ended).clone());
+            let mut txn = Txn::new();
+            let mut count = 0;
+            for (ended, (_, id)) in &due {
+                let stored = self.stored_lease(id)?;
+                // Its certificates are still good for somebody who looks at nothing else.
+                let valid = |lease: &Lease| lease.certs.iter().any(|c| c.not_after >= now);
+                if stored.as_ref().is_some_and(|stored| valid(&stored.value)) {
+                    continue;
+                }
+                txn.delete((*ended).clone());
+                if let Some(stored) = stored {
+                    self.forget(&mut txn, &stored)?;
+                    count += 1;
+                }
+            }
+            if count > 0 {
+                AuditEvent::new("lease.prune", &Actor::System, now)
+                    .reason(format!("{count} lease(s) that ended before {before}"))
+                    .record(&mut txn);
+            }
+            // A conflict leaves the batch for the next time.
+            if !txn.ops.is_empty() && matches!(self.store.transact(txn)?, Outcome::Committed(_)) {
+                pruned += count;
+            }
+            if due.len() < BATCH {
+                break;
+            }
+        }
+        self.prune_tokens(before)?;
+        Ok(pruned)
+    }
+
+    /// Everything that belongs to a lease and to nothing else.
+    fn forget(&self, txn: &mut Txn, stored: &Stored<Lease>) -> Result<(), Error> {
+        let lease = &stored.value;
+        let lease_key = key::lease(&lease.id);
+        txn.at(&lease_key, stored.revision).delete(lease_key);
+        for cert in &lease.certs {
+            let cert_key = key::cert(&cert.issuer, &cert.serial);
+            let record = record::read::<crate::issue::CertRecord>(self.store.as_ref(), &cert_key)?;
+            if let Some(record) = record {
+                txn.delete(key::spki(&record.value.spki_sha256, &lease.id)).delete(cert_key);
+            }
+        }
+        Ok(())
+    }
+
+    fn prune_tokens(&self, before: UnixTime) -> Result<(), Error> {
+        let mut cursor = lock(&self.pruned_to);
+        let page = self.store.range(key::TOKEN, cursor.as_deref(), LOOKED_AT)?;
+        *cursor = page.last().map(|(token_key, _)| token_key.clone());
+        let mut txn = Txn::new();
+        for (token_key, entry) in page {
+            let token = record::decode::<Token>(&token_key, &entry)?;
+            if token.value.expires <= before {
+                txn.at(&token_key, token.revision).delete(token_key);
+            }
+        }
+        if !txn.ops.is_empty() {
+            self.store.transact(txn)?;
+        }
+        Ok(())
+    }
+}

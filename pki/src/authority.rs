@@ -133,6 +133,8 @@ pub struct Authority {
     pub(crate) keyring: Mutex<Keyring>,
     ca: RwLock<Arc<Ca>>,
     settings: RwLock<Arc<Settings>>,
+    /// Why nothing is issued.
+    held: RwLock<Option<String>>,
     entropy: Mutex<Randomness>,
     /// Where pruning goes on among the tokens.
     pub(crate) pruned_to: Mutex<Option<String>>,
@@ -218,6 +220,7 @@ impl Authority {
             keyring: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             settings: RwLock::new(Arc::new(options.settings)),
+            held: RwLock::default(),
             entropy: Mutex::new(Randomness(options.entropy)),
             pruned_to: Mutex::default(),
             turns: Default::default(),
@@ -362,6 +365,40 @@ impl Authority {
     /// When the store fails.
     pub fn audit_end(&self) -> Result<u64, Error> {
         Ok(self.store.log_head(audit::LOG)?.map_or(0, |head| head.seq))
+    }
+
+    /// How far the trail was brought to a place elsewhere; 0 when nothing was.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn audit_position(&self, sink: &str) -> Result<u64, Error> {
+        let stored = record::read(self.store.as_ref(), &key::audit_sink(sink))?;
+        Ok(stored.map_or(0, |stored| stored.value))
+    }
+
+    /// Remembers how far the trail was brought, durably.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn set_audit_position(&self, sink: &str, position: u64) -> Result<(), Error> {
+        let mut txn = Txn::new();
+        txn.put(key::audit_sink(sink), record::encode(&position));
+        self.store.transact(txn).map(drop).map_err(Error::from)
+    }
+
+    /// Opens and prolongs no lease while there is a reason not to: the audit trail cannot be written
+    /// where it must be. `None` goes on.
+    pub fn hold_issuance(&self, reason: Option<String>) {
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Whether leases may be opened and prolonged.
+    ///
+    /// # Errors
+    /// [`Error::Held`] with the reason.
+    pub(crate) fn may_issue(&self) -> Result<(), Error> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map_or(Ok(()), |reason| Err(Error::Held(reason.clone())))
     }
 
     /// Appends an event of the caller's own (tunnel up and down, policy changes).

@@ -69,6 +69,12 @@ pub enum Error {
         /// What to do instead.
         advice: &'static str,
     },
+    /// The audit trail must be written before anything is issued, and cannot be.
+    #[error(
+        "nothing is issued while the audit trail cannot be written ({0}): make it writable, or set \
+         required = false in [audit]"
+    )]
+    Held(String),
     /// The pool has no free address.
     #[error(
         "pool {pool} has no free IPv{family} address ({in_use} leased, {quarantined} in \

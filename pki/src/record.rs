@@ -122,6 +122,10 @@ pub(crate) mod key {
         let (micros, digest) = due.strip_prefix(JWT_DUE)?.split_once('/')?;
         Some((UnixTime::from_micros(micros.parse().ok()?), digest))
     }
+    /// How far the audit trail was brought to a place elsewhere.
+    pub(crate) fn audit_sink(name: &str) -> String {
+        format!("audit-sink/{name}")
+    }
     /// Which lease a site has or had last.
     pub(crate) fn site(name: &str) -> String {
         format!("site/{name}")

@@ -53,6 +53,12 @@ impl UnixTime {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
+    /// RFC 3339 in UTC with microseconds.
+    pub fn rfc3339_micros(self) -> String {
+        let whole = self.floor_to_second().to_string();
+        format!("{}.{:06}Z", whole.trim_end_matches('Z'), self.0.rem_euclid(1_000_000))
+    }
+
     /// Rounded down to the whole second, the resolution of an X.509 certificate.
     #[must_use]
     pub fn floor_to_second(self) -> Self {

@@ -292,3 +292,35 @@ proptest! {
         prop_assert!(!only_shorter || same || report.records < count as u64);
     }
 }
+
+#[test]
+fn nothing_is_issued_while_the_trail_must_be_written_and_cannot_be() {
+    let authority = authority();
+    let (_, before) = enrolled(&authority);
+    let secret = token(&authority);
+    authority.hold_issuance(Some("the disk is full".to_owned()));
+
+    let (auth, body) = (basic("builder", secret.expose()), Client::new().body());
+    let request = est_request("/.well-known/est/simpleenroll", Some(&auth), &body);
+    let reply = authority.est(&request, NOW);
+    assert_eq!(reply.status, 503);
+    assert!(reply.headers.iter().any(|(name, _)| *name == "Retry-After"), "{:?}", reply.headers);
+    let told = String::from_utf8(reply.body).unwrap();
+    assert!(told.contains("audit trail") && !told.contains("disk"), "{told}");
+    let EstOutcome::Refused(refusal) = reply.outcome else { panic!("{told}") };
+    assert_eq!(refusal.code, RefusalCode::AuditUnavailable);
+    assert!(refusal.detail.contains("the disk is full"), "{}", refusal.detail);
+    let peer = peer(&authority, &before, NOW);
+    let renewal = authority.renew(&peer, &Client::new().csr(), None, after(2_000));
+    assert_eq!(renewal.unwrap_err().code, RefusalCode::AuditUnavailable);
+    let id = IkeId { kind: 2, data: b"ci-7" };
+    let door = KeyHolder::DOOR;
+    let holder = KeyHolder { id, name: "ci-7", role: "builder", key: b"a shared key", door };
+    assert!(authority.authorise_holder(&holder, None, NOW).is_err());
+    // Access that is there goes on, and ends when it shall.
+    authority.authorise(&peer, NOW).unwrap();
+    authority.release(&before.lease.id, "client", &OPERATOR, after(1)).unwrap();
+
+    authority.hold_issuance(None);
+    assert_eq!(authority.est(&request, NOW).status, 200, "the token was not spent");
+}

@@ -3,6 +3,7 @@
 //! Duty: report every mistake at once, each with its line and what to write instead; supply the
 //! built-in pool and role when there is no file. It opens nothing but the file itself.
 
+mod audit;
 mod error;
 mod external;
 mod issuer;
@@ -16,6 +17,7 @@ mod value;
 
 use std::path::Path;
 
+pub use audit::{Audit, AuditBody, AuditFormat, AuditSink, AuditTarget};
 pub use error::{ConfigError, ConfigErrors};
 pub use keyfile::read_key;
 pub use model::{

@@ -19,6 +19,8 @@ pub struct Config {
     pub pki: Pki,
     /// `[enrol]`
     pub enrol: Enrol,
+    /// `[audit]`
+    pub audit: super::Audit,
     /// `[[pool]]`
     pub pools: Vec<Pool>,
     /// `[[role]]`
@@ -137,6 +139,8 @@ pub struct Enrol {
     pub listen: SocketAddr,
     /// The URL clients use; `None`: made from the gateway's id and the port.
     pub url: Option<String>,
+    /// How often one source may ask.
+    pub rate: crate::http::Rate,
 }
 
 /// A range of virtual addresses.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use toml::de::DeTable;
 
+use super::audit;
 use super::error::{ConfigError, ConfigErrors};
 use super::external;
 use super::issuer;
@@ -15,6 +16,7 @@ use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki
 use super::section::{Findings, Section};
 use super::site::site_list;
 use super::value;
+use crate::http::Rate;
 
 const MB: u64 = 1_000_000;
 const PB: u64 = 1_000_000_000_000_000;
@@ -25,7 +27,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const STATUS_PAGE_PORT: u16 = 80;
 
 /// Sections that the design has and this version has not.
-const LATER: &[(&str, &str)] = &[("ha", "gateway pairs"), ("audit", "audit sinks")];
+const LATER: &[(&str, &str)] = &[("ha", "gateway pairs")];
 
 pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
     let mut found = Findings::new(text);
@@ -50,6 +52,9 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         }
         if let Some(section) = top.table("enrol", "[enrol]", &mut found) {
             enrol(section, &mut config.enrol, &mut found);
+        }
+        if let Some(section) = top.table("audit", "[audit]", &mut found) {
+            config.audit = audit::audit(section, &mut found);
         }
         let pools = top.tables("pool", "[[pool]]", &mut found);
         let roles = top.tables("role", "[[role]]", &mut found);
@@ -131,7 +136,8 @@ pub(super) fn built_in() -> Config {
             eap_only: true,
         },
         pki: Pki { trust_domain: None, status_listen: any(8080), keep_ended: 7 * DAY },
-        enrol: Enrol { listen: any(8443), url: None },
+        enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
+        audit: audit::Audit::default(),
         roles: default_roles(&pools),
         sites: Vec::new(),
         psks: Vec::new(),
@@ -329,6 +335,12 @@ fn enrol(mut section: Section<'_, '_>, out: &mut Enrol, found: &mut Findings<'_>
         } else {
             out.url = Some(url);
         }
+    }
+    if let Some(rate) = section.number("rate", 1..=100_000, found) {
+        out.rate.per_second = u32::try_from(rate).unwrap_or(out.rate.per_second);
+    }
+    if let Some(burst) = section.number("burst", 1..=1_000_000, found) {
+        out.rate.burst = u32::try_from(burst).unwrap_or(out.rate.burst);
     }
     let later = [
         ("certificate", "a public certificate for the enrolment listener"),

@@ -22,6 +22,26 @@ const MOST: usize = 10_000;
 const PAGE: usize = 1_000;
 
 impl Instance {
+    /// Stops or allows issuance by whether the trail can be written where it must be. `file` is what
+    /// keeps it from the file.
+    pub fn gate_issuance(&self, file: Option<&String>) {
+        let config = self.config.get();
+        let troubles: Vec<_> = self.sinks.iter().map(|sink| sink.status().trouble).collect();
+        let held = config.audit.required.then(|| unwritable(file, &troubles)).flatten();
+        self.authority.hold_issuance(held);
+    }
+
+    /// What the operator must know about sinks.
+    pub(super) fn audit_warnings(&self) -> Result<Vec<String>, pki::Error> {
+        let end = self.authority.audit_end()?;
+        let troubled = self.sinks.iter().map(|sink| sink.status()).filter_map(|status| {
+            let behind = end.saturating_sub(status.delivered);
+            let (name, why) = (status.name, status.trouble?);
+            Some(format!("audit sink {name} takes nothing and is {behind} record(s) behind: {why}"))
+        });
+        Ok(troubled.collect())
+    }
+
     pub(super) fn audit_verify(&self) -> Result<view::AuditVerdict, AdminError> {
         let mut parts = vec![part("trail", self.authority.verify_audit().map_err(pki_error)?)];
         let path = Path::new(&self.facts.state).join(FILE);
@@ -67,6 +87,15 @@ impl Instance {
         }
         Ok(lines(&found))
     }
+}
+
+/// Why the trail is not where it must be: the file, and, where there are sinks, one of them.
+fn unwritable(file: Option<&String>, sinks: &[Option<String>]) -> Option<String> {
+    if let Some(trouble) = file {
+        return Some(trouble.clone());
+    }
+    let first = sinks.first()?.clone()?;
+    sinks.iter().all(Option::is_some).then(|| format!("no audit sink takes records: {first}"))
 }
 
 fn lines<'a>(records: impl IntoIterator<Item = &'a AuditRecord>) -> Vec<Value> {
@@ -119,5 +148,24 @@ fn part(name: &str, report: ChainReport) -> view::AuditPart {
         hash: report.hash,
         sealed: report.sealed,
         faults: faults.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_and_one_sink_must_take_the_trail() {
+        let trouble = || Some("away".to_owned());
+        assert_eq!(unwritable(None, &[]), None);
+        assert_eq!(
+            unwritable(Some(&"disk full".to_owned()), &[None]).as_deref(),
+            Some("disk full")
+        );
+        assert_eq!(unwritable(None, &[trouble(), None]), None);
+        assert_eq!(unwritable(None, &[None, trouble()]), None);
+        let told = unwritable(None, &[trouble(), trouble()]).unwrap();
+        assert_eq!(told, "no audit sink takes records: away");
     }
 }

@@ -40,6 +40,7 @@ use crate::config::{Config, Gateway, Pki};
 use crate::driver::{EngineHandle, Message};
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
+use crate::obs::audit::Sink;
 use crate::obs::{Lives, Refusals};
 use crate::policy;
 use crate::site::Sites;
@@ -92,6 +93,8 @@ pub struct Instance {
     pub identity: Arc<GatewayIdentity>,
     /// Tunnels to other gateways.
     pub sites: Arc<Sites>,
+    /// Places elsewhere that take the audit trail.
+    pub sinks: Vec<Arc<Sink>>,
     /// The gateway that clients are sent to.
     pub drain: Mutex<Option<String>>,
     /// The rest.
@@ -298,6 +301,7 @@ impl Instance {
                     .to_owned(),
             );
         }
+        warnings.extend(self.audit_warnings().map_err(pki_error)?);
         let uptime = clock::unix_seconds().saturating_sub(self.facts.started);
         Ok(view::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -579,6 +583,9 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
         return Some("[gateway]");
     }
     let fixed = |pki: &Pki| Pki { keep_ended: Duration::ZERO, ..pki.clone() };
+    if before.audit != after.audit {
+        return Some("[audit]");
+    }
     if fixed(&before.pki) != fixed(&after.pki) || before.enrol != after.enrol {
         return Some("[pki] or [enrol]");
     }

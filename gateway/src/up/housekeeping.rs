@@ -30,7 +30,9 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
     let mut troubled = Troubles::default();
     while !stop.load(Ordering::Relaxed) {
         troubled.say("leases", instance.ender.expire().map_err(|e| e.to_string()));
-        troubled.say("audit", audit.follow(&instance.authority));
+        let followed = audit.follow(&instance.authority);
+        instance.gate_issuance(followed.as_ref().err());
+        troubled.say("audit", followed);
         if pruned.elapsed() >= PRUNE_EVERY {
             pruned = Instant::now();
             troubled.say("pruning", instance.prune());

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::UpError;
 use crate::http::{
-    self, Api, ApiService, EnrolService, EstService, Limits, PageService, StatusService,
+    self, Api, ApiService, EnrolService, EstService, Limited, Limits, PageService, StatusService,
 };
 use crate::oidc::KeyFetcher;
 use crate::service::Instance;
@@ -82,6 +82,8 @@ pub(super) fn serve(
     };
     let est = EstService::new(authority(), refusals(), keys);
     let service = Arc::new(EnrolService { est, api: ApiService(Arc::new(api)) });
+    let rate = instance.config.get().enrol.rate;
+    let service = Arc::new(Limited::new(service, rate, refusals()));
     tokio::spawn(http::serve(tokio_listener(enrol)?, Some(tls), service, limits, stopped.clone()));
 
     let service = Arc::new(StatusService::new(authority()));

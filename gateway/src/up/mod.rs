@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::driver::{EngineHandle, EventLoop};
 use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
+use crate::obs::audit::Courier;
 use crate::obs::{Journal, Lives, Refusals};
 use crate::revocation::RevocationChecks;
 use crate::service::{self, Admin, Facts, GatewayIdentity, Instance};
@@ -230,6 +231,11 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         .map_err(|error| other(&error))?;
     let receiving = sockets.of_port(crate::driver::IKE_PORT)?;
 
+    let couriers = options.config.audit.sinks.iter();
+    let couriers = couriers.map(|sink| Courier::new(sink, Arc::clone(&authority), &id));
+    let couriers = couriers.collect::<Result<Vec<_>, _>>().map_err(UpError::Other)?;
+    let sinks = couriers.iter().map(Courier::sink).collect();
+
     let (stop, stopped) = watch::channel(false);
     let gateway_addresses = xfrm_gateways(&options.config);
     let page = listeners::bind_page(&gateway_addresses)?;
@@ -274,6 +280,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         identity: Arc::clone(&identity),
         facts,
         sites: Arc::clone(&sites),
+        sinks,
         drain: std::sync::Mutex::default(),
         reloading: std::sync::Mutex::default(),
         stop,
@@ -285,6 +292,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let audit = crate::obs::audit::AuditFile::open(&state.path().join(service::AUDIT_FILE))
         .map_err(|error| UpError::Other(format!("cannot open the audit file: {error}")))?;
     let mut threads = Threads::default();
+    threads.couriers(couriers)?;
     threads.receiver(receiving, &engine)?;
     threads.follower(Arc::clone(&authority), tunnels, refusals, lives, sites, &journal)?;
     threads.housekeeping(Arc::clone(&instance), audit)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pki::Authority;
 use xfrm::Enforcer;
@@ -13,13 +13,16 @@ use super::{UpError, housekeeping};
 use crate::actions::{PlaneHandle, PlaneThread};
 use crate::driver::{EngineHandle, EventLoop, Message, Receiver};
 use crate::lease::{Follower, Tunnels};
-use crate::obs::audit::AuditFile;
+use crate::obs::audit::{AuditFile, Courier};
 use crate::obs::{Journal, Lives, Refusals};
 use crate::service::Instance;
 use crate::site::{self, Sites};
 
 /// Longest wait for the data plane to remove everything.
 const PLANE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest wait for the last audit records to be delivered.
+const COURIER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub(super) struct Threads {
     follower: Option<JoinHandle<()>>,
     housekeeping: Option<JoinHandle<()>>,
     sites: Option<JoinHandle<()>>,
+    couriers: Vec<JoinHandle<()>>,
+    couriers_end: Arc<AtomicBool>,
     sites_end: Arc<AtomicBool>,
     reading_ends: Arc<AtomicBool>,
     housekeeping_ends: Arc<AtomicBool>,
@@ -107,6 +112,15 @@ impl Threads {
         Ok(())
     }
 
+    /// Brings the audit trail elsewhere.
+    pub(super) fn couriers(&mut self, couriers: Vec<Courier>) -> Result<(), UpError> {
+        for courier in couriers {
+            let end = Arc::clone(&self.couriers_end);
+            self.couriers.push(spawn("audit-sink", move || courier.run(&end))?);
+        }
+        Ok(())
+    }
+
     /// Connects sites.
     pub(super) fn sites(&mut self, instance: Arc<Instance>) -> Result<(), UpError> {
         let ends = Arc::clone(&self.sites_end);
@@ -138,6 +152,12 @@ impl Threads {
         sound &= join(self.follower.take());
         self.housekeeping_ends.store(true, Ordering::Relaxed);
         sound &= join(self.housekeeping.take());
+        // A receiver that does not answer holds its thread for long; the next start goes on there.
+        self.couriers_end.store(true, Ordering::Relaxed);
+        let until = Instant::now() + COURIER_PATIENCE;
+        while Instant::now() < until && !self.couriers.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         match (result, sound) {
             (Ok(()), false) => {
                 Err("a part of the gateway had failed inside; see its log".to_owned())

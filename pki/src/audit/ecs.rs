@@ -90,7 +90,7 @@ pub(super) fn encode(event: &AuditEvent) -> Vec<u8> {
     let carried = tunnel.and_then(|tunnel| tunnel.carried);
     let spi = |spi: u64| format!("{spi:016x}");
     let line = Line {
-        at: timestamp(event.at),
+        at: event.at.rfc3339_micros(),
         kind: "event".to_owned(),
         category: category(&event.action).to_owned(),
         action: event.action.clone(),
@@ -204,12 +204,6 @@ fn ascii(json: &str) -> String {
         }
     }
     text
-}
-
-/// RFC 3339 with microseconds.
-fn timestamp(at: UnixTime) -> String {
-    let whole = at.floor_to_second().to_string();
-    format!("{}.{:06}Z", whole.trim_end_matches('Z'), at.micros().rem_euclid(1_000_000))
 }
 
 fn parse_timestamp(text: &str) -> Option<UnixTime> {

@@ -98,6 +98,7 @@ impl Authority {
         client: Option<IpAddr>,
         now: UnixTime,
     ) -> Result<Access, AccessError> {
+        self.may_issue()?;
         let actor = client.map_or(Actor::System, Actor::Peer);
         let record_key = holder.record_key();
         // Two connections of one identity take turns: the second finds the first one's lease.

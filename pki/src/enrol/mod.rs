@@ -81,6 +81,8 @@ pub enum RefusalCode {
     TokenReplay,
     /// The operation is not offered.
     NotImplemented,
+    /// The audit trail cannot be written, and nothing is issued without it.
+    AuditUnavailable,
     /// The store or the signer failed; trying again may work.
     Unavailable,
 }
@@ -120,6 +122,7 @@ impl RefusalCode {
             Self::JwtNoRule => "jwt_no_rule",
             Self::TokenReplay => "token_replay",
             Self::NotImplemented => "not_implemented",
+            Self::AuditUnavailable => "audit_unavailable",
             Self::Unavailable => "unavailable",
         }
     }
@@ -154,7 +157,10 @@ impl RefusalCode {
             | Self::CertificateUnusable => 403,
             Self::RenewalTooEarly => 429,
             Self::NotImplemented => 501,
-            Self::PoolExhausted | Self::JwtKeysUnavailable | Self::Unavailable => 503,
+            Self::PoolExhausted
+            | Self::JwtKeysUnavailable
+            | Self::AuditUnavailable
+            | Self::Unavailable => 503,
         }
     }
 }
@@ -205,6 +211,10 @@ impl Refusal {
         match self.code {
             // Whether a token exists is told to nobody who cannot present it.
             RefusalCode::TokenUnknown => "the token is not accepted",
+            RefusalCode::AuditUnavailable => {
+                "this gateway issues nothing while its audit trail cannot be written; try again \
+                 later"
+            }
             RefusalCode::Unavailable => "the service cannot answer now; try again",
             // What rules want is told to those they are about, by the trace.
             RefusalCode::JwtNoRule => "no rule gives this token a role; see the trace",
@@ -250,6 +260,7 @@ impl From<crate::error::Error> for Refusal {
         use crate::error::Error;
         let code = match error {
             Error::PoolExhausted { .. } => RefusalCode::PoolExhausted,
+            Error::Held(_) => RefusalCode::AuditUnavailable,
             _ => RefusalCode::Unavailable,
         };
         Self::new(code, error.to_string())

@@ -191,6 +191,7 @@ impl Authority {
         csr: &Csr,
         now: UnixTime,
     ) -> Result<Option<Enrolled>, Refusal> {
+        self.may_issue()?;
         let settings = self.settings();
         let profile = settings.roles.get(&grant.role).ok_or_else(|| {
             Refusal::new(
@@ -294,6 +295,7 @@ impl Authority {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<Option<Enrolled>, Refusal> {
+        self.may_issue()?;
         let before = &stored.value;
         let settings = self.settings();
         let ended = |error: Error| Refusal::new(RefusalCode::LeaseEnded, error.to_string());

@@ -1,0 +1,170 @@
+//! Batches by HTTPS POST, in the shapes that log services take.
+
+use pki::AuditRecord;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::encode;
+use super::sink::{Sent, Target};
+use super::tls::{Connection, Dialer};
+use crate::config::{AuditBody, AuditFormat};
+
+/// Octets of an answer that are looked at: its status is in the first line, its body says why not.
+const MAX_ANSWER: usize = 16 * 1024;
+/// Characters of a refusal's body that are shown.
+const MAX_SHOWN: usize = 200;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Https {
+    pub(super) dialer: Dialer,
+    pub(super) format: AuditFormat,
+    pub(super) body: AuditBody,
+    /// `Host` header.
+    pub(super) host: String,
+    /// Path with query.
+    pub(super) path: String,
+    /// A header line with the service's secret.
+    pub(super) header: Option<Zeroizing<String>>,
+}
+
+impl Target for Https {
+    fn reach(&mut self) -> Result<(), String> {
+        self.dialer.dial().map(drop)
+    }
+
+    fn send(&mut self, records: &[AuditRecord]) -> Result<Sent, String> {
+        let body = body(records, self.format, self.body);
+        let mut connection = self.dialer.dial()?;
+        connection.send(self.request(&body).as_bytes())?;
+        let answer = answer(&mut connection)?;
+        let status = status(&answer).ok_or("the answer is not HTTP")?;
+        if (200..300).contains(&status) {
+            return Ok(Sent::Delivered);
+        }
+        let why = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
+        let why: String =
+            why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_SHOWN).collect();
+        Err(format!("HTTP {status} {why}").trim_end().to_owned())
+    }
+}
+
+impl Https {
+    /// Header and body in one write.
+    fn request(&self, body: &str) -> Zeroizing<String> {
+        let kind = match (self.body, self.format) {
+            (AuditBody::Array, _) | (AuditBody::Splunk, _) => "application/json",
+            (AuditBody::Lines, AuditFormat::Cef) => "text/plain; charset=utf-8",
+            (AuditBody::Lines | AuditBody::Bulk, _) => "application/x-ndjson",
+        };
+        let secret = self.header.as_deref().map(String::as_str).unwrap_or_default();
+        let end = if secret.is_empty() { "" } else { "\r\n" };
+        Zeroizing::new(format!(
+            "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: runnel/{}\r\nContent-Type: {kind}\r\n\
+             Content-Length: {}\r\nConnection: close\r\n{secret}{end}\r\n{body}",
+            self.path,
+            self.host,
+            env!("CARGO_PKG_VERSION"),
+            body.len()
+        ))
+    }
+}
+
+fn body(records: &[AuditRecord], format: AuditFormat, body: AuditBody) -> String {
+    let lines = records.iter().map(|record| (record, encode::line(record, format)));
+    match body {
+        AuditBody::Lines => lines.map(|(_, line)| line + "\n").collect(),
+        AuditBody::Array => {
+            let items: Vec<_> = lines.map(|(_, line)| value(&line, format)).collect();
+            format!("[{}]", items.join(","))
+        }
+        // One object after another, each with its time (Splunk's HTTP Event Collector).
+        AuditBody::Splunk => lines
+            .map(|(record, line)| {
+                let micros = record.event.at.micros();
+                let time =
+                    format!("{}.{:06}", micros.div_euclid(1_000_000), micros.rem_euclid(1_000_000));
+                let event = value(&line, format);
+                format!("{{\"time\":{time},\"source\":\"runnel\",\"event\":{event}}}\n")
+            })
+            .collect(),
+        // Elasticsearch: the hash as document id, so that what is sent twice is there once.
+        AuditBody::Bulk => lines
+            .map(|(record, line)| {
+                let create = json!({ "create": { "_id": record.hash } });
+                format!("{create}\n{}\n", value(&line, format))
+            })
+            .collect(),
+    }
+}
+
+/// A line as a JSON value: CEF becomes a string.
+fn value(line: &str, format: AuditFormat) -> String {
+    match format {
+        AuditFormat::Json | AuditFormat::Ocsf => line.to_owned(),
+        AuditFormat::Cef => json!(line).to_string(),
+    }
+}
+
+/// Reads until the end of the answer or as much of it as matters.
+fn answer(connection: &mut Connection) -> Result<String, String> {
+    let mut text = Vec::new();
+    let mut buffer = [0u8; 4096];
+    loop {
+        let octets = connection.receive(&mut buffer)?;
+        text.extend_from_slice(buffer.get(..octets).unwrap_or_default());
+        let answer = String::from_utf8_lossy(&text);
+        // A good answer's body says nothing that matters: its header is enough.
+        let good = status(&answer).is_some_and(|status| (200..300).contains(&status));
+        if octets == 0 || text.len() >= MAX_ANSWER || (good && answer.contains("\r\n\r\n")) {
+            return Ok(answer.into_owned());
+        }
+    }
+}
+
+fn status(answer: &str) -> Option<u16> {
+    answer.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.get(..3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use pki::{Actor, AuditEvent, UnixTime};
+
+    use super::*;
+
+    fn records() -> Vec<AuditRecord> {
+        let record = |seq: u64| AuditRecord {
+            seq,
+            event: AuditEvent::new("ca.create", &Actor::System, UnixTime::from_micros(1_500_000)),
+            hash: format!("h{seq}"),
+            line: format!("{{\"event.sequence\":{seq}}}"),
+        };
+        vec![record(1), record(2)]
+    }
+
+    #[test]
+    fn bodies_have_the_shape_that_the_service_takes() {
+        let json = |shape| body(&records(), AuditFormat::Json, shape);
+        assert_eq!(json(AuditBody::Lines), "{\"event.sequence\":1}\n{\"event.sequence\":2}\n");
+        assert_eq!(json(AuditBody::Array), "[{\"event.sequence\":1},{\"event.sequence\":2}]");
+        assert_eq!(json(AuditBody::Bulk).lines().nth(2), Some("{\"create\":{\"_id\":\"h2\"}}"));
+        let splunk = json(AuditBody::Splunk);
+        let first = splunk.lines().next().unwrap();
+        assert_eq!(
+            first,
+            "{\"time\":1.500000,\"source\":\"runnel\",\"event\":{\"event.sequence\":1}}"
+        );
+        let cef = body(&records(), AuditFormat::Cef, AuditBody::Array);
+        let values: Vec<String> = serde_json::from_str(&cef).unwrap();
+        assert!(values[1].starts_with("CEF:0|"));
+    }
+
+    #[test]
+    fn only_a_status_line_is_a_status() {
+        assert_eq!(status("HTTP/1.1 204 No Content\r\n"), Some(204));
+        assert_eq!(status("HTTP/1.0 429\r\n"), Some(429));
+        for wrong in ["", "HTTP/1.1", "HTTP/2 200", "SMTP 200", "HTTP/1.1 2"] {
+            assert_eq!(status(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::output::{OutputArg, table};
 use super::{Context, Failure};
-use crate::admin::ClientError;
 use crate::admin::proto::Request;
 use crate::admin::view::{AuditPart, AuditVerdict};
 use crate::service::{verify_audit_file, verify_audit_offline};

@@ -32,6 +32,7 @@ impl Ender {
             crl_number: 1,
             elapsed_ms: 1,
             already: !changed,
+            barred: Vec::new(),
         })
     }
 }

@@ -9,7 +9,7 @@ use crate::config::AuditFormat;
 const OCSF: &str = "1.3.0";
 
 /// A record as one line, without line end.
-pub fn line(record: &AuditRecord, format: AuditFormat) -> String {
+pub(super) fn line(record: &AuditRecord, format: AuditFormat) -> String {
     match format {
         AuditFormat::Json => record.line.clone(),
         AuditFormat::Cef => cef(record),

@@ -120,7 +120,7 @@ fn a_shared_key_is_barred_also_when_its_lease_had_ended() {
     assert!(matches!(refused, Err(AccessError::HolderRevoked { at, .. }) if at == after(2)));
     let again = revoke(&authority, &RevokeSelector::Lease(access.lease.id.clone()), 4);
     assert_eq!(again.barred, Vec::<String>::new(), "it was barred before");
-    // Another key ends the bar, and the one that leaked does not come back by it.
+    // Another key ends the bar.
     let fresh =
         authority.authorise_holder(&holder("ci-7", b"another key"), None, after(5)).unwrap();
     assert_ne!(fresh.lease.id, access.lease.id);

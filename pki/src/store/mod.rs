@@ -281,8 +281,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Seals the ends of logs from now on, and those that an earlier version left unsealed.
     ///
-    /// A log that is `expected` or there, and whose end does not carry its seal, was tampered with:
-    /// it is named in the answer, and goes on behind a gap that shows for ever.
+    /// A log that is `expected` or there, and whose end does not carry its seal or is not where the
+    /// seal says, was tampered with: it is named in the answer, and goes on behind a gap that shows
+    /// for ever.
     ///
     /// # Errors
     /// When the backend fails.

@@ -312,7 +312,7 @@ impl Store for SqliteStore {
         for FoundEnd { log, head, last } in found {
             if self.unsealed_ends && head.seal.is_empty() && head.seq > 0 {
                 sealed.push((log.clone(), seal.head(&log, head.seq, head.hash)));
-            } else if !seal.opens(&log, &head) {
+            } else if !seal.opens(&log, &head) || head.seq != last {
                 // It goes on behind a position that nothing will ever fill.
                 let gap = head.seq.max(last) + 1;
                 sealed.push((log.clone(), seal.head(&log, gap, [0; 32])));

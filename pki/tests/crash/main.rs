@@ -71,6 +71,9 @@ fn inspect(directory: &Path, place: &str) {
     let journal = std::fs::read_to_string(directory.join("journal")).unwrap_or_default();
     let options = Options::new(settings());
     let authority = Authority::open(&directory.join("state"), options, after(5)).unwrap();
+    assert!(!authority.startup().broken_trail, "{place}");
+    let trail = authority.verify_audit().unwrap();
+    assert!(trail.is_sound() && trail.sealed, "{place}: {trail:?}");
     let lease = |id: &str| {
         authority.lease(id).unwrap().unwrap_or_else(|| panic!("{place}: lease {id} is gone"))
     };

@@ -281,11 +281,11 @@ mod tests {
             ("f:5:", "did you mean \"syslog\"?"),
             ("f:6:", "has no kind"),
             ("f:8:", "has no address"),
-            ("f:13:", "https://HOST"),
-            ("f:14:", "it may be lines"),
-            ("f:18:", "HOST[:PORT]"),
-            ("f:15:", "need each other"),
-            ("f:23:", "twice"),
+            ("f:14:", "https://HOST"),
+            ("f:15:", "it may be lines"),
+            ("f:19:", "HOST[:PORT]"),
+            ("f:16:", "need each other"),
+            ("f:25:", "twice"),
         ] {
             assert!(
                 errors.lines().any(|line| line.starts_with(at) && line.contains(part)),

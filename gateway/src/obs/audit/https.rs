@@ -111,15 +111,30 @@ fn answer(connection: &mut Connection) -> Result<String, String> {
     let mut text = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
-        let octets = connection.receive(&mut buffer)?;
+        let octets = match connection.receive(&mut buffer) {
+            Ok(octets) => octets,
+            // A status without the rest of its body is an answer.
+            Err(_) if is_enough(&String::from_utf8_lossy(&text), false) => 0,
+            Err(error) => return Err(error),
+        };
         text.extend_from_slice(buffer.get(..octets).unwrap_or_default());
         let answer = String::from_utf8_lossy(&text);
-        // A good answer's body says nothing that matters: its header is enough.
-        let good = status(&answer).is_some_and(|status| (200..300).contains(&status));
-        if octets == 0 || text.len() >= MAX_ANSWER || (good && answer.contains("\r\n\r\n")) {
+        if octets == 0 || text.len() >= MAX_ANSWER || is_enough(&answer, true) {
             return Ok(answer.into_owned());
         }
     }
+}
+
+/// Whether an answer says what there is to know: of a good one its header does, of another one the
+/// body too, when that is `wanted`.
+fn is_enough(answer: &str, wanted: bool) -> bool {
+    let (Some(status), Some((head, body))) = (status(answer), answer.split_once("\r\n\r\n")) else {
+        return false;
+    };
+    let length = head.lines().filter_map(|line| line.split_once(':'));
+    let mut length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let length = length.find_map(|(_, value)| value.trim().parse::<usize>().ok());
+    (200..300).contains(&status) || !wanted || length.is_some_and(|length| body.len() >= length)
 }
 
 fn status(answer: &str) -> Option<u16> {
@@ -157,6 +172,15 @@ mod tests {
         let cef = body(&records(), AuditFormat::Cef, AuditBody::Array);
         let values: Vec<String> = serde_json::from_str(&cef).unwrap();
         assert!(values[1].starts_with("CEF:0|"));
+    }
+
+    #[test]
+    fn an_answer_ends_with_its_body() {
+        let refused = "HTTP/1.1 503 Busy\r\nContent-length: 4\r\n\r\n";
+        assert!(!is_enough(refused, true) && is_enough(refused, false));
+        assert!(is_enough(&format!("{refused}full"), true));
+        assert!(is_enough("HTTP/1.1 200 OK\r\n\r\n", true));
+        assert!(!is_enough("HTTP/1.1 200 OK\r\n", true) && !is_enough("", false));
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn every_kind_of_tampering_is_found_where_it_is() {
         std::fs::write(directory.path().join("seal.key"), &key).unwrap();
         change(directory.path(), &sql);
         let report = verify(directory.path());
-        assert!(report.sealed);
+        assert_eq!(report.sealed, sql != "DELETE FROM heads", "there is a seal to compare with");
         let mut kinds = found(&report);
         // Where every following record moved, the first says it all.
         kinds.truncate(expected.len());

@@ -93,6 +93,11 @@ fn a_lease_is_renewed_ahead_of_time_once() {
     for secs in [30, 300, 1_800] {
         let refused = renew(&third, secs).unwrap_err();
         assert_eq!((refused.code, refused.code.status()), (RefusalCode::RenewalTooEarly, 429));
+        let told = secs + refused.retry_after().unwrap();
+        assert!(
+            (1_820..=1_821).contains(&told),
+            "half of the certificate's life is over at {told}"
+        );
     }
     assert_eq!(renew(&second, 330).unwrap_err().code, RefusalCode::RenewalTooEarly);
     let lease = authority.lease(&first.lease.id).unwrap().unwrap();

@@ -398,11 +398,11 @@ fn pkcs7_headers(content_type: &str) -> Vec<(&'static str, String)> {
 fn refuse(refusal: Refusal) -> EstReply {
     let status = refusal.code.status();
     let mut headers = vec![("Content-Type", "application/problem+json".to_owned())];
-    match status {
-        401 => headers.push(("WWW-Authenticate", "Basic realm=\"est\"".to_owned())),
-        // Whole seconds: dates are not understood by every client.
-        503 => headers.push(("Retry-After", "5".to_owned())),
-        _ => {}
+    if status == 401 {
+        headers.push(("WWW-Authenticate", "Basic realm=\"est\"".to_owned()));
+    }
+    if let Some(seconds) = refusal.retry_after() {
+        headers.push(("Retry-After", seconds.to_string()));
     }
     EstReply {
         status,

@@ -186,6 +186,8 @@ pub struct Refusal {
     pub detail: String,
     /// How the token of a CI platform was judged.
     pub trace: Option<Box<jwt::Trace>>,
+    /// How long to wait before trying again, when that is known.
+    pub wait: Option<std::time::Duration>,
 }
 
 impl Refusal {
@@ -198,7 +200,18 @@ impl Refusal {
             detail.truncate(end);
             detail.push('…');
         }
-        Self { code, detail, trace: None }
+        Self { code, detail, trace: None, wait: None }
+    }
+
+    pub(crate) fn after(mut self, wait: std::time::Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// The `Retry-After` header's value: whole seconds, because not every client understands dates.
+    pub fn retry_after(&self) -> Option<u64> {
+        let known = self.wait.map(|wait| wait.as_secs().saturating_add(1));
+        known.or((self.code.status() == 503).then_some(5))
     }
 
     pub(crate) fn with_trace(mut self, trace: jwt::Trace) -> Self {

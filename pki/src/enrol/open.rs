@@ -388,7 +388,8 @@ impl Authority {
                  {renewable} on",
                 lease.id
             ),
-        ))
+        )
+        .after(renewable.since(now)))
     }
 
     fn sign_client(

@@ -290,10 +290,11 @@ fn not_ended(error: EndError) -> Refusal {
 fn problem(refusal: &Refusal) -> Reply {
     let body = refusal.problem().to_string().into_bytes();
     let mut reply = Reply::new(refusal.code.status(), "application/problem+json", body);
-    match refusal.code.status() {
-        401 => reply.headers.push(("www-authenticate", "Bearer".to_owned())),
-        503 => reply.headers.push(("retry-after", "5".to_owned())),
-        _ => {}
+    if refusal.code.status() == 401 {
+        reply.headers.push(("www-authenticate", "Bearer".to_owned()));
+    }
+    if let Some(seconds) = refusal.retry_after() {
+        reply.headers.push(("retry-after", seconds.to_string()));
     }
     reply
 }

@@ -153,6 +153,12 @@ impl std::fmt::Debug for Randomness {
     }
 }
 
+/// What is sealed to recognise the sealing key: it also says that the ends of logs are sealed.
+const MARK: &[u8] = b"runnel 2";
+
+/// The same of versions that did not seal the ends of logs.
+const MARK_BEFORE_SEALS: &[u8] = b"runnel";
+
 impl Authority {
     /// Opens the state directory, creating it, its keys and the CA at the first start.
     ///
@@ -202,12 +208,23 @@ impl Authority {
         options.settings.validate()?;
         let sealer = Sealer::new(seal_key)?;
         // With another key than the right one nothing is sealed anew: that is refused first.
-        let started_before = match store.get(key::SEAL_CHECK)? {
-            Some(check) => sealer.open(key::SEAL_CHECK, &check.value).map(|_| true)?,
-            None => false,
+        let mark = match store.get(key::SEAL_CHECK)? {
+            Some(check) => Some((check.revision, sealer.open(key::SEAL_CHECK, &check.value)?)),
+            None => None,
         };
-        let expected: &[&str] = if started_before { &[audit::LOG] } else { &[] };
-        let broken_trail = !store.seal_logs(sealer.log_seal(), expected)?.is_empty();
+        let expected: &[&str] = if mark.is_some() { &[audit::LOG] } else { &[] };
+        // What the file says of its own version, whoever can write it may change; not this.
+        let before_seals =
+            mark.filter(|(_, mark)| mark.as_slice() == MARK_BEFORE_SEALS).map(|(at, _)| at);
+        let adopt = before_seals.is_some();
+        let broken_trail = !store.seal_logs(sealer.log_seal(), expected, adopt)?.is_empty();
+        if let Some(revision) = before_seals {
+            // After the ends: a start that is interrupted here is repeated.
+            let mark = sealer.seal(key::SEAL_CHECK, MARK, options.entropy.as_mut())?;
+            let mut txn = Txn::new();
+            txn.at(key::SEAL_CHECK, revision).put(key::SEAL_CHECK, mark);
+            store.transact(txn)?;
+        }
         let (ca, created_ca) = load_or_create_ca(store.as_ref(), &sealer, &mut options, now)?;
         let mut addresses = AddressBook::load(store.as_ref())?;
         addresses.configure(&options.settings.pools);
@@ -476,7 +493,7 @@ fn load_or_create_ca(
         }
         let entropy = options.entropy.as_mut();
         let ca = CaRecord::create(&options.settings, options.key_algorithm, sealer, entropy, now)?;
-        let check = sealer.seal(key::SEAL_CHECK, b"runnel", entropy)?;
+        let check = sealer.seal(key::SEAL_CHECK, MARK, entropy)?;
         let mut txn = Txn::new();
         txn.absent(key::CA).put(key::CA, record::encode(&ca)).put(key::SEAL_CHECK, check);
         AuditEvent::new("ca.create", &Actor::System, now).record(&mut txn);
@@ -514,5 +531,51 @@ fn lock_directory(path: &Path) -> Result<std::fs::File, Error> {
         Ok(()) => Ok(lock),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse(path.to_owned())),
         Err(std::fs::TryLockError::Error(cause)) => Err(failed(&cause)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Settings;
+
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+
+    fn open(directory: &Path) -> Authority {
+        Authority::open(directory, Options::new(Settings::new("example.com")), NOW).unwrap()
+    }
+
+    /// The state directory of a version before the seals.
+    fn first_schema(directory: &Path) {
+        drop(open(directory));
+        let key = seal::read_key(&directory.join(seal::KEY_FILE)).unwrap();
+        let store = SqliteStore::open(&directory.join(DATABASE)).unwrap();
+        let mut options = Options::new(Settings::new("example.com"));
+        let sealer = Sealer::new(&key).unwrap();
+        let mark = sealer.seal(key::SEAL_CHECK, MARK_BEFORE_SEALS, options.entropy.as_mut());
+        let mut txn = Txn::new();
+        txn.put(key::SEAL_CHECK, mark.unwrap());
+        store.transact(txn).unwrap();
+        drop(store);
+        let file = rusqlite::Connection::open(directory.join(DATABASE)).unwrap();
+        file.execute_batch("DROP TABLE heads; PRAGMA user_version = 1").unwrap();
+    }
+
+    #[test]
+    fn a_trail_of_the_first_schema_goes_on_and_is_sealed_once() {
+        let directory = tempfile::tempdir().unwrap();
+        first_schema(directory.path());
+        // A start that ends between migration and seals is repeated.
+        drop(SqliteStore::open(&directory.path().join(DATABASE)).unwrap());
+        let authority = open(directory.path());
+        assert!(!authority.startup().broken_trail);
+        let report = authority.verify_audit().unwrap();
+        assert!(report.is_sound() && report.sealed && report.last >= 1, "{report:?}");
+        drop(authority);
+        // From now on an end without its seal is somebody else's.
+        let file = rusqlite::Connection::open(directory.path().join(DATABASE)).unwrap();
+        file.execute_batch("UPDATE heads SET seal = x\'\'").unwrap();
+        drop(file);
+        assert!(open(directory.path()).startup().broken_trail);
     }
 }

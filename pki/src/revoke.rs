@@ -1,5 +1,6 @@
 //! Revocation records: durable, keyed by issuer and serial, never by certificate hash.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -175,7 +176,17 @@ impl Authority {
             RevokeSelector::Serial(serial) => {
                 Ok(self.lease_by_serial(None, serial)?.into_iter().collect())
             }
-            RevokeSelector::Spki(hash) => self.leases_by_spki(&normal_hash(hash)?),
+            RevokeSelector::Spki(hash) => {
+                let hash = normal_hash(hash)?;
+                let mut leases = self.leases_by_spki(&hash)?;
+                // Clients of external CAs and sites enrol nowhere, so no index knows their keys.
+                let known: BTreeSet<String> = leases.iter().map(|lease| lease.id.clone()).collect();
+                let others = self.leases(false)?.into_iter();
+                leases.extend(
+                    others.filter(|lease| lease.spki_sha256 == hash && !known.contains(&lease.id)),
+                );
+                Ok(leases)
+            }
             _ => {
                 let mut leases = self.leases(false)?;
                 leases.retain(|lease| selector.matches(lease));

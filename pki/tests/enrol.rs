@@ -466,6 +466,14 @@ fn renewal_keeps_the_lease_and_may_change_the_key() {
     assert_eq!(lease.spki_sha256, rekeyed.csr().spki_sha256);
     assert_eq!(authority.leases_by_spki(&lease.spki_sha256).unwrap().len(), 1);
     assert_eq!(authority.leases_by_spki(&first.lease.spki_sha256).unwrap().len(), 1);
+    // The old certificate is over, and so is what its key may do: somebody may have found it.
+    let thief = Client::new();
+    let body = thief.body();
+    let mut request = est_request("/.well-known/est/simplereenroll", None, &body);
+    request.client_chain = &chain;
+    assert_eq!(refusal(&authority.est(&request, after(5_000))), RefusalCode::CertificateUnusable);
+    let held = authority.lease_of_chain(&chain, after(5_000));
+    assert_eq!(held.unwrap_err().code, RefusalCode::CertificateUnusable);
 }
 
 #[test]

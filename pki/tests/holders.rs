@@ -47,6 +47,27 @@ fn the_first_connection_opens_a_lease_of_the_role() {
     assert_eq!(created.event.reason.as_deref(), Some("psk"));
 }
 
+/// The key of an external certificate is public: its leases are found by it, to be revoked. Of a
+/// shared key nothing is shown.
+#[test]
+fn a_lease_of_an_external_certificate_is_revoked_by_its_key() {
+    let authority = authority();
+    let shared = connect(&authority, "ci-7", KEY, 0);
+    assert_eq!(shared.lease.spki_sha256, "");
+    let external = KeyHolder { door: KeyHolder::EXTERNAL, ..holder("ci-8", b"a public key, DER") };
+    let access = authority.authorise_holder(&external, None, NOW).unwrap();
+    let hash = access.lease.spki_sha256.clone();
+    assert_eq!(hash.len(), 64);
+
+    let done = authority
+        .revoke(&RevokeSelector::Spki(hash), RevocationReason::KeyCompromise, &OPERATOR, after(10))
+        .unwrap();
+
+    assert_eq!((done.changes.len(), done.barred.as_slice()), (1, &["ci-8".to_owned()][..]));
+    assert!(authority.authorise_holder(&external, None, after(20)).is_err());
+    assert!(authority.lease(&shared.lease.id).unwrap().unwrap().state.is_live());
+}
+
 #[test]
 fn a_reconnection_gets_the_same_lease_and_address_and_a_later_end() {
     let authority = authority();

@@ -86,6 +86,18 @@ fn url(
         if !fits {
             found.error(at, format!("`issuer = \"{url}\"` must be the `iss` of the tokens, exactly: a URL like \"{GITLAB}\""));
         }
+        // Everybody can have tokens of these: which project one is of, only their kind knows.
+        for (public, its) in [(GITHUB, IssuerKind::Github), (GITLAB, IssuerKind::Gitlab)] {
+            if url.trim_end_matches('/') == public && kind.is_some_and(|kind| kind != its) {
+                found.error(
+                    at,
+                    format!(
+                        "`issuer = \"{url}\"` is that of kind = \"{}\"; write that kind",
+                        its.name()
+                    ),
+                );
+            }
+        }
         return fits.then_some(url);
     }
     match kind {

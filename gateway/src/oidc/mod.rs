@@ -33,14 +33,8 @@ impl KeyFetcher {
 
     /// Fetches what judging this token needs. Whether that worked, the judgement says.
     pub async fn prepare(self: &Arc<Self>, token: &str) {
-        match self.authority.jwt_keys_wanted(token, now()) {
-            KeysWanted::No => {}
-            KeysWanted::First(issuer) => self.refresh(issuer, token).await,
-            KeysWanted::Soon(issuer) => {
-                let (fetcher, token) =
-                    (Arc::clone(self), zeroize::Zeroizing::new(token.to_owned()));
-                tokio::spawn(async move { fetcher.refresh(issuer, &token).await });
-            }
+        if let KeysWanted::First(issuer) = self.authority.jwt_keys_wanted(token, now()) {
+            self.refresh(issuer, token).await;
         }
     }
 

@@ -60,7 +60,7 @@ impl Instance {
         lease: Option<&str>,
         action: Option<&str>,
     ) -> Result<Vec<Value>, AdminError> {
-        let last = last.min(MOST);
+        let last = last.clamp(1, MOST);
         let wanted = |record: &AuditRecord| {
             lease.is_none_or(|lease| record.event.lease_id.as_deref() == Some(lease))
                 && action.is_none_or(|action| record.event.action.starts_with(action))

@@ -233,7 +233,11 @@ impl Authority {
             role: holder.role.to_owned(),
             subject: holder.name.to_owned(),
             dns_name: String::new(),
-            spki_sha256: String::new(),
+            // A shared key is a secret, its digest too.
+            spki_sha256: match holder.door {
+                KeyHolder::EXTERNAL => sha256_hex(holder.key),
+                _ => String::new(),
+            },
             certs: Vec::new(),
             pool: profile.pool.clone(),
             addresses: reservation.addresses.clone(),

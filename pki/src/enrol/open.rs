@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::jwt::{self, Accepted};
 use super::token::{Presented, Presenter, REPLAY_WINDOW, Token, TokenSpend, judge};
-use super::{Enrolled, Refusal, RefusalCode, shown};
+use super::{Enrolled, Refusal, RefusalCode, own, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
 use crate::csr::Csr;
@@ -139,6 +139,7 @@ impl Authority {
                     peer.serial
                 )));
             }
+            own::refuse_replaced(&stored.value, peer, Some(&csr.spki_sha256), now)?;
             if let Some(enrolled) = self.renew_lease(&stored, csr, &actor, now)? {
                 return Ok(enrolled);
             }

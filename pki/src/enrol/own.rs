@@ -18,8 +18,35 @@ pub const RELEASE_PREFIX: &str = "rt-";
 /// How often a renewal is tried again when another writer was faster.
 const ATTEMPTS: usize = 64;
 
+/// A certificate that has expired stands for its lease only as long as the lease has its key: the
+/// key may have been replaced because somebody else has it. `asked` is the key that a request for
+/// another certificate proves.
+///
+/// # Errors
+/// [`RefusalCode::CertificateUnusable`].
+pub(super) fn refuse_replaced(
+    lease: &Lease,
+    peer: &VerifiedPeer,
+    asked: Option<&str>,
+    now: UnixTime,
+) -> Result<(), Refusal> {
+    let current = lease.spki_sha256.as_str();
+    if now <= peer.not_after || peer.spki_sha256 == current || asked == Some(current) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::CertificateUnusable,
+        format!(
+            "certificate {} expired at {}, and lease {} has another key since: use its latest \
+             certificate",
+            peer.serial, peer.not_after, lease.id
+        ),
+    ))
+}
+
 impl Authority {
-    /// The secret that reads and ends a lease and nothing else, for whoever cleans up after a job.
+    /// The secret that reads and ends a lease, and renews it for the key that it has, for whoever
+    /// cleans up after a job.
     ///
     /// It is made of the sealing key, so that nothing is stored and a repeated answer has it again.
     pub fn release_token(&self, lease_id: &str) -> TokenSecret {
@@ -94,6 +121,7 @@ impl Authority {
         let lease = lease.ok_or_else(|| {
             unusable(format!("certificate {} belongs to no lease: enrol first", peer.serial))
         })?;
+        refuse_replaced(&lease, &peer, None, now)?;
         Ok((lease, peer))
     }
 

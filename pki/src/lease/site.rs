@@ -153,6 +153,7 @@ impl Authority {
         peer: &SitePeer<'_>,
         now: UnixTime,
     ) -> Result<Option<Lease>, Error> {
+        self.may_issue()?;
         let mut lease = former.value.clone();
         lease.expires = peer.until;
         lease.hard_cap = peer.until;
@@ -180,6 +181,7 @@ impl Authority {
         peer: &SitePeer<'_>,
         now: UnixTime,
     ) -> Result<Option<Lease>, Error> {
+        self.may_issue()?;
         let id =
             self.with_entropy(|entropy| Ok(format!("s-{}", random_text(entropy, LEASE_ID_LEN)?)))?;
         let settings = self.settings();

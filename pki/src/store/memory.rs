@@ -113,7 +113,12 @@ impl Store for MemoryStore {
         Ok(self.inner().heads.get(log).cloned())
     }
 
-    fn seal_logs(&self, seal: LogSeal, _expected: &[&str]) -> Result<Vec<String>, StoreError> {
+    fn seal_logs(
+        &self,
+        seal: LogSeal,
+        _expected: &[&str],
+        _adopt: bool,
+    ) -> Result<Vec<String>, StoreError> {
         self.inner().seal = Some(seal);
         Ok(Vec::new())
     }

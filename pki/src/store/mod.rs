@@ -279,7 +279,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// When the backend fails.
     fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError>;
 
-    /// Seals the ends of logs from now on, and those that an earlier version left unsealed.
+    /// Seals the ends of logs from now on; with `adopt` also those that have no seal, because an
+    /// earlier version wrote them.
     ///
     /// A log that is `expected` or there, and whose end does not carry its seal or is not where the
     /// seal says, was tampered with: it is named in the answer, and goes on behind a gap that shows
@@ -287,7 +288,12 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// When the backend fails.
-    fn seal_logs(&self, seal: LogSeal, expected: &[&str]) -> Result<Vec<String>, StoreError>;
+    fn seal_logs(
+        &self,
+        seal: LogSeal,
+        expected: &[&str],
+        adopt: bool,
+    ) -> Result<Vec<String>, StoreError>;
 
     /// Follows the changes under a prefix from now on.
     ///

@@ -60,8 +60,7 @@ const MIGRATIONS: &[&str] = &[
 ",
 ];
 
-/// The first schema version whose logs have sealed ends. Only the start that migrates an older file
-/// may seal what it finds: later, an end without its seal was written by somebody else.
+/// The first schema version whose logs have sealed ends.
 const SEALED_SINCE: i64 = 2;
 
 /// The schema version this build reads and writes.
@@ -75,10 +74,8 @@ pub struct SqliteStore {
     shared: Arc<Mutex<Shared>>,
     readers: Mutex<Vec<Connection>>,
     seal: Arc<OnceLock<LogSeal>>,
-    /// The ends of logs as they were found, and whether they may lack their seal: they were written
-    /// before there were any.
+    /// The ends of logs as they were found.
     found_ends: Mutex<Vec<FoundEnd>>,
-    unsealed_ends: bool,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -150,7 +147,6 @@ impl SqliteStore {
             readers: Mutex::new(Vec::new()),
             seal,
             found_ends: Mutex::new(found_ends),
-            unsealed_ends: found < SEALED_SINCE,
             writer: Some(writer),
         })
     }
@@ -181,7 +177,6 @@ impl SqliteStore {
             readers: Mutex::new(vec![connection]),
             seal: Arc::default(),
             found_ends: Mutex::default(),
-            unsealed_ends: false,
             writer: None,
         })
     }
@@ -300,7 +295,12 @@ impl Store for SqliteStore {
         })
     }
 
-    fn seal_logs(&self, seal: LogSeal, expected: &[&str]) -> Result<Vec<String>, StoreError> {
+    fn seal_logs(
+        &self,
+        seal: LogSeal,
+        expected: &[&str],
+        adopt: bool,
+    ) -> Result<Vec<String>, StoreError> {
         let seal = self.seal.get_or_init(|| seal);
         let mut found = std::mem::take(&mut *lock(&self.found_ends));
         for log in expected {
@@ -310,7 +310,7 @@ impl Store for SqliteStore {
         }
         let (mut sealed, mut broken) = (Vec::new(), Vec::new());
         for FoundEnd { log, head, last } in found {
-            if self.unsealed_ends && head.seal.is_empty() && head.seq > 0 {
+            if adopt && head.seal.is_empty() && head.seq > 0 {
                 sealed.push((log.clone(), seal.head(&log, head.seq, head.hash)));
             } else if !seal.opens(&log, &head) || head.seq != last {
                 // It goes on behind a position that nothing will ever fill.

@@ -37,9 +37,12 @@ impl Peers {
     /// Leases of external certificates that are live, with the certificates.
     pub fn live_externals(&self) -> Vec<(String, ExternalPeer)> {
         let all = lock(&self.live).clone();
-        let (live, ended): (Vec<_>, Vec<_>) = all.into_iter().partition(
-            |(id, _)| matches!(self.authority.lease(id), Ok(Some(lease)) if lease.state.is_live()),
-        );
+        // What the store cannot say now is looked into all the same.
+        let (live, ended): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(id, _)| match self.authority.lease(id) {
+                Ok(lease) => lease.is_some_and(|lease| lease.state.is_live()),
+                Err(_) => true,
+            });
         let mut kept = lock(&self.live);
         for (id, _) in &ended {
             kept.remove(id);

@@ -268,7 +268,12 @@ fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
     serde_json::from_slice(&request.body).map_err(|error| {
         Refusal::new(
             RefusalCode::MalformedRequest,
-            format!("the body is not what /v1/openapi.json describes ({error}): correct it"),
+            // The parser's own words quote the body, which may hold a secret.
+            format!(
+                "the body is not what /v1/openapi.json describes (line {}, column {}): correct it",
+                error.line(),
+                error.column()
+            ),
         )
     })
 }

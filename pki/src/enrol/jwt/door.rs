@@ -456,7 +456,8 @@ impl Authority {
                 actor: actor.clone(),
             };
             if let Some(enrolled) = self.open_lease(&grant, csr, now)? {
-                self.forget_spent(now)?;
+                // The lease is durable: what is left over is forgotten another time.
+                let _ = self.forget_spent(now);
                 return Ok(enrolled);
             }
         }
@@ -555,6 +556,8 @@ fn already_spent(accepted: &Accepted, spent: &JwtSpend, csr: &Csr) -> Refusal {
             ),
         )
     } else {
+        // Which lease is no business of whoever copied the token.
+        step.found = Some(format!("opened a lease at {at}"));
         step.hint = Some("another key asks".to_owned());
         Refusal::new(
             RefusalCode::TokenReplay,

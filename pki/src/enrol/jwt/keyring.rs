@@ -22,8 +22,6 @@ const MAX_STALE: Duration = Duration::from_secs(24 * 3_600);
 pub enum KeysWanted {
     /// No: they are there, or were asked for a moment ago.
     No,
-    /// Yes, beside the token, which does not need to wait.
-    Soon(Issuer),
     /// Yes, before the token is judged.
     First(Issuer),
 }
@@ -109,11 +107,13 @@ impl Keyring {
         if tried_within(MISS_INTERVAL) {
             return KeysWanted::No;
         }
-        if !set.has(kid, algorithm) {
-            return KeysWanted::First(issuer.clone());
-        }
+        // Old keys are for when no newer ones can be had: an issuer may have withdrawn one.
         let fresh = *since <= now && now < since.plus(REFRESH);
-        if fresh { KeysWanted::No } else { KeysWanted::Soon(issuer.clone()) }
+        if fresh && set.has(kid, algorithm) {
+            KeysWanted::No
+        } else {
+            KeysWanted::First(issuer.clone())
+        }
     }
 
     fn entry(&self, issuer: &Issuer) -> Option<&Entry> {
@@ -179,10 +179,10 @@ mod tests {
         ring.fetched(&issuer, Ok(set("a")), at(0));
         let wanted = |ring: &Keyring, secs| ring.wanted(&issuer, Some("a"), ALGORITHM, at(secs));
         assert_eq!(wanted(&ring, 3_599), KeysWanted::No);
-        assert_eq!(wanted(&ring, 3_600), KeysWanted::Soon(issuer.clone()), "no token waits for it");
+        assert_eq!(wanted(&ring, 3_600), KeysWanted::First(issuer.clone()), "it may be withdrawn");
         ring.fetched(&issuer, Err("no answer".to_owned()), at(3_600));
         assert_eq!(wanted(&ring, 3_629), KeysWanted::No);
-        assert_eq!(wanted(&ring, 3_630), KeysWanted::Soon(issuer.clone()));
+        assert_eq!(wanted(&ring, 3_630), KeysWanted::First(issuer.clone()));
         assert!(ring.keys(&issuer, at(86_399)).is_ok());
         let over = ring.keys(&issuer, at(86_400)).unwrap_err();
         assert!(over.contains("too long ago"), "{over}");

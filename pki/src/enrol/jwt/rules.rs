@@ -231,9 +231,12 @@ impl ClaimRule {
             }
             // A job's URL, or a folder's with what is in it.
             IssuerKind::Jenkins => {
+                // The first folder or job is named, up to its end.
                 let within = |wanted: &ClaimPattern| {
                     let whole = wanted.is_exact() || wanted.prefix().ends_with('/');
-                    (whole && wanted.prefix().contains("/job/")).then_some(true)
+                    let (_, inside) = wanted.prefix().split_once("/job/")?;
+                    let name = inside.split('/').next().unwrap_or_default();
+                    (whole && !name.is_empty()).then_some(true)
                 };
                 match self.subject(within) {
                     Some(_) => Pin::Stable,
@@ -420,6 +423,8 @@ mod tests {
         stable(Jenkins, &[("sub", "https://ci.example.com/job/app/")]);
         stable(Jenkins, &[("sub", "https://ci.example.com/job/folder/*")]);
         missing(Jenkins, &[("sub", "https://ci.example.com/*")]);
+        missing(Jenkins, &[("sub", "https://ci.example.com/job/*")]);
+        missing(Jenkins, &[("sub", "https://ci.example.com/job/*/job/deploy/")]);
         missing(Jenkins, &[("build_number", "7")]);
         // Folders whose names begin alike are not one folder.
         missing(Jenkins, &[("sub", "https://ci.example.com/job/folder*")]);

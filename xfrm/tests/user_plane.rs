@@ -370,20 +370,28 @@ fn extended_sequence_numbers_pass_the_boundary() {
 fn super_packets_are_split_sealed_joined_and_written_whole() {
     let mut pair = Pair::new(EspSuite::Aes256Gcm16);
     let data: Vec<u8> = (0..60_000u32).map(|n| (n / 7) as u8).collect();
+    let mut sent = 0;
     for (near, far) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
         let whole = packet::tcp(near, far, 1000, &data);
-        pair.client.inject_super(&whole, 1350);
-        let mut received = Vec::new();
-        let mut writes = 0;
-        while received.len() < data.len() {
-            let bytes = pair.gateway.next_packet();
-            received.extend_from_slice(packet::tcp_payload(&bytes));
-            writes += 1;
-        }
-        assert_eq!(received, data);
-        assert!(writes < 20, "{writes} writes for 45 segments");
+        // Only what waits in the socket together can be joined, and on a busy
+        // machine the relay may bring the segments one by one. So the content
+        // must be right every time, the joining once.
+        let joined = (0..50).any(|_| {
+            pair.client.inject_super(&whole, 1350);
+            sent += 1;
+            let mut received = Vec::new();
+            let mut writes = 0;
+            while received.len() < data.len() {
+                let bytes = pair.gateway.next_packet();
+                received.extend_from_slice(packet::tcp_payload(&bytes));
+                writes += 1;
+            }
+            assert_eq!(received, data);
+            writes < 20
+        });
+        assert!(joined, "45 segments never took fewer than 20 writes");
     }
-    assert_eq!(pair.gateway.plane.usage(ChildId(1)).unwrap().packets_in, 2 * 45);
+    assert_eq!(pair.gateway.plane.usage(ChildId(1)).unwrap().packets_in, sent * 45);
     // Too large for the tunnel: one answer, nothing sent.
     pair.client.inject_super(&packet::tcp(CLIENT, SERVER, 1, &data), 1460);
     assert_eq!(packet::icmp(&pair.client.next_packet()), Some((3, 4)));

@@ -173,6 +173,14 @@ fn a_trail_set_back_to_the_first_schema_is_not_sealed() {
 }
 
 #[test]
+fn a_directory_without_a_trail_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = Trail::open(directory.path(), None).unwrap_err().to_string();
+    assert!(error.contains("runnel.db") && error.contains("--state"), "{error}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is created");
+}
+
+#[test]
 fn a_copy_is_verified_by_itself_and_against_the_trail() {
     let directory = state();
     let authority = open(directory.path());

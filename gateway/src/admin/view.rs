@@ -1,5 +1,6 @@
 //! What listings show. Field names are a contract with scripts; times are RFC 3339 in UTC.
 
+use pki::CiRef;
 use serde::{Deserialize, Serialize};
 
 /// `runnel status`.
@@ -199,15 +200,9 @@ pub struct Lease {
     /// The CI job it was opened for, by the name of its verified claim.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub claims: std::collections::BTreeMap<String, String>,
-    /// Where the job can be looked at.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run_url: Option<String>,
-    /// The platform's run or pipeline id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub run_id: Option<String>,
-    /// The platform's job id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job_id: Option<String>,
+    /// Where the job is: `run_url`, `run_id` and `job_id`, as far as known.
+    #[serde(flatten)]
+    pub job: CiRef,
 }
 
 /// One certificate.

@@ -153,7 +153,7 @@ pub(super) fn list(leases: &[Lease]) -> String {
 /// The CI job of a lease in one word: where it can be looked at, or what it is the job of.
 fn job(lease: &Lease) -> String {
     let subject = || lease.claims.get("sub").cloned();
-    plain(&lease.run_url.clone().or_else(subject).unwrap_or_else(|| "-".to_owned()))
+    plain(&lease.job.run_url.clone().or_else(subject).unwrap_or_else(|| "-".to_owned()))
 }
 
 fn show(lease: &Lease) -> String {
@@ -171,9 +171,8 @@ fn show(lease: &Lease) -> String {
         ("expires", lease.expires.clone()),
         ("IKE SAs", if sas.is_empty() { "none".to_owned() } else { sas.join(", ") }),
     ];
-    for (name, value) in
-        [("run", &lease.run_url), ("run id", &lease.run_id), ("job id", &lease.job_id)]
-    {
+    let job = &lease.job;
+    for (name, value) in [("run", &job.run_url), ("run id", &job.run_id), ("job id", &job.job_id)] {
         rows.extend(value.as_deref().map(|value| (name, plain(value))));
     }
     for (claim, value) in &lease.claims {

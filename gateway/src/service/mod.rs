@@ -2,6 +2,7 @@
 //! plane.
 
 mod audit;
+mod doctor;
 mod drain;
 mod identity;
 mod setup;
@@ -534,45 +535,6 @@ impl Instance {
             already: false,
             barred: Vec::new(),
         })
-    }
-
-    fn doctor(&self) -> view::Doctor {
-        let config = self.config.get();
-        let mut checks = Vec::new();
-        let destinations: Vec<_> = policy::destinations(&config);
-        match xfrm::route::forwarding_report(&destinations) {
-            Ok(problems) if problems.is_empty() => {
-                checks.push(views::check("forwarding", true, "enabled where it is needed"));
-            }
-            Ok(problems) => checks.extend(problems.iter().map(|problem| {
-                views::check(
-                    "forwarding",
-                    false,
-                    &format!("{}: {}", problem.subject, problem.sentence),
-                )
-            })),
-            Err(error) => checks.push(views::check("forwarding", false, &error.to_string())),
-        }
-        let plane = &self.facts.dataplane;
-        let found = format!("on {}: {}", plane.interface, plane.why);
-        checks.push(views::check("data plane", true, &found));
-        match self.authority.crl(now()) {
-            Ok(crl) => checks.push(views::check(
-                "CRL",
-                crl.next_update > now(),
-                &format!("number {}, good until {}", crl.number, crl.next_update),
-            )),
-            Err(error) => checks.push(views::check("CRL", false, &error.to_string())),
-        }
-        match self.status() {
-            Ok(status) => checks.push(views::check(
-                "tunnels without lease",
-                status.sas_without_lease == 0,
-                &status.sas_without_lease.to_string(),
-            )),
-            Err(error) => checks.push(views::check("status", false, &error.message)),
-        }
-        view::Doctor { checks, refusals: self.refusals.recent() }
     }
 }
 

@@ -56,9 +56,7 @@ pub(super) fn lease(lease: &Lease, sas: &BTreeMap<String, Vec<u64>>) -> view::Le
         sas: sas.get(&lease.id).cloned().unwrap_or_default(),
         ended: lease.end.as_ref().map(|end| format!("{} by {}, {}", end.at, end.actor, end.cause)),
         claims: lease.claims.clone(),
-        run_url: lease.ci_ref.run_url.clone(),
-        run_id: lease.ci_ref.run_id.clone(),
-        job_id: lease.ci_ref.job_id.clone(),
+        job: lease.ci_ref.clone(),
     }
 }
 

@@ -23,13 +23,22 @@ impl Trail {
     /// # Errors
     /// One sentence saying what cannot be read.
     pub fn open(state_dir: &Path, seal_key: Option<&Path>) -> Result<Self, Error> {
+        let database = state_dir.join(DATABASE);
+        if !database.exists() {
+            return Err(Error::File {
+                action: "find",
+                path: database,
+                cause: "there is none".to_owned(),
+                hint: "name the gateway's state directory with --state",
+            });
+        }
         let beside = state_dir.join(seal::KEY_FILE);
         let key = match seal_key {
             Some(path) => Some(seal::read_key(path)?),
             None if beside.exists() => Some(seal::read_key(&beside)?),
             None => None,
         };
-        let store = SqliteStore::open_to_read(&state_dir.join(DATABASE))?;
+        let store = SqliteStore::open_to_read(&database)?;
         Ok(Self { store, seal: key.map(|key| LogSeal::derive(&key)) })
     }
 

@@ -26,12 +26,8 @@ pub(super) struct Lease {
     expires: String,
     hard_cap: String,
     door: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_url: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    job_id: Option<String>,
+    #[serde(flatten)]
+    job: pki::CiRef,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     claims: BTreeMap<String, String>,
 }
@@ -51,9 +47,7 @@ impl Lease {
             expires: lease.expires.to_string(),
             hard_cap: lease.hard_cap.to_string(),
             door: lease.door.clone(),
-            run_url: lease.ci_ref.run_url.clone(),
-            run_id: lease.ci_ref.run_id.clone(),
-            job_id: lease.ci_ref.job_id.clone(),
+            job: lease.ci_ref.clone(),
             claims: lease.claims.clone(),
         }
     }

@@ -46,6 +46,10 @@ pub(crate) fn process_child_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaI
 
 /// Closes a child on our side: data plane, then DELETE.
 pub(crate) fn close_child(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, reason: CloseReason) {
+    if reason != CloseReason::Expired {
+        // At a limit its successor is what is waited for.
+        rekey_child::closed(sa, id);
+    }
     // What was replaced goes: packets leave through what replaces it.
     rekey_child::predecessor_gone(ctx, sa, id);
     remove_from_dataplane(ctx, sa, id, reason);

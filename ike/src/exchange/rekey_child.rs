@@ -11,7 +11,7 @@ mod respond;
 use std::time::Duration;
 
 use crate::exchange::collision::ours_is_redundant;
-use crate::exchange::create_child::Requesting;
+use crate::exchange::create_child::{Requesting, Responding};
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::sa::IkeSa;
 use crate::sa::context::{Ctx, Purpose};
@@ -46,13 +46,28 @@ impl Collision {
 
 /// A child is about to go: its successor, if it waits for that, now sends.
 pub(crate) fn predecessor_gone(ctx: &mut Ctx, sa: &mut IkeSa, old: ChildSaId) {
-    if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut() {
-        request.predecessor_gone(old);
-    }
     let Some(new) = sa.children.get(&old).and_then(|child| child.replaced_by) else {
         return;
     };
     activate(ctx, sa, new);
+}
+
+/// A child is closed on purpose: what a rekey of it, of either side, is about to make is not wanted
+/// any more. What has replaced it already stays.
+pub(crate) fn closed(sa: &mut IkeSa, old: ChildSaId) {
+    if sa.children.get(&old).is_none_or(|child| child.replaced_by.is_some()) {
+        return;
+    }
+    if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut()
+        && request.rekeys() == old
+    {
+        request.unwanted = true;
+    }
+    if let Some(Responding::Child(response)) = sa.responding.as_deref_mut()
+        && response.rekeys == Some(old)
+    {
+        response.unwanted = true;
+    }
 }
 
 /// Sends on a child from now on.

@@ -40,7 +40,8 @@ pub(crate) struct ChildRequest {
     answer: Option<Answer>,
     installing: Option<ChildSaId>,
     pub(super) collision: Option<Collision>,
-    old_gone: bool,
+    /// What it replaces was closed here meanwhile: nothing is to take its place.
+    pub(super) unwanted: bool,
     /// SPIs the peer has closed that we do not know: what we asked for may be among them.
     closed: Vec<u32>,
 }
@@ -90,12 +91,6 @@ impl ChildRequest {
     /// The peer has answered it; what it makes is being installed.
     pub(crate) fn is_answered(&self) -> bool {
         self.answer.is_some() || self.installing.is_some()
-    }
-
-    pub(super) fn predecessor_gone(&mut self, old: ChildSaId) {
-        if self.rekeys == old {
-            self.old_gone = true;
-        }
     }
 }
 
@@ -172,7 +167,7 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
         answer: None,
         installing: None,
         collision: None,
-        old_gone: false,
+        unwanted: false,
         closed: Vec::new(),
     })));
     true
@@ -206,6 +201,10 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     if request.answer.is_some() {
+        if request.unwanted && request.kex.as_ref().is_some_and(Kex::has_more) {
+            // Without the key exchanges to come the peer makes nothing.
+            return finish(ctx, sa);
+        }
         if request.kex.is_none() || request_settled(ctx, sa) {
             install(ctx, sa);
         }
@@ -401,13 +400,13 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
     if request.closed.contains(&answer.spi_out) {
         return request_failed(ctx, sa);
     }
-    let rekeys = request.rekeys;
+    let (rekeys, unwanted) = (request.rekeys, request.unwanted);
     let ni = request.ni.clone();
     let redundant = request
         .collision
         .as_ref()
         .is_some_and(|collision| collision.ours_is_redundant(&ni, &answer.nr));
-    if redundant {
+    if redundant || unwanted {
         // RFC 7296 2.8.1: who made the redundant SA closes it. It was never installed here.
         close_redundant(ctx, sa, spi_in, answer);
         return finish(ctx, sa);

@@ -30,7 +30,9 @@ const MAX_CHILDREN: usize = 16;
 #[derive(Debug)]
 pub(crate) struct ChildAnswer {
     handle: u64,
-    rekeys: Option<ChildSaId>,
+    pub(super) rekeys: Option<ChildSaId>,
+    /// What it replaces was closed here meanwhile: nothing is to take its place.
+    pub(super) unwanted: bool,
     ni: Nonce,
     nr: Nonce,
     chosen: Chosen<EspSuite>,
@@ -316,6 +318,7 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
     sa.responding = Some(Box::new(Responding::Child(ChildAnswer {
         handle,
         rekeys,
+        unwanted: false,
         ni: ni.clone(),
         nr,
         chosen: plan.chosen,
@@ -367,6 +370,12 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     let Some(spi_in) = response.spi_in.filter(|_| response.installing.is_none()) else {
         return;
     };
+    if response.unwanted {
+        // RFC 7296 2.25.1: we are closing what it rekeys.
+        abandon_response(ctx, sa);
+        respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+        return create_child::answered(ctx, sa);
+    }
     if response.kex.as_ref().is_some_and(Kex::has_more) {
         let payloads = answer_to(response, spi_in);
         return followup::await_next(ctx, sa, payloads);

@@ -20,7 +20,7 @@ fn crossed(stage: &mut Stage) {
 }
 
 /// After both answers the loser has never installed its own, and the winner has.
-fn both_answered(stage: &mut Stage) -> String {
+pub(super) fn both_answered(stage: &mut Stage) -> String {
     stage.to(Client);
     stage.to(Server);
     let won = match stage.loser() {

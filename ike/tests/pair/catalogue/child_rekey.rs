@@ -5,14 +5,6 @@ use ike::wire::{Notify, Payloads};
 
 use super::*;
 
-/// The side's line first.
-fn see(stage: &mut Stage, side: Side, own: &str, others: &str) {
-    match side {
-        Client => stage.see(own, others),
-        Server => stage.see(others, own),
-    }
-}
-
 /// Rekeys up to the answer: what replaces 1/1 is 2/2 on both sides.
 fn answered(side: Side) -> Stage {
     let mut stage = Stage::new();
@@ -282,5 +274,28 @@ fn catalogue_child_late_copies_change_nothing() {
         stage.run();
         see(&mut stage, side, "A[2/2*]", "A[2/2*]");
         stage.settled("A[2/2*]");
+    }
+}
+
+/// The side that rekeys is told to close the child while its request is out: what the other side
+/// makes of that is closed too.
+#[test]
+fn catalogue_child_closed_by_who_rekeys() {
+    for side in [Client, Server] {
+        for before_the_answer in [false, true] {
+            let mut stage = Stage::new();
+            stage.rekey_child(side, "1/1");
+            if before_the_answer {
+                stage.close_child(side, "1/1");
+                stage.to(side.other());
+            } else {
+                stage.to(side.other());
+                stage.close_child(side, "1/1");
+            }
+            assert_eq!(stage.line(side), "A[]");
+            stage.run();
+            stage.see_without_traffic("A[]", "A[]");
+            stage.settled_without_child("A[]");
+        }
     }
 }

@@ -2,13 +2,6 @@
 
 use super::*;
 
-fn see(stage: &mut Stage, side: Side, own: &str, others: &str) {
-    match side {
-        Client => stage.see(own, others),
-        Server => stage.see(others, own),
-    }
-}
-
 #[test]
 fn catalogue_ike_regular() {
     for side in [Client, Server] {

@@ -8,9 +8,11 @@
 //! `A~[] B[1/1 2/2*]` has rekeyed its IKE SA, and its child under the new one.
 
 mod child_collision;
+mod child_multi_ke;
 mod child_rekey;
 mod delete;
 mod ike_collision;
+mod ike_multi_ke;
 mod ike_rekey;
 
 use std::collections::BTreeSet;
@@ -307,4 +309,12 @@ fn each_outcome(setup: impl Fn() -> Setup, script: impl Fn(&mut Stage) -> String
 
 fn quiet() -> Setup {
     Setup::new().quiet()
+}
+
+/// Both sides' SAs, the line of `side` first.
+fn see(stage: &mut Stage, side: Side, own: &str, others: &str) {
+    match side {
+        Client => stage.see(own, others),
+        Server => stage.see(others, own),
+    }
 }

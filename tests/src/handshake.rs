@@ -103,7 +103,7 @@ pub fn run() -> Result<()> {
         }
         ratios.entry(case.name).or_insert(json!(best));
     }
-    let bytes = memory(&CASES[0], &BACKENDS[0], &Key::new(CASES[0].key)?)?;
+    let bytes = bytes_held(HELD)?;
     println!("memory of an established IKE SA with one child, {HELD} of them: {bytes} bytes each");
     let report = json!({
         "benchmark": "handshake",
@@ -161,14 +161,17 @@ struct Ends {
     reading: Duration,
 }
 
+const CLIENT_NAME: &str = "runner.example.com";
 const CLIENT: &str = "192.0.2.10:500";
+/// The initiator's.
+const SEED: [u8; 32] = [1; 32];
 const GATEWAY: &str = "198.51.100.1:500";
 
 impl Ends {
     fn new(case: &Case, backend: &Backend, key: &Key) -> Result<Self> {
         let (ike, esp): (Vec<IkeSuite>, Vec<EspSuite>) =
             (vec![case.ike.parse()?], vec!["aes256gcm16".parse()?]);
-        let client = key.identity("runner.example.com", backend)?;
+        let client = key.identity(CLIENT_NAME, backend)?;
         let gateway = key.identity("gw.example.com", backend)?;
         let ours = config(&client, &ike, &esp);
         let mut theirs = config(&gateway, &ike, &esp);
@@ -178,12 +181,23 @@ impl Ends {
         let provider = backend.provider;
         let start = now(0);
         Ok(Self {
-            initiator: Party::new(ours, provider, client.signer, any_grant, [1; 32], start)?,
+            initiator: Party::new(ours, provider, client.signer, any_grant, SEED, start)?,
             responder: Party::new(theirs, provider, gateway.signer, grant, [2; 32], start)?,
             peer,
             clock: 0,
             reading: reading(),
         })
+    }
+
+    /// An initiator that never connected, whose random numbers are new.
+    fn fresh_initiator(&self, backend: &Backend, key: &Key) -> Result<Party> {
+        let client = key.identity(CLIENT_NAME, backend)?;
+        let ours = self.initiator.engine.config().clone();
+        let mut seed = SEED;
+        let clock = self.clock.to_be_bytes();
+        seed[..clock.len()].copy_from_slice(&clock);
+        let start = now(self.clock);
+        Ok(Party::new(ours, backend.provider, client.signer, any_grant, seed, start)?)
     }
 
     /// One complete handshake; how long the responder worked, and how long of it on key exchanges
@@ -332,37 +346,30 @@ impl Symmetric {
     }
 }
 
-/// Bytes per established IKE SA with one child.
-fn memory(case: &Case, backend: &Backend, key: &Key) -> Result<usize> {
-    let mut ends = Ends::new(case, backend, key)?;
-    ends.connect()?;
-    let mut fresh = Ends::new(case, backend, key)?;
-    // The initiator's memory does not count: each handshake has one of its own.
+/// Bytes a responder holds for each established IKE SA with one child, of `count` at once, by the
+/// counting allocator of this program.
+///
+/// # Errors
+/// When a handshake does not succeed, and when the program's allocator is another.
+pub fn bytes_held(count: usize) -> Result<usize> {
+    let (case, backend) = (&CASES[0], &BACKENDS[0]);
+    let key = Key::new(case.key)?;
+    let mut ends = Ends::new(case, backend, &key)?;
     alloc::start();
     let before = alloc::now();
-    let idle = |ends: &mut Ends| -> Result<()> {
-        let mut other = Ends::new(case, backend, key)?;
-        std::mem::swap(&mut other.responder, &mut ends.responder);
-        other.clock = ends.clock + 1;
-        other.connect()?;
-        ends.clock = other.clock;
-        std::mem::swap(&mut other.responder, &mut ends.responder);
-        Ok(())
-    };
-    for _ in 0..HELD {
-        idle(&mut fresh)?;
+    for _ in 0..count {
+        ends.connect()?;
+        // The initiator's memory does not count: each handshake has one of its own.
+        ends.initiator = ends.fresh_initiator(backend, &key)?;
     }
-    let held = fresh.responder.engine.stats();
-    if (held.ike_sas, held.children) != (HELD, HELD) {
-        bail!(
-            "{} IKE SAs with {} children are held instead of {HELD}",
-            held.ike_sas,
-            held.children
-        );
+    let held = ends.responder.engine.stats();
+    if (held.ike_sas, held.children) != (count, count) {
+        let (sas, children) = (held.ike_sas, held.children);
+        bail!("{sas} IKE SAs with {children} children are held instead of {count}");
     }
     let held = alloc::since(before);
     if held == 0 {
         bail!("this program does not count its memory");
     }
-    Ok(held / HELD)
+    Ok(held / count)
 }

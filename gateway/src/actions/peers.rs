@@ -19,7 +19,7 @@ use pki::{Authority, IkeId, KeyHolder, Lease, UnixTime};
 
 use super::PeerKeys;
 use super::externals::{ExternalPeer, Externals};
-use crate::lease::LeaseRegistry;
+use crate::lease::{LeaseEnder, LeaseRegistry};
 use crate::live::LiveConfig;
 use crate::policy;
 use crate::revocation::RevocationChecks;
@@ -44,7 +44,7 @@ pub struct Peers {
     keys: RwLock<Arc<PeerKeys>>,
     provider: &'static CryptoProvider,
     externals: RwLock<Arc<Externals>>,
-    checks: OnceLock<RevocationChecks>,
+    checks: OnceLock<(RevocationChecks, LeaseEnder)>,
     /// The certificates behind live leases of external CAs.
     live: Mutex<BTreeMap<String, ExternalPeer>>,
     /// Verified, not yet authorised: the engine carries a digest of this between the two.

@@ -32,6 +32,8 @@ pub struct Status {
     pub ike_sas: usize,
     /// Installed child SAs.
     pub child_sas: usize,
+    /// Connections of peers that have not authenticated yet, of at most `ike.max_half_open`.
+    pub half_open: usize,
     /// The gateway that clients are sent to, while this one is drained.
     pub draining_to: Option<String>,
     /// Tunnels to other gateways.

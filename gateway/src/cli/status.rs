@@ -48,8 +48,8 @@ fn text(status: &Status) -> String {
         (
             "tunnels",
             format!(
-                "{} IKE SA(s), {} child SA(s), {} without lease",
-                status.ike_sas, status.child_sas, status.sas_without_lease
+                "{} IKE SA(s), {} child SA(s), {} half-open, {} without lease",
+                status.ike_sas, status.child_sas, status.half_open, status.sas_without_lease
             ),
         ),
         ("sites", format!("{} of {} connected", status.sites.connected, status.sites.configured)),

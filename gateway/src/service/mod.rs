@@ -232,26 +232,6 @@ impl Instance {
         Ok(())
     }
 
-    /// Asks again whether the certificates of external CAs with live tunnels are still good, and
-    /// ends the tunnels of those that are not.
-    pub fn recheck_externals(&self) {
-        let Some(checks) = self.peers.checks() else { return };
-        let live = self.peers.live_externals().into_iter();
-        let peers = live.map(|(lease, peer)| ((lease, peer.ca), peer.sources, peer.peer.path));
-        let ender = self.ender.clone();
-        checks.recheck(peers.collect(), move |(lease, ca), what| {
-            tracing::warn!(%lease, %ca, "{what}: its tunnel ends");
-            let ender = ender.clone();
-            // Ending waits for the store and the data plane.
-            drop(tokio::task::spawn_blocking(move || {
-                let selector = Selector::Id(lease.clone());
-                if let Err(error) = ender.revoke(&selector, "unspecified", &Actor::System) {
-                    tracing::error!(%lease, %error, "tunnel of a revoked certificate");
-                }
-            }));
-        });
-    }
-
     /// What the engine is configured with.
     ///
     /// # Errors
@@ -321,6 +301,7 @@ impl Instance {
                 lost: count(LeaseState::Lost),
             },
             ike_sas: established.len(),
+            half_open: sas.iter().filter(|sa| is_half_open(sa)).count(),
             child_sas: established.iter().map(|sa| sa.children.len()).sum(),
             draining_to: self.draining_to(),
             sites: self.site_counts(&config, &sas),
@@ -536,6 +517,12 @@ impl Instance {
             barred: Vec::new(),
         })
     }
+}
+
+/// Whether a peer that came to us has not authenticated itself yet.
+fn is_half_open(sa: &ike::IkeSaView) -> bool {
+    sa.role == ike::SaRole::Responder
+        && matches!(sa.state, ike::SaState::HalfOpen | ike::SaState::Authenticating)
 }
 
 /// What a reload cannot apply.

@@ -47,7 +47,7 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
         }
         if checked.elapsed() >= RECHECK_EVERY {
             checked = Instant::now();
-            instance.recheck_externals();
+            instance.peers.recheck_externals();
         }
         std::thread::sleep(TICK);
     }

@@ -207,7 +207,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         Arc::new(Peers::new(Arc::clone(&authority), registry, config.clone(), keys, provider));
     let checks = RevocationChecks::new(tokio::runtime::Handle::current());
     peers.replace_externals(externals);
-    peers.check_with(checks);
+    peers.check_with(checks, ender.clone());
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let workers = Arc::new(Workers::start(cores).map_err(|error| other(&error))?);
     let eap = crate::http::eap_config(Arc::clone(&authority), identity.tls())

@@ -306,6 +306,8 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
             })
             .section("plugins", |p| {
                 let mut p = p.section("vici", |v| v.set("socket", &vici));
+                // Scripts are told the DNS servers; nothing is written into the machine's own files.
+                p = p.section("updown", |u| u.set("dns_handler", "yes"));
                 if let Some(size) = options.eap_tls {
                     p = p.section("eap-tls", |e| {
                         e.set("fragment_size", &size.to_string()).set("max_message_count", "60")

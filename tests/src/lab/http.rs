@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -92,7 +92,12 @@ impl Shelf {
 
     /// What is served from now on.
     pub fn put(&self, content: Vec<u8>) {
-        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = content;
+        *self.hold() = content;
+    }
+
+    /// Answers nobody until the result is dropped; what is written to it is served from then on.
+    pub fn hold(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -89,6 +89,8 @@ pub struct Connection {
     pub encap: bool,
     /// Dead peer detection interval in seconds; 0 is off.
     pub dpd: u32,
+    /// A script that is run when the child comes up or goes.
+    pub updown: String,
     /// Further settings of the connection.
     pub extra: Vec<(String, String)>,
 }
@@ -114,6 +116,7 @@ impl Default for Connection {
             remote_ts: String::new(),
             encap: false,
             dpd: 0,
+            updown: String::new(),
             extra: Vec::new(),
         }
     }
@@ -164,6 +167,9 @@ impl Connection {
                     }
                     if !self.remote_ts.is_empty() {
                         k = k.set("remote_ts", &self.remote_ts);
+                    }
+                    if !self.updown.is_empty() {
+                        k = k.set("updown", &self.updown);
                     }
                     k.set("dpd_action", "clear").set("start_action", "none")
                 })

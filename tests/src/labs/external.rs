@@ -226,13 +226,22 @@ pub(super) fn trust_gateway(scene: &Scene, charon: &Charon, host: &Host) -> Resu
 
 /// Loads one connection that may use these certificates.
 pub(super) fn load(charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<()> {
+    load_with(charon, pairs, |_| {})
+}
+
+/// As [`load`], with a connection that differs.
+pub(super) fn load_with(
+    charon: &Charon,
+    pairs: &[(&str, &Pair)],
+    change: impl FnOnce(&mut Connection),
+) -> Result<()> {
     let mut files = Vec::new();
     for (name, (key, cert)) in pairs {
         charon.install(key, &format!("private/{name}.pem"))?;
         charon.install(cert, &format!("x509/{name}.pem"))?;
         files.push(format!("{name}.pem"));
     }
-    let connection = Connection {
+    let mut connection = Connection {
         remote_addr: GATEWAY.to_owned(),
         vips: vec!["0.0.0.0".to_owned()],
         cert: files.join(","),
@@ -241,6 +250,7 @@ pub(super) fn load(charon: &Charon, pairs: &[(&str, &Pair)]) -> Result<()> {
         remote_ts: PRIVATE_NET.to_owned(),
         ..Connection::default()
     };
+    change(&mut connection);
     charon.load(&[connection], "")
 }
 

@@ -1,5 +1,7 @@
 //! Rekeys without end, moves, and smaller things stock strongSwan does to a gateway.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -186,17 +188,32 @@ fn remote(scene: &Scene) -> Result<String> {
 /// The configuration payload: addresses of both families and a DNS server (RFC 7296 2.19), the
 /// same at both ends.
 pub(super) fn config_payload(lab: &Lab) -> Result<()> {
-    let settings = Settings { pool: "dns = [\"10.20.0.53\"]".to_owned(), ..Settings::default() };
+    const SERVERS: [&str; 2] = ["10.20.0.53", "fd20::53"];
+    let settings = Settings { pool: format!("dns = {SERVERS:?}"), ..Settings::default() };
     let scene = Scene::new(lab, Shape::default(), &settings)?;
     let host = scene.world.runner();
     let credentials = scene.enrol(host, "enrolled", P256)?;
+    // What strongSwan tells a script of the child.
+    let (script, told) = (lab.path("updown.sh"), lab.path("told"));
+    let text =
+        format!("#!/bin/sh\nenv | grep ^PLUTO_ > {0}.part\nmv {0}.part {0}\n", told.display());
+    fs::write(&script, text)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o700))?;
     let charon = scene.runner(host, &credentials, |c| {
         c.vips = vec!["0.0.0.0".to_owned(), "::".to_owned()];
         c.remote_ts = format!("{PRIVATE_NET},{PRIVATE_NET6}");
+        c.updown = script.display().to_string();
     })?;
-    let from = charon.log().len();
     charon.initiate("net")?;
-    charon.expect_log(from, "INTERNAL_IP4_DNS", Duration::from_secs(2))?;
+    let told = wait::until(lab, "strongSwan to run the script", Duration::from_secs(5), || {
+        Ok(fs::read_to_string(&told).ok())
+    })?;
+    for (server, family) in SERVERS.iter().zip([4, 6]) {
+        let line = format!("PLUTO_DNS{family}_1={server}");
+        if !told.lines().any(|said| said == line) {
+            bail!("strongSwan did not get `{line}`: {told}");
+        }
+    }
     let mut theirs = charon.virtual_addresses()?;
     let sas = scene.gateway.sas()?;
     let ours = sas.first().and_then(|sa| sa["addresses"].as_array()).context("no addresses")?;
@@ -210,6 +227,7 @@ pub(super) fn config_payload(lab: &Lab) -> Result<()> {
     scene.agree(&charon)?;
     scene.download(host, 100_000)?;
     charon.terminate("net")?;
+    scene.no_sas(Duration::from_secs(5))?;
     scene.finish()
 }
 

@@ -30,9 +30,11 @@ const RUNNERS: usize = 200;
 const LIMIT: Duration = Duration::from_secs(15);
 /// Cookies the stranger returns each second.
 const RATE: u32 = 500;
-/// How long he has been at it before the first runner comes: by then every place for half-open
-/// IKE SAs is his.
-const HEAD_START: Duration = Duration::from_secs(5);
+/// How long he may take until every place for half-open IKE SAs is his; the first runner comes
+/// then. They are forgotten after 30 s, and he fills them again.
+const HEAD_START: Duration = Duration::from_secs(25);
+/// Places for half-open IKE SAs, as configured.
+const PLACES: usize = 1024;
 /// Enrolments at once.
 const ENROLLING: usize = 4;
 /// The address all runners share.
@@ -50,7 +52,8 @@ const PORTS: (u16, u16) = (500, 4500);
 /// no packets: the other labs do both.
 pub(super) fn runners(lab: &Lab) -> Result<()> {
     let shape = Shape { runner_nat: true, ..Shape::default() };
-    let scene = Scene::new(lab, shape, &Settings::default())?;
+    let ike = format!("max_half_open = {PLACES}\n");
+    let scene = Scene::new(lab, shape, &Settings { ike, ..Settings::default() })?;
     lab.step(&format!("enrolling {RUNNERS} runners"));
     let identities = enrol(&scene)?;
     lab.step("enrolled");
@@ -61,7 +64,14 @@ pub(super) fn runners(lab: &Lab) -> Result<()> {
     let (done, mut fleet) = std::thread::scope(|scope| {
         let attack =
             scope.spawn(|| cookies::run(&stranger, gateway, RATE, HEAD_START + 2 * LIMIT, &stop));
-        std::thread::sleep(HEAD_START);
+        let full = wait::holds(lab, "every place to be the stranger's", HEAD_START, || {
+            Ok(scene.gateway.json(&["status"])?["half_open"] == PLACES)
+        });
+        if let Err(error) = full {
+            stop.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        lab.step(&format!("{PLACES} half-open IKE SAs are the stranger's"));
         let fleet = scene.world.runner().enter(|| {
             let mut fleet = Fleet::new(identities, gateway)?;
             fleet.connect(LIMIT)?;

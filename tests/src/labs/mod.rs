@@ -179,9 +179,9 @@ pub const ALL: &[Entry] = &[
         "AUTH_LIFETIME makes the client authenticate again; a loop is stopped",
         reauth::early,
     ),
-    entry(
+    waiting(
         "reauth-revoked",
-        "revoked between two authentications: the tunnel ends, the second is refused",
+        "revoked between two authentications: the second is refused, the first tunnel ends",
         reauth::revoked,
     ),
     entry(

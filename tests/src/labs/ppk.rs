@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use super::refusals::expect_refusal;
 use super::scene::{Credentials, Scene, install};
-use crate::lab::Lab;
+use super::sites::spis;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::Settings;
 use crate::lab::pkitool::P256;
 use crate::lab::swanctl::Conf;
 use crate::lab::world::Shape;
+use crate::lab::{Lab, wait};
 
 const ID: &str = "ppk-lab";
 const KEY: &str = "0x8f3c1d5e7a9b2c4d6e8f0a1b2c3d4e5f60718293a4b5c6d7e8f9012345678901";
@@ -78,7 +80,8 @@ fn load(scene: &Scene, charon: &Charon, credentials: &Credentials, ppk: Ppk<'_>)
     charon.load(&[connection], secrets.text())
 }
 
-/// Connects, and rekeys with what was mixed in; strongSwan must say `says`.
+/// Connects, and rekeys child and IKE SA with what was mixed in, which both ends then have;
+/// strongSwan must say `says`.
 fn connects(
     scene: &Scene,
     charon: &Charon,
@@ -96,12 +99,26 @@ fn connects(
     if !log.contains(says) {
         bail!("strongSwan does not say `{says}`:\n{log}");
     }
-    let said = charon.swanctl(&["--rekey", "--ike", "net"])?;
-    if !said.ok() {
-        bail!("the rekey failed: {}", said.all());
+    for what in ["--child", "--ike"] {
+        let (ike, child) = spis(&scene.gateway)?;
+        let said = charon.swanctl(&["--rekey", what, "net"])?;
+        if !said.ok() {
+            bail!("the rekey failed: {}", said.all());
+        }
+        wait::holds(&scene.lab, "the rekey at both ends", Duration::from_secs(5), || {
+            let replaced = spis(&scene.gateway).is_ok_and(|(new_ike, new_child)| {
+                if what == "--ike" { new_ike != ike } else { new_child != child }
+            });
+            let theirs = charon.sas()?;
+            let settled = theirs.matches("ESTABLISHED").count() == 1
+                && theirs.matches("INSTALLED").count() == 1;
+            Ok(replaced && settled)
+        })?;
+        scene.agree(charon)?;
+        scene.download(&host, 10_000)?;
     }
-    scene.download(&host, 10_000)?;
-    charon.terminate("net")
+    charon.terminate("net")?;
+    scene.no_sas(Duration::from_secs(5))
 }
 
 fn code(scene: &Scene, code: &str) -> Result<()> {

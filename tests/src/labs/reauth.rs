@@ -1,14 +1,17 @@
 //! Reauthentication by an unmodified client (RFC 7296 2.8.3, RFC 4478).
 
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::external::{load_with, trust_gateway};
 use super::scene::{Credentials, Scene, install, ping};
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::Settings;
-use crate::lab::pkitool::P256;
+use crate::lab::http::Shelf;
+use crate::lab::pkitool::{Authority, P256};
 use crate::lab::swanctl::Connection;
 use crate::lab::world::{STORE, Shape};
 use crate::lab::{Lab, wait};
@@ -114,26 +117,77 @@ pub(super) fn early(lab: &Lab) -> Result<()> {
     scene.finish()
 }
 
-/// Revocation ends the tunnel at once, and a reauthentication with the certificate is refused.
+/// A certificate of another CA is revoked while its tunnel is up, and nobody has told the gateway
+/// when the client authenticates again by its own clock: that is refused, and the first tunnel ends.
 pub(super) fn revoked(lab: &Lab) -> Result<()> {
-    let scene = Scene::new(lab, Shape::default(), &settings())?;
-    let (charon, credentials) = connected(&scene, |_| {})?;
-    reauthenticate(&charon)?;
-    wait::holds(lab, "the first SA to be gone", SOON, || Ok(scene.gateway.sas()?.len() == 1))?;
-    scene.gateway.told(&["cert", "revoke", &credentials.serial])?;
-    if !scene.gateway.sas()?.is_empty() {
-        bail!("the tunnel of a revoked certificate is up: {:?}", scene.gateway.sas()?);
+    const PLACE: &str = "10.20.0.10:8090";
+    // The gateway looks at the list again after five seconds, which have passed by then.
+    const AFTER: &str = "8s";
+    let corp = Authority::new(&lab.path("corp"), "Corp Root", P256)?;
+    let url = format!("http://{PLACE}/corp.crl");
+    let pair = corp.issue("job", "CN=job", "job.corp.example", P256, &["--crl", &url])?;
+    let more = format!(
+        "\n[[role.match]]\nca = \"corp\"\nsan = \"*.corp.example\"\n\n[[ca]]\nname = \"corp\"\n\
+         certificate = \"{}\"\nrevocation = \"strict\"\nrefresh = \"5s\"\ntimeout = \"10s\"\n",
+        corp.cert.display()
+    );
+    let scene = Scene::new(lab, Shape::default(), &Settings { more, ..settings() })?;
+    let list = |certs: &[&Path]| corp.revocation_list(certs).map(String::into_bytes);
+    let shelf = Shelf::start(&scene.world.private, PLACE.parse()?, list(&[])?)?;
+    let bad = list(&[&pair.1])?;
+
+    let host = scene.world.runner();
+    let options =
+        Options { make_before_break: true, retransmit_timeout: 10.0, ..Options::default() };
+    let charon = Charon::start(host, &options)?;
+    trust_gateway(&scene, &charon, host)?;
+    load_with(&charon, &[("job", &pair)], |connection| {
+        for (key, value) in [("reauth_time", AFTER), ("rand_time", "0s"), ("over_time", "10s")] {
+            connection.extra.push((key.to_owned(), value.to_owned()));
+        }
+    })?;
+    charon.initiate("net")?;
+    let mut held = shelf.hold();
+    scene.agree(&charon)?;
+    scene.download(host, 10_000)?;
+    let (first, _) = only_sa(&scene)?;
+    let address = charon.virtual_addresses()?;
+
+    lab.step("the client authenticates again while the gateway waits for the list");
+    let before = charon.log().len();
+    charon.expect_log(before, "reauthenticating IKE_SA net[1]", Duration::from_secs(20))?;
+    charon.expect_log(before, "generating IKE_AUTH request 1", Duration::from_secs(5))?;
+    let still = scene.gateway.sas()?;
+    if !still.iter().any(|sa| sa["id"] == first) || ping(host, STORE, 2, 0.1)?.1 != 2 {
+        bail!("the first tunnel did not wait for the second: {still:?}");
     }
-    if ping(scene.world.runner(), STORE, 2, 0.1)?.1 != 0 {
-        bail!("packets of a revoked certificate pass");
+    if charon.virtual_addresses()? != address {
+        bail!("the address changed: {:?}", charon.virtual_addresses()?);
     }
-    let said = charon.try_initiate("net")?;
-    if said.ok() || !charon.log().contains("AUTH_FAILED") {
-        bail!("a revoked certificate was accepted: {}", said.all());
+
+    lab.step("the list says that the certificate is revoked");
+    *held = bad;
+    drop(held);
+    charon.expect_log(before, "received AUTHENTICATION_FAILED notify error", SOON)?;
+    charon.expect_log(before, "received DELETE for IKE_SA net[1]", SOON)?;
+    scene.no_sas(SOON)?;
+    if charon.log().get(before..).is_some_and(|log| log.contains("established between")) {
+        bail!("the second connection was established\n{}", lab.tails());
     }
+    wait::holds(lab, "strongSwan to have no SA", SOON, || {
+        let sas = charon.sas()?;
+        Ok(!sas.contains("ESTABLISHED") && !sas.contains("INSTALLED"))
+    })?;
+    scene.no_download(host)?;
     let refused = scene.gateway.refusals()?;
-    if !refused.iter().any(|refusal| refusal["what"].to_string().contains("revoked")) {
-        bail!("no refusal names the revocation: {refused:?}");
+    let [refusal] = refused.as_slice() else { bail!("expected one refusal: {refused:?}") };
+    let what = refusal["what"].as_str().unwrap_or_default();
+    if refusal["code"] != "certificate_revoked" || !what.contains("CN=job was revoked at") {
+        bail!("odd refusal: {refusal}");
+    }
+    let lease = scene.gateway.json(&["lease", "list", "--all"])?;
+    if lease[0]["state"] != "revoked" {
+        bail!("the lease is not revoked: {lease}");
     }
     scene.finish()
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::scene::{Scene, ping};
+use crate::lab::charon::Charon;
 use crate::lab::gateway::{Gateway, ID, Settings};
 use crate::lab::host::{Host, cable};
 use crate::lab::pkitool::P256;
@@ -123,6 +124,18 @@ fn count(gateway: &Gateway) -> Result<usize> {
     Ok(gateway.sas()?.len())
 }
 
+/// strongSwan lists one IKE SA, with this gateway.
+fn at(charon: &Charon, gateway: &str) -> Result<()> {
+    let what = format!("strongSwan to have one SA, with {gateway}");
+    wait::holds(charon.host().lab(), &what, SOON, || {
+        let sas = charon.sas()?;
+        let remotes: Vec<&str> =
+            sas.lines().filter(|line| line.trim_start().starts_with("remote '")).collect();
+        let one = sas.matches("ESTABLISHED").count() == 1 && remotes.len() == 1;
+        Ok(one && remotes.iter().all(|line| line.contains(&format!("@ {gateway}["))))
+    })
+}
+
 /// A client moves while connected, at its next connection, and stays when draining is over.
 pub(super) fn run(lab: &Lab) -> Result<()> {
     // The private machine knows one way back, so the second gateway speaks for its clients.
@@ -153,6 +166,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     wait::holds(lab, "the client at the second gateway", SOON, || {
         Ok((count(&scene.gateway)?, count(&second)?) == (0, 1))
     })?;
+    at(&charon, SECOND)?;
     if charon.virtual_addresses()? != address {
         bail!("the address changed from {address:?} to {:?}", charon.virtual_addresses()?);
     }
@@ -173,6 +187,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     wait::holds(lab, "the new connection at the second gateway", SOON, || {
         Ok((count(&scene.gateway)?, count(&second)?) == (0, 1))
     })?;
+    at(&charon, SECOND)?;
 
     lab.step("when draining is over, new connections stay");
     charon.terminate("net")?;
@@ -181,6 +196,8 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     wait::holds(lab, "the connection at the first gateway", SOON, || {
         Ok(count(&scene.gateway)? == 1)
     })?;
+    at(&charon, GATEWAY)?;
+    scene.agree(&charon)?;
     charon.terminate("net")?;
     let code = second.stop().context("the second gateway")?;
     if code != 0 {

@@ -9,7 +9,7 @@ use super::scene::{Credentials, Scene};
 use crate::lab::Lab;
 use crate::lab::capture::Capture;
 use crate::lab::charon::{Charon, Options};
-use crate::lab::gateway::Settings;
+use crate::lab::gateway::{ID, Settings};
 use crate::lab::host::Host;
 use crate::lab::pkitool::{ED25519, KeyType, P256, P384, P521, RSA2048};
 use crate::lab::swanctl::Connection;
@@ -35,6 +35,15 @@ const IKE_SUITES: [(&str, &[&str]); 13] = [
     ("aes128-sha256-modp2048", &["aes128", "sha256", "modp2048"]),
 ];
 
+/// IKE suites that a gateway takes when it is told to.
+const BY_CONFIGURATION: [(&str, &[&str]); 5] = [
+    ("aes128gcm12-prfsha256-x25519", &["aes128gcm12"]),
+    ("aes256gcm8-prfsha256-x25519", &["aes256gcm8"]),
+    ("aes192gcm16-prfsha256-x25519", &["aes192gcm16"]),
+    ("aes192-sha256-x25519", &["aes192", "sha256"]),
+    ("aes256-sha384-ecp384", &["aes256", "sha384", "prfsha384"]),
+];
+
 const ESP_SUITES: [&str; 7] = [
     "aes256gcm16",
     "aes128gcm16",
@@ -47,27 +56,30 @@ const ESP_SUITES: [&str; 7] = [
 
 /// Every kind of client key, with RFC 7427 and with classic signatures.
 pub(super) fn certificates(lab: &Lab) -> Result<()> {
-    /// A key type and whether strongSwan may use RFC 7427.
-    const TABLE: [(KeyType, bool); 8] = [
-        (P256, true),
-        (P384, true),
-        (RSA2048, true),
-        (ED25519, true),
-        (P256, false),
-        (P384, false),
-        (P521, true),
-        (P521, false),
+    /// A key type, whether strongSwan may use RFC 7427, and the scheme it then names as its own.
+    const TABLE: [(KeyType, bool, &str); 8] = [
+        (P256, true, "ECDSA_WITH_SHA256_DER"),
+        (P384, true, "ECDSA_WITH_SHA384_DER"),
+        (RSA2048, true, "RSA_EMSA_PKCS1_SHA2_256"),
+        (ED25519, true, "ED25519"),
+        (P256, false, "ECDSA-256 signature"),
+        (P384, false, "ECDSA-384 signature"),
+        (P521, true, "ECDSA_WITH_SHA512_DER"),
+        (P521, false, "ECDSA-521 signature"),
     ];
     let scene = Scene::new(lab, Shape::default(), &Settings::default())?;
     let host = scene.world.runner().clone();
-    for (number, (key, rfc7427)) in TABLE.into_iter().enumerate() {
+    for (number, (key, rfc7427, own)) in TABLE.into_iter().enumerate() {
         let style = if rfc7427 { "RFC 7427" } else { "classic" };
         lab.step(&format!("{} {} with {style} signatures", key.kind, key.bits));
         let credentials = scene.enrol(&host, &format!("key{number}"), key)?;
         let options = Options { signature_authentication: rfc7427, ..Options::default() };
         let mut charon = Charon::start(&host, &options)?;
         scene.load(&charon, &credentials, |_| {})?;
+        let before = charon.log().len();
         charon.initiate("net").with_context(|| format!("{key:?} {style}"))?;
+        let gateways = if rfc7427 { "ECDSA_WITH_SHA256_DER" } else { "ECDSA-256 signature" };
+        signed(&charon, before, own, gateways)?;
         scene.agree(&charon)?;
         scene.download(&host, PROBE)?;
         if key == P521 {
@@ -91,6 +103,23 @@ pub(super) fn certificates(lab: &Lab) -> Result<()> {
     scene.finish()
 }
 
+/// What strongSwan says of both signatures: its own, which the gateway took, and the gateway's.
+fn signed(charon: &Charon, from: usize, own: &str, gateways: &str) -> Result<()> {
+    let log = charon.log();
+    let said: Vec<&str> = log
+        .get(from..)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.split_once("authentication of ").map(|(_, rest)| rest))
+        .collect();
+    let ours = format!("(myself) with {own} successful");
+    let theirs = format!("'{ID}' with {gateways} successful");
+    match said.as_slice() {
+        [first, second] if first.ends_with(&ours) && *second == theirs => Ok(()),
+        _ => bail!("expected `{ours}` and `{theirs}`, strongSwan says {said:?}"),
+    }
+}
+
 /// The old certificate's key authenticates the request for the next one in TLS.
 fn renewed(scene: &Scene, host: &Host, credentials: &Credentials) -> Result<()> {
     let Credentials { request, cert, key, .. } = credentials;
@@ -104,7 +133,7 @@ fn renewed(scene: &Scene, host: &Host, credentials: &Credentials) -> Result<()> 
 /// Every IKE suite.
 pub(super) fn ike(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab, Shape::default(), &Settings::default())?;
-    for (suite, words) in IKE_SUITES {
+    let connects = |(suite, words): (&str, &[&str])| {
         lab.step(suite);
         attempt(
             &scene,
@@ -114,8 +143,13 @@ pub(super) fn ike(lab: &Lab) -> Result<()> {
                 words.iter().all(|word| shown.contains(word))
             },
         )
-        .with_context(|| format!("IKE suite {suite}"))?;
-    }
+        .with_context(|| format!("IKE suite {suite}"))
+    };
+    IKE_SUITES.into_iter().try_for_each(connects)?;
+    let proposals = BY_CONFIGURATION.map(|(suite, _)| suite);
+    let ike = format!("proposals = {proposals:?}");
+    scene.gateway.reload(&Settings { ike, ..Settings::default() })?;
+    BY_CONFIGURATION.into_iter().try_for_each(connects)?;
     scene.finish()
 }
 

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ike::event::Refusal;
 use ike::io::{Authorise, IkeSaId, VerifiedPeer, VerifyPeer};
 use pki::validate::PeerError;
-use pki::{Access, AccessError, IkeId, KeyHolder, Lease};
+use pki::{Access, AccessError, Actor, IkeId, KeyHolder, Lease};
 
 use super::context::Context;
 use super::proof::{Proof, Terms};
 use super::{ExternalPeer, Externals, Peers, lock, now};
+use crate::admin::proto::Selector;
+use crate::lease::{EndError, LeaseEnder};
 use crate::revocation::{RevocationChecks, Verdict};
 
 impl Peers {
@@ -19,9 +21,10 @@ impl Peers {
         *self.externals.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(externals);
     }
 
-    /// Who asks for the standing of external certificates; set once.
-    pub fn check_with(&self, checks: RevocationChecks) {
-        let _ = self.checks.set(checks);
+    /// Who asks for the standing of external certificates, and who ends the leases of revoked ones;
+    /// set once.
+    pub fn check_with(&self, checks: RevocationChecks, ender: LeaseEnder) {
+        let _ = self.checks.set((checks, ender));
     }
 
     /// The external CAs.
@@ -29,20 +32,23 @@ impl Peers {
         Arc::clone(&self.externals.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Who asks for the standing of external certificates.
-    pub fn checks(&self) -> Option<&RevocationChecks> {
-        self.checks.get()
+    /// Asks again whether the certificates of external CAs with live tunnels are still good, and
+    /// ends the tunnels of those that are not.
+    pub fn recheck_externals(&self) {
+        let Some((checks, ender)) = self.checks.get() else { return };
+        let live = self.live_externals().into_iter();
+        let peers = live.map(|(lease, peer)| ((lease, peer.ca), peer.sources, peer.peer.path));
+        let ender = ender.clone();
+        checks.recheck(peers.collect(), move |(lease, ca), what| {
+            end_revoked(&ender, lease, &ca, &what);
+        });
     }
 
     /// Leases of external certificates that are live, with the certificates.
-    pub fn live_externals(&self) -> Vec<(String, ExternalPeer)> {
+    fn live_externals(&self) -> Vec<(String, ExternalPeer)> {
         let all = lock(&self.live).clone();
-        // What the store cannot say now is looked into all the same.
         let (live, ended): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(id, _)| match self.authority.lease(id) {
-                Ok(lease) => lease.is_some_and(|lease| lease.state.is_live()),
-                Err(_) => true,
-            });
+            all.into_iter().partition(|(id, _)| self.may_live(id));
         let mut kept = lock(&self.live);
         for (id, _) in &ended {
             kept.remove(id);
@@ -92,7 +98,7 @@ impl Peers {
             Terms::Certificate(known) => known.external.as_ref(),
             Terms::SharedKey(_) => None,
         };
-        let (Some(external), Some(checks)) = (external, self.checks()) else {
+        let (Some(external), Some((checks, ender))) = (external, self.checks.get()) else {
             return done(Err(busy));
         };
         if external.role.is_none() {
@@ -107,17 +113,42 @@ impl Peers {
             )));
         }
         let (sources, path) = (external.sources.clone(), external.peer.path.clone());
-        let (ike, peers) = (request.ike, Arc::clone(self));
+        let (ike, peers, ender) = (request.ike, Arc::clone(self), ender.clone());
+        let (ca, certificate) = (external.ca.clone(), external.peer.certificate.clone());
         // Whichever of the two comes first takes it.
         let done = Arc::new(Mutex::new(Some(done)));
         let later = Arc::clone(&done);
         let accepted = checks.check(sources, &path, request.ocsp.clone(), move |verdict| {
             let Some(done) = lock(&later).take() else { return };
+            if let Verdict::Revoked(what) = &verdict {
+                // A peer that authenticates again: what it has goes on for no moment longer.
+                for lease in peers.leases_of(&ca, &certificate) {
+                    end_revoked(&ender, lease, &ca, what);
+                }
+            }
             done(peers.judge(ike, proof, answer, verdict, &context));
         });
         if !accepted && let Some(done) = lock(&done).take() {
             done(Err(busy));
         }
+    }
+
+    /// Whether a lease is live; one of which the store can say nothing now is looked into, too.
+    fn may_live(&self, lease: &str) -> bool {
+        match self.authority.lease(lease) {
+            Ok(lease) => lease.is_some_and(|lease| lease.state.is_live()),
+            Err(_) => true,
+        }
+    }
+
+    /// Live leases opened with a certificate of a CA.
+    fn leases_of(&self, ca: &str, certificate: &[u8]) -> Vec<String> {
+        let same = |peer: &ExternalPeer| peer.ca == ca && peer.peer.certificate == certificate;
+        let found: Vec<String> = {
+            let known = lock(&self.live);
+            known.iter().filter(|(_, peer)| same(peer)).map(|(lease, _)| lease.clone()).collect()
+        };
+        found.into_iter().filter(|lease| self.may_live(lease)).collect()
     }
 
     /// What the standing of an external peer's certificates means for it.
@@ -188,4 +219,19 @@ impl Peers {
                 && role.as_ref() == Some(&lease.role)
         })
     }
+}
+
+/// Ends the lease of a revoked certificate, on a thread that may wait for the store and the data
+/// plane.
+fn end_revoked(ender: &LeaseEnder, lease: String, ca: &str, what: &str) {
+    tracing::warn!(%lease, %ca, "{what}: its tunnel ends");
+    let ender = ender.clone();
+    drop(tokio::task::spawn_blocking(move || {
+        let selector = Selector::Id(lease.clone());
+        match ender.revoke(&selector, "unspecified", &Actor::System) {
+            // A check beside this one may have been faster.
+            Ok(_) | Err(EndError::NoMatch(_)) => {}
+            Err(error) => tracing::error!(%lease, %error, "tunnel of a revoked certificate"),
+        }
+    }));
 }

@@ -12,7 +12,7 @@ use crate::run::{Program, target_dir};
 pub(crate) const VARIABLE: &str = "RUNNEL_NEXT_DIR";
 
 /// Labs that need it.
-const LABS: [&str; 2] = ["mlkem", "ocsp-in-ike"];
+const LABS: [&str; 3] = ["mlkem", "ocsp-in-ike", "ocsp-in-ike-both"];
 
 /// The Debian suite it comes from: Debian 13's strongSwan 6.0.1 is built without ML-KEM.
 const SUITE: &str = "forky";

@@ -15,6 +15,7 @@ pub mod http;
 pub mod next;
 pub mod pkitool;
 pub mod process;
+pub mod responder;
 pub mod swanctl;
 pub mod wait;
 pub mod world;

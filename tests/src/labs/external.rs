@@ -9,15 +9,15 @@ use anyhow::{Context, Result, bail};
 
 use super::refusals::expect_refusal;
 use super::scene::Scene;
+use crate::lab::Lab;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{ID, Settings};
 use crate::lab::host::Host;
 use crate::lab::http::Shelf;
-use crate::lab::pkitool::{self, Authority, P256, P521, RSA2048};
-use crate::lab::process::Process;
+use crate::lab::pkitool::{Authority, P256, P521, RSA2048};
+use crate::lab::responder::Responder;
 use crate::lab::swanctl::Connection;
 use crate::lab::world::{GATEWAY, PRIVATE_NET, Shape};
-use crate::lab::{Lab, wait};
 
 /// Where the revocation list of the external CA is served.
 const LIST: &str = "http://10.20.0.10:8090/corp.crl";
@@ -125,22 +125,14 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
 /// A responder of OpenSSL with a delegated signer.
 pub(super) fn ocsp(lab: &Lab) -> Result<()> {
     let corp = Authority::new(&lab.path("corp"), "Corp Root", P256)?;
-    let signer =
-        corp.issue("ocsp", "CN=Corp OCSP", "ocsp.example", P256, &["--flag", "ocspSigning"])?;
     let issue = |name: &str| {
         let san = format!("{name}.corp.example");
         corp.issue(name, &format!("CN={name}"), &san, P256, &["--ocsp", RESPONDER])
     };
     let (good, revoked, unlisted) = (issue("good")?, issue("revoked")?, issue("unlisted")?);
     let (late, silent) = (issue("late")?, issue("silent")?);
-    let index = lab.path("index.txt");
-    let line = |pair: &Pair, revoked: bool| -> Result<String> {
-        let (state, since) = if revoked { ("R", "260101000000Z,keyCompromise") } else { ("V", "") };
-        let serial = pkitool::serial(&pair.1)?.to_ascii_uppercase();
-        Ok(format!("{state}\t491231235959Z\t{since}\t{serial}\tunknown\t/CN={serial}\n"))
-    };
-    let text = [line(&good, false)?, line(&revoked, true)?, line(&silent, false)?].concat();
-    fs::write(&index, text + &line(&late, false)?)?;
+    let known = [(&good, false), (&revoked, true), (&silent, false), (&late, false)];
+    let known = known.map(|(pair, revoked)| (pair.1.as_path(), revoked));
 
     let section = |mode: &str| {
         format!(
@@ -151,14 +143,7 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
     };
     let settings = Settings { more: section("strict"), ..Settings::default() };
     let scene = Scene::new(lab, Shape { runners: 2, ..Shape::default() }, &settings)?;
-    let mut responder = scene.world.private.command("openssl");
-    responder.args(["ocsp", "-port", "8888", "-nmin", "1"]).arg("-index").arg(&index);
-    responder.arg("-CA").arg(&corp.cert).arg("-rsigner").arg(&signer.1).arg("-rkey").arg(&signer.0);
-    let log = lab.path("responder.log");
-    let mut responder = Process::start(lab, "responder", responder, &log)?;
-    wait::holds(lab, "the responder to listen", Duration::from_secs(5), || {
-        Ok(std::fs::read_to_string(&log).unwrap_or_default().contains("ACCEPT"))
-    })?;
+    let mut responder = Responder::start(&scene.world.private, &corp, 8888, &known)?;
     let host = scene.world.runner().clone();
     // The gateway's answer may take its time: the client waits for it.
     let patient = Options { retransmit_timeout: 8.0, ..Options::default() };

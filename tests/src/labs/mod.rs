@@ -211,6 +211,11 @@ pub const ALL: &[Entry] = &[
         staple::ocsp,
     ),
     entry(
+        "ocsp-in-ike-both",
+        "the gateway asks strongSwan 6 for OCSP in IKE, too: absent, good, revoked",
+        staple::both,
+    ),
+    entry(
         "external-ca",
         "certificates of other CAs: rules, sub-CAs, path length, lists; revoked ends the tunnel",
         external::ca,

@@ -224,7 +224,7 @@ impl Peers {
 /// Ends the lease of a revoked certificate, on a thread that may wait for the store and the data
 /// plane.
 fn end_revoked(ender: &LeaseEnder, lease: String, ca: &str, what: &str) {
-    tracing::warn!(%lease, %ca, "{what}: its tunnel ends");
+    tracing::warn!(%lease, %ca, "{what}: its lease ends");
     let ender = ender.clone();
     drop(tokio::task::spawn_blocking(move || {
         let selector = Selector::Id(lease.clone());

@@ -1,5 +1,5 @@
-//! Clients with certificates of somebody else's CA (protocol scenarios two-certs, wildcards,
-//! multi-ca, pathlen, crl-revoked, ocsp-signer-cert, ocsp-timeouts-unknown).
+//! Clients with certificates of somebody else's CA (protocol scenarios multi-ca, pathlen,
+//! crl-revoked, ocsp-signer-cert, ocsp-timeouts-unknown).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,12 +25,12 @@ const LIST: &str = "http://10.20.0.10:8090/corp.crl";
 const RESPONDER: &str = "http://10.20.0.10:8888";
 
 /// The name of a client that has certificates of two CAs.
-const BOTH: &str = "both.corp.example";
+pub(super) const BOTH: &str = "both.corp.example";
 
 /// Key and certificate of a client.
 pub(super) type Pair = (PathBuf, PathBuf);
 
-/// Rules by subject, sub-CAs, path length, choice among two certificates, lists by HTTP.
+/// Rules by subject, sub-CAs, path length, lists by HTTP.
 pub(super) fn ca(lab: &Lab) -> Result<()> {
     let corp = Authority::new(&lab.path("corp"), "Corp Root", RSA2048)?;
     let other = Authority::new(&lab.path("other"), "Other Root", P256)?;
@@ -48,8 +48,6 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
     let sales = issue(&corp, "sales", "Sales")?;
     let revoked = issue(&corp, "revoked", "CI")?;
     let stranger = issue(&other, "stranger", "CI")?;
-    let both = |ca: &Authority, name: &str| ca.issue(name, &subject("CI", name), BOTH, P256, &list);
-    let (ours, theirs) = (both(&corp, "ours")?, both(&other, "theirs")?);
     let under_sub =
         sub.issue("undersub", &subject("CI", "undersub"), "undersub.corp.example", P521, &[])?;
     let under_old = issue(&old, "underold", "CI")?;
@@ -92,8 +90,6 @@ pub(super) fn ca(lab: &Lab) -> Result<()> {
     }
     lab.step("a sub-CA sent along, its key and the client's on P-521");
     accepted(&scene, &charon, &[("undersub", &under_sub)])?;
-    lab.step("two certificates: the client chooses the one whose CA the gateway asks for");
-    accepted(&scene, &charon, &[("theirs", &theirs), ("ours", &ours)])?;
 
     for (what, name, pair, says) in [
         ("another unit", "sales", &sales, "matches no role"),

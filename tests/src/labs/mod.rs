@@ -3,6 +3,7 @@
 mod badinput;
 mod baseline;
 pub mod bench;
+mod choices;
 mod crash;
 mod critical;
 mod daemon;
@@ -214,6 +215,16 @@ pub const ALL: &[Entry] = &[
         "ocsp-in-ike-both",
         "the gateway asks strongSwan 6 for OCSP in IKE, too: absent, good, revoked",
         staple::both,
+    ),
+    entry(
+        "wildcards",
+        "two roles by the subjects of one CA's certificates, with allow lists of their own",
+        choices::wildcards,
+    ),
+    entry(
+        "two-certs",
+        "a client with certificates of two CAs shows the one the gateway asks for",
+        choices::two_certs,
     ),
     entry(
         "external-ca",

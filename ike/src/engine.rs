@@ -13,7 +13,7 @@ use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
 use crate::event::{CloseReason, Event};
 use crate::exchange::{
-    self, Task, advance, dpd, followup, init, reauth, redirect, rekey_child, rekey_ike,
+    self, Task, advance, dpd, duplicate, followup, init, reauth, redirect, rekey_child, rekey_ike,
 };
 use crate::io::{ChildSaId, Deadline, IkeSaId, Input, Output, TimerKind, Token};
 use crate::policy::limits::Source;
@@ -246,7 +246,12 @@ impl Engine {
             match deferred {
                 Deferred::Remove(id) => self.remove(id),
                 Deferred::ReplaceOthers { lease, keep } => {
-                    self.close_lease(&lease, Some(keep), &CloseReason::Replaced);
+                    let crossing = duplicate::crossed_by(self, &lease, keep, true);
+                    let kept: Vec<IkeSaId> = std::iter::once(keep).chain(crossing).collect();
+                    self.close_lease(&lease, &kept, &CloseReason::Replaced);
+                    if let Some(other) = crossing {
+                        duplicate::settle(self, keep, other, true);
+                    }
                 }
                 Deferred::Adopt(sa) => self.adopt(sa),
                 Deferred::Succeed { old, new, delete } => self.succeed(old, new, delete),
@@ -255,7 +260,12 @@ impl Engine {
                         lifecycle::close(ctx, sa, CloseReason::PeerDeleted, Tell::Nobody);
                     });
                 }
-                Deferred::Overlap { lease, keep } => reauth::limit_overlap(self, &lease, keep),
+                Deferred::Overlap { lease, keep } => {
+                    match duplicate::crossed_by(self, &lease, keep, false) {
+                        Some(other) => duplicate::settle(self, keep, other, false),
+                        None => reauth::limit_overlap(self, &lease, keep),
+                    }
+                }
                 Deferred::Activated { ike, child } => {
                     self.with_sa(ike, |ctx, sa| rekey_child::activated(ctx, sa, child));
                 }
@@ -373,6 +383,10 @@ impl Engine {
         }
         if key.kind == TimerKind::HalfOpen {
             return self.too_slow(key.sa);
+        }
+        if key.kind == TimerKind::Overlap && key.sub == 0 && !duplicate::has_another(self, key.sa) {
+            // What it was to make room for is gone.
+            return;
         }
         self.with_sa(key.sa, |ctx, sa| match key.kind {
             TimerKind::Retransmit => {

@@ -18,7 +18,7 @@ impl Engine {
             Command::CloseIkeSa(id, reason) => {
                 self.with_sa(id, |ctx, sa| lifecycle::close(ctx, sa, reason, Tell::Peer));
             }
-            Command::CloseLease(lease, reason) => self.close_lease(&lease, None, &reason),
+            Command::CloseLease(lease, reason) => self.close_lease(&lease, &[], &reason),
             Command::CloseChild(child, reason) => {
                 if let Some(id) = self.owner_of(child) {
                     self.with_sa(id, |ctx, sa| {
@@ -69,19 +69,14 @@ impl Engine {
     }
 
     /// Closes the SAs of a lease. Handshakes under way are included: whoever they turn out to be.
-    pub(super) fn close_lease(
-        &mut self,
-        lease: &LeaseId,
-        keep: Option<IkeSaId>,
-        reason: &CloseReason,
-    ) {
+    pub(super) fn close_lease(&mut self, lease: &LeaseId, keep: &[IkeSaId], reason: &CloseReason) {
         for id in self.sas.ids() {
-            if Some(id) == keep {
+            if keep.contains(&id) {
                 continue;
             }
             self.with_sa(id, |ctx, sa| match sa.phase {
                 // A newer connection replaces what is established, not what is on its way.
-                Phase::Authenticating(_) if keep.is_none() => {
+                Phase::Authenticating(_) if keep.is_empty() => {
                     auth::close_lease(ctx, sa, lease, reason);
                 }
                 Phase::Established | Phase::Rekeyed if sa.lease_id().as_ref() == Some(lease) => {

@@ -10,6 +10,7 @@ pub(crate) mod crash;
 pub(crate) mod create_child;
 pub(crate) mod delete;
 pub(crate) mod dpd;
+pub(crate) mod duplicate;
 pub(crate) mod followup;
 pub(crate) mod informational;
 pub(crate) mod init;

@@ -30,8 +30,8 @@ const OVERLAP: Duration = Duration::from_secs(30);
 /// How long we go on sending on the first SA's child, when the peer does not delete it.
 const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
 
-/// One reauthentication with one certificate in this time is enough: a peer that comes again has
-/// been told of an end that this certificate cannot move, and would never stop.
+/// One reauthentication with one certificate or shared key in this time is enough: a peer that
+/// comes again has been told of an end that neither can move, and would never stop.
 const LOOP_WINDOW: Duration = Duration::from_secs(30);
 
 /// Time kept for our own reauthentication, at most: a fifth of what is left, but not more.
@@ -43,8 +43,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// What is remembered of reauthentications while the lease has an SA.
 #[derive(Debug, Default)]
 pub(crate) struct Reauths {
-    /// The last one of a lease: with which certificate, and when.
-    latest: BTreeMap<LeaseId, (Vec<u8>, Timestamp)>,
+    /// The last one of a lease: with which certificate, if any, and when.
+    latest: BTreeMap<LeaseId, (Option<Vec<u8>>, Timestamp)>,
     /// Children that are to send when those of an older SA go.
     heirs: BTreeMap<ChildSaId, (IkeSaId, LeaseId)>,
 }
@@ -77,19 +77,31 @@ pub(crate) fn overlaps(ctx: &Ctx, grant: &Grant, initial_contact: bool) -> bool 
         && ctx.leases.contains_key(&grant.lease)
 }
 
-/// Refuses who authenticates over and over with the same certificate.
+/// Refuses who authenticates over and over with what cannot move the end it was told of: the same
+/// certificate, or the key it shares with us.
 pub(crate) fn check(
     ctx: &mut Ctx,
     sa: &IkeSa,
     grant: &Grant,
     verified: &VerifiedPeer,
 ) -> Result<(), Box<Refusal>> {
-    let PeerProof::Certificate { serial, .. } = &verified.proof else {
-        return Ok(());
+    let (with, proof, fix) = match &verified.proof {
+        PeerProof::Certificate { serial, .. } => (
+            Some(serial.clone()),
+            "certificate",
+            "renew the certificate first (strongSwan: `over_time` must be shorter than the \
+             certificate's life)",
+        ),
+        PeerProof::SharedKey => (
+            None,
+            "shared key",
+            "let the role's `ttl` be longer than the client's time for authenticating again \
+             (strongSwan: `reauth_time`, and `over_time` before an announced end)",
+        ),
     };
     let now = ctx.now.mono;
     let latest = ctx.reauths.latest.get(&grant.lease);
-    let before = latest.filter(|(with, at)| with == serial && now.since(*at) < LOOP_WINDOW);
+    let before = latest.filter(|(last, at)| *last == with && now.since(*at) < LOOP_WINDOW);
     if let Some((_, at)) = before {
         let ago = now.since(*at).as_secs();
         return Err(Box::new(about(
@@ -99,15 +111,14 @@ pub(crate) fn check(
                 Some(NotifyType::AuthenticationFailed),
                 "reauth_loop",
                 format!(
-                    "the peer authenticates again with the certificate it authenticated again \
-                     with {ago} s ago"
+                    "the peer authenticates again with the {proof} it authenticated again with \
+                     {ago} s ago"
                 ),
-                "renew the certificate first (strongSwan: `over_time` must be shorter than the \
-                 certificate's life)",
+                fix,
             ),
         )));
     }
-    ctx.reauths.latest.insert(grant.lease.clone(), (serial.clone(), now));
+    ctx.reauths.latest.insert(grant.lease.clone(), (with, now));
     Ok(())
 }
 

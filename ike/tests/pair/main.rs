@@ -14,6 +14,7 @@ mod catalogue;
 mod checklist;
 mod children;
 mod closing;
+mod connecting;
 mod cookies;
 
 mod crash;

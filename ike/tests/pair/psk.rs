@@ -320,3 +320,41 @@ fn the_tunnel_survives_a_rekey_and_a_restart() {
 
     pair.assert_connected();
 }
+
+/// A key has no later end to come with: who authenticates over and over with it would never stop.
+#[test]
+fn the_second_reauthentication_with_a_key_is_refused_for_a_while() {
+    let mut pair = sharing(KEY, KEY);
+    for _ in 0..2 {
+        pair.initiate();
+        pair.run();
+    }
+    assert_eq!(pair.server.codes(), Vec::<&str>::new(), "one is what RFC 4478 asks for");
+
+    pair.run_for(std::time::Duration::from_secs(20));
+    pair.initiate();
+    pair.run();
+    assert_eq!(pair.server.codes(), ["reauth_loop"]);
+    let refused = &pair.server.refusals()[0];
+    assert!(refused.what.contains("shared key") && refused.fix.contains("`ttl`"), "{refused:?}");
+    assert!(!pair.server.established().is_empty(), "what is established stays");
+
+    pair.run_for(std::time::Duration::from_secs(40));
+    pair.initiate();
+    pair.run();
+    assert_eq!(pair.server.codes().len(), 1);
+    pair.assert_no_leaks();
+}
+
+/// INITIAL_CONTACT says that it is no reauthentication: a client that was restarted connects.
+#[test]
+fn a_client_with_a_key_that_lost_its_sas_connects_at_once() {
+    let mut pair = sharing(KEY, KEY);
+    pair.target.initial_contact = true;
+    for _ in 0..4 {
+        pair.initiate();
+        pair.run();
+        assert_eq!(pair.server.established().len(), 1);
+    }
+    assert_eq!(pair.server.codes(), Vec::<&str>::new());
+}

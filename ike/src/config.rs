@@ -199,6 +199,19 @@ pub struct PpkUse {
     pub required: bool,
 }
 
+/// How an initiator comes to its first child SA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FirstChild {
+    /// With IKE_AUTH (RFC 7296 1.2): it shares the IKE SA's key exchange.
+    #[default]
+    WithIkeAuth,
+    /// With a CREATE_CHILD_SA right after an IKE_AUTH without one (RFC 6023), and so with the key
+    /// exchanges that its suite names. A peer that does not announce that it can is refused.
+    Separately,
+    /// The same, but only at [`crate::Command::CreateChild`].
+    Later,
+}
+
 /// What an initiator needs to know of a peer (sites, tests, the simulation's clients).
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerConfig {
@@ -232,7 +245,9 @@ pub struct PeerConfig {
     pub ts_local: Vec<TrafficSelector>,
     /// The peer's side's selectors.
     pub ts_remote: Vec<TrafficSelector>,
-    /// Ask for transport mode (RFC 7296 1.3.1): the selectors are then narrowed to the two outer
+    /// When the first child SA is made.
+    pub first_child: FirstChild,
+    /// Ask for transport mode (RFC 7296 1.3.1), for the child of IKE_AUTH: the selectors are then narrowed to the two outer
     /// addresses. Behind a NAT tunnel mode is asked for instead, and MOBIKE is not offered beside
     /// it. A peer that declines makes it tunnel mode, which is reported.
     pub transport: bool,

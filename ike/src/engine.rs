@@ -403,6 +403,10 @@ impl Engine {
                 sa.enqueue(Task::RekeyChild(ChildSaId(key.sub)));
                 advance(ctx, sa);
             }
+            TimerKind::CreateChild => {
+                sa.enqueue(Task::CreateChild);
+                advance(ctx, sa);
+            }
             TimerKind::Keepalive => lifecycle::keepalive(ctx, sa),
             TimerKind::Tombstone if sa.redundant && sa.is_established() => {
                 lifecycle::close(ctx, sa, CloseReason::Rekeyed, Tell::Peer);

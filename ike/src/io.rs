@@ -92,6 +92,9 @@ pub enum Command {
     /// As initiator: authenticate again, make-before-break (RFC 7296 2.8.3), because our own
     /// certificate is another, or the operator wants it.
     Reauthenticate(IkeSaId),
+    /// As initiator: ask for a child SA with the selectors of the [`PeerConfig`], beside those there
+    /// are (RFC 7296 1.3.1). One that is refused is asked for again after some seconds.
+    CreateChild(IkeSaId),
     /// Rekey an IKE SA now (RFC 7296 1.3.2).
     RekeyIke(IkeSaId),
     /// Rekey a child SA now (RFC 7296 1.3.3).
@@ -599,6 +602,8 @@ pub enum TimerKind {
     RekeyIke,
     /// Rekey a child SA.
     RekeyChild,
+    /// As initiator: ask for a child SA again.
+    CreateChild,
     /// The grant's deadline: certificate or lease ends.
     Deadline,
     /// As responder of a child's rekey: send on the new child even without the old one's DELETE

@@ -112,6 +112,7 @@ pub fn target(
         request_ipv6: false,
         ts_local: Vec::new(),
         ts_remote: vec![TrafficSelector::any_v4()],
+        first_child: ike::config::FirstChild::WithIkeAuth,
         transport: false,
         mobike: false,
         initial_contact: false,

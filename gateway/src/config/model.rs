@@ -241,6 +241,9 @@ pub struct Site {
     pub connect: bool,
     /// Go to another gateway when it says so (RFC 5685).
     pub follow_redirects: bool,
+    /// When we connect: the IKE SA without a child SA (RFC 6023), which follows with a key exchange
+    /// of its own.
+    pub childless: bool,
     /// File with the root certificates it is trusted by; `None`: our own CA.
     pub ca: Option<PathBuf>,
     /// Where `ca` stands in the file, for messages.

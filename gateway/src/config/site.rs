@@ -27,7 +27,7 @@ impl Site {
             (
                 site.remote.clone(),
                 site.id.clone(),
-                (site.connect, site.follow_redirects),
+                (site.connect, site.follow_redirects, site.childless),
                 site.anchors.clone(),
                 site.psk.clone(),
                 site.local.clone(),
@@ -127,6 +127,10 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
     };
     mode(section, &name, found);
     let follow_redirects = section.boolean("follow_redirects", found).unwrap_or(false);
+    let childless = section.boolean("childless", found).unwrap_or(false);
+    if childless && !connect {
+        found.error(section.place("childless"), format!("site \"{name}\" is waited for, and `childless` is for the side that connects; remove it, or add remote = \"HOST\""));
+    }
     let ca_at = section.place("ca");
     let ca = section.string("ca", found).map(|(path, _)| PathBuf::from(path));
     let local = networks(section, "local_networks", &name, found);
@@ -156,6 +160,7 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         id,
         connect,
         follow_redirects,
+        childless,
         ca,
         ca_line: found.line(ca_at),
         psk_file,

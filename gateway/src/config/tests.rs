@@ -319,6 +319,14 @@ fn a_site_is_known_by_its_remote_and_connected_unless_told_otherwise() {
 
     let passive = SITE.replace("remote = \"gw.office.example.com\"", "id = \"o.example.com\"");
     assert!(!Config::parse(&passive, "f").unwrap().sites[0].connect);
+
+    assert!(!site_with("").childless);
+    assert!(site_with("childless = true\n").childless);
+}
+
+fn site_with(line: &str) -> Site {
+    let text = SITE.replace("allow", &format!("{line}allow"));
+    Config::parse(&text, "f").unwrap().sites.remove(0)
 }
 
 #[test]
@@ -343,6 +351,10 @@ fn mistakes_about_sites_say_what_to_write() {
         (SITE.replace("allow", "start = \"later\"\nallow"), "must be \"now\""),
         (SITE.replace("allow", "mode = \"transport\"\nallow"), "which neither data plane has"),
         (SITE.replace("allow", "mode = \"tunel\"\nallow"), "must be \"tunnel\""),
+        (
+            SITE.replace("allow", "start = \"wait\"\nchildless = true\nallow"),
+            "the side that connects",
+        ),
         (SITE.replace("allow", "ca = \"a\"\npsk_file = \"b\"\nallow"), "keep one"),
         (format!("{second}remote_networks = [\"10.30.9.0/24\"]\n"), "of site \"office\""),
         (

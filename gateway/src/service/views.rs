@@ -159,6 +159,7 @@ pub(super) fn timers(deadlines: &[ike::Deadline]) -> Vec<view::Timer> {
         TimerKind::Dpd => "see whether the peer lives",
         TimerKind::RekeyIke => "rekey the IKE SA",
         TimerKind::RekeyChild => "rekey a child SA",
+        TimerKind::CreateChild => "ask for a child SA again",
         TimerKind::Deadline => "the end of lease or certificate",
         TimerKind::Activate => "send on the new child SA",
         TimerKind::Keepalive => "keep the NAT open",

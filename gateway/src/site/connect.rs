@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ike::config::{EngineConfig, LocalAuth, PeerConfig, RemoteAuth};
+use ike::config::{EngineConfig, FirstChild, LocalAuth, PeerConfig, RemoteAuth};
 use ike::event::CloseReason;
 use ike::io::Command;
 use ike::wire::RedirectGateway;
@@ -104,6 +104,7 @@ fn peer(
         request_ipv6: false,
         ts_local: policy::selectors(&site.local),
         ts_remote: policy::selectors(&site.networks),
+        first_child: if site.childless { FirstChild::Separately } else { FirstChild::WithIkeAuth },
         transport: false,
         mobike: false,
         initial_contact: true,

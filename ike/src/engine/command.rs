@@ -27,6 +27,12 @@ impl Engine {
                     });
                 }
             }
+            Command::CreateChild(id) => {
+                self.with_sa(id, |ctx, sa| {
+                    sa.enqueue(Task::CreateChild);
+                    advance(ctx, sa);
+                });
+            }
             Command::RekeyIke(id) => {
                 self.with_sa(id, |ctx, sa| {
                     sa.enqueue(Task::RekeyIke);

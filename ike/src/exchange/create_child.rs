@@ -20,7 +20,8 @@ use crate::sa::{IkeSa, Phase, lifecycle};
 use crate::wire::{Nonce, Notify, NotifyType, Payloads, ProtocolId};
 
 pub(crate) use rekey_child::{
-    build as build_child_rekey, process_response as process_child_response,
+    build as build_child_rekey, build_new as build_new_child,
+    process_response as process_child_response,
 };
 pub(crate) use rekey_ike::{build as build_ike_rekey, process_response as process_ike_response};
 
@@ -165,10 +166,11 @@ pub(crate) fn refuse(
     respond_error(ctx, sa, notify);
 }
 
-/// Tries a rekey again later.
+/// Tries again later.
 pub(crate) fn retry_later(ctx: &mut Ctx, sa: &mut IkeSa, task: &Task) {
     let key = match task {
         Task::RekeyIke => TimerKey::new(sa.id, TimerKind::RekeyIke),
+        Task::CreateChild => TimerKey::new(sa.id, TimerKind::CreateChild),
         Task::RekeyChild(child) => TimerKey::sub(sa.id, TimerKind::RekeyChild, child.0),
         _ => return,
     };
@@ -411,7 +413,7 @@ pub(crate) fn abandon_response(ctx: &mut Ctx, sa: &mut IkeSa) {
 pub(crate) fn child_work_under_way(sa: &IkeSa) -> bool {
     matches!(sa.requesting.as_deref(), Some(Requesting::Child(_)))
         || sa.orphan.is_some()
-        || matches!(sa.active, Some(Task::DeleteChild(_) | Task::RekeyChild(_)))
+        || matches!(sa.active, Some(Task::CreateChild | Task::DeleteChild(_) | Task::RekeyChild(_)))
 }
 
 /// The peer's request is answered: what waited for that goes on. Our own exchange does when it

@@ -25,7 +25,7 @@ const LINK_LEN: usize = 8;
 /// Sends our next key exchange when its key pair is there.
 pub(crate) fn send(ctx: &mut Ctx, sa: &mut IkeSa) {
     let task = match sa.requesting.as_deref() {
-        Some(Requesting::Child(request)) => Task::RekeyChild(request.rekeys()),
+        Some(Requesting::Child(request)) => request.task(),
         Some(Requesting::Ike(_)) => Task::RekeyIke,
         None => return,
     };

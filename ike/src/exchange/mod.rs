@@ -46,6 +46,8 @@ pub(crate) enum Task {
     DeleteChild(ChildSaId),
     /// Ask whether the peer lives.
     Liveness,
+    /// Make a child SA that replaces none.
+    CreateChild,
     /// Replace a child SA.
     RekeyChild(ChildSaId),
     /// Replace the IKE SA.
@@ -96,6 +98,7 @@ fn build(ctx: &mut Ctx, sa: &mut IkeSa, task: &Task) -> bool {
         Task::DeleteIke => delete::build_ike(ctx, sa),
         Task::DeleteChild(child) => delete::build_child(ctx, sa, *child),
         Task::Liveness => dpd::build(ctx, sa),
+        Task::CreateChild => create_child::build_new_child(ctx, sa),
         Task::RekeyChild(child) => create_child::build_child_rekey(ctx, sa, *child),
         Task::RekeyIke => create_child::build_ike_rekey(ctx, sa),
         Task::UpdateAddresses => mobike::build_update(ctx, sa),
@@ -125,8 +128,9 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
                 let refused = malformed(sa, error);
                 ctx.refuse(refused);
             }
-            let rekeying = matches!(task, Some(Task::RekeyChild(_) | Task::RekeyIke));
-            if rekeying && sa.is_established() && sa.requesting.is_some() {
+            let creating =
+                matches!(task, Some(Task::CreateChild | Task::RekeyChild(_) | Task::RekeyIke));
+            if creating && sa.is_established() && sa.requesting.is_some() {
                 create_child::request_failed(ctx, sa);
                 return advance(ctx, sa);
             }
@@ -140,13 +144,17 @@ pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
         }
         (Some(Task::DeleteIke), _) => delete::process_ike_response(ctx, sa),
         (Some(Task::DeleteChild(child)), _) => delete::process_child_response(ctx, sa, child),
-        (Some(task @ (Task::RekeyChild(_) | Task::RekeyIke)), Phase::Established)
-            if opened.header.exchange == ExchangeType::IkeFollowupKe =>
-        {
+        (
+            Some(task @ (Task::CreateChild | Task::RekeyChild(_) | Task::RekeyIke)),
+            Phase::Established,
+        ) if opened.header.exchange == ExchangeType::IkeFollowupKe => {
             followup::process_response(ctx, sa, &task, &payloads);
         }
+        (Some(Task::CreateChild), Phase::Established) => {
+            create_child::process_child_response(ctx, sa, None, &payloads);
+        }
         (Some(Task::RekeyChild(child)), Phase::Established) => {
-            create_child::process_child_response(ctx, sa, child, &payloads);
+            create_child::process_child_response(ctx, sa, Some(child), &payloads);
         }
         (Some(Task::RekeyIke), Phase::Established) => {
             create_child::process_ike_response(ctx, sa, &payloads);

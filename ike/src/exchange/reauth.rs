@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::config::FirstChild;
 use crate::engine::Engine;
 use crate::event::{Blame, Refusal};
 use crate::exchange::about;
@@ -226,6 +227,10 @@ pub(crate) fn start(engine: &mut Engine, old: IkeSaId) {
     };
     // The first SA is to live on until the second is complete.
     peer.initial_contact = false;
+    // Nor is what it carries to be without a child for a moment.
+    if engine.sas.get(old).is_some_and(|sa| !sa.children.is_empty()) {
+        peer.first_child = FirstChild::WithIkeAuth;
+    }
     crate::exchange::init::initiate(engine, *peer, Some(old));
 }
 

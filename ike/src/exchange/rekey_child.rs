@@ -7,6 +7,7 @@
 
 mod request;
 mod respond;
+mod uninstalled;
 
 use std::time::Duration;
 
@@ -19,12 +20,13 @@ use crate::sa::timers::TimerKey;
 use crate::wire::Nonce;
 
 pub(crate) use request::{
-    ChildRequest, build, delete_unknown, process_response, request_failed, request_installed,
+    ChildRequest, build, build_new, process_response, request_failed, request_installed,
     request_proceed, request_spi, unknown_closed,
 };
 pub(crate) use respond::{
     ChildAnswer, answer_installed, answer_proceed, answer_spi, process_request,
 };
+pub(crate) use uninstalled::delete_unknown;
 
 /// How long we send on the old child when the peer does not delete it.
 pub(crate) const ACTIVATE_AFTER: Duration = Duration::from_secs(5);
@@ -59,7 +61,7 @@ pub(crate) fn closed(sa: &mut IkeSa, old: ChildSaId) {
         return;
     }
     if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut()
-        && request.rekeys() == old
+        && request.rekeys() == Some(old)
     {
         request.unwanted = true;
     }

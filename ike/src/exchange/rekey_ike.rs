@@ -373,6 +373,9 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
             }
         }
     }
+    if let Some(at) = ctx.timers.at(TimerKey::new(old.id, TimerKind::CreateChild)) {
+        ctx.timers.set(TimerKey::new(new.id, TimerKind::CreateChild), at);
+    }
     // Nor does a newer SA of the lease wait for longer than it was to.
     for sub in [0, redirect::SENT_AWAY] {
         if let Some(at) = ctx.timers.at(TimerKey::sub(old.id, TimerKind::Overlap, sub)) {
@@ -385,7 +388,11 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
     new.tasks.extend(tasks.into_iter().filter(|task| {
         matches!(
             task,
-            Task::DeleteChild(_) | Task::RekeyChild(_) | Task::UpdateAddresses | Task::Redirect
+            Task::CreateChild
+                | Task::DeleteChild(_)
+                | Task::RekeyChild(_)
+                | Task::UpdateAddresses
+                | Task::Redirect
         )
     }));
     new.auth = old.auth.clone();

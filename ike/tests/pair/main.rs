@@ -12,6 +12,7 @@ mod addresses;
 mod bounds;
 mod catalogue;
 mod checklist;
+mod childless;
 mod children;
 mod closing;
 mod connecting;

@@ -285,6 +285,7 @@ impl Node {
             request_ipv6: false,
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
+            first_child: ike::config::FirstChild::WithIkeAuth,
             transport: false,
             mobike: self.mobike,
             follow_redirects: false,

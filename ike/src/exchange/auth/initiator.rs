@@ -4,14 +4,14 @@ mod first_child;
 
 use std::collections::BTreeSet;
 
-use crate::config::{LocalAuth, PpkUse, RemoteAuth};
+use crate::config::{FirstChild, LocalAuth, PpkUse, RemoteAuth};
 use crate::crypto::{IkeKeys, SecretBytes};
 use crate::event::{Blame, CloseReason, Refusal};
 use crate::exchange::auth::{
     AuthTask, Exchanged, Own, check_grant, ppk, remember, shared, still_granted, up,
 };
 use crate::exchange::certs;
-use crate::exchange::{about, config, continuity, reauth, redirect, send_request};
+use crate::exchange::{Task, about, advance, config, continuity, reauth, redirect, send_request};
 use crate::io::{
     Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, PpkRequest, SharedKey,
     SharedKeyRequest, VerifiedPeer, VerifyPeer,
@@ -65,6 +65,9 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
     let Some(peer) = &sa.peer else {
         return lifecycle::finish(ctx, sa);
     };
+    if peer.first_child != FirstChild::WithIkeAuth && !sa.traits.childless {
+        return no_childless(ctx, sa);
+    }
     let own = match peer.local_auth {
         LocalAuth::SharedKey => Own::SharedKey,
         LocalAuth::Certificate(credential) => {
@@ -120,7 +123,24 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         ctx.act(sa.id, Purpose::Ppk, Action::Ppk(Box::new(find)));
     }
     prove_if_ready(ctx, sa);
-    ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
+    if !is_childless(sa) {
+        ctx.act(sa.id, Purpose::AuthSpi, Action::AllocSpi);
+    }
+}
+
+/// Whether IKE_AUTH makes no child (RFC 6023).
+fn is_childless(sa: &IkeSa) -> bool {
+    sa.peer.as_ref().is_some_and(|peer| peer.first_child != FirstChild::WithIkeAuth)
+}
+
+/// The peer did not say that it takes an IKE SA without a child (RFC 6023 3).
+fn no_childless(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let what = "the peer does not announce that it makes IKE SAs without a child SA (RFC 6023)";
+    let fix = "let it (strongSwan: `childless = allow`), or make the first child SA with IKE_AUTH";
+    let refused = refusal(Blame::Incompatible, None, "childless_unsupported", what, fix);
+    ctx.refuse(about(sa, refused));
+    lifecycle::down(ctx, sa, CloseReason::Failed(what.to_owned()));
+    lifecycle::finish(ctx, sa);
 }
 
 /// Makes our AUTH, or asks for its signature, once every key it needs is here; with an optional
@@ -282,6 +302,7 @@ pub(super) fn spi(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<u32, String>) {
 }
 
 fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let childless = is_childless(sa);
     let Some(initiator) = initiator(sa) else {
         return;
     };
@@ -293,15 +314,19 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     }
     let spi = match &initiator.spi {
+        None if childless => None,
         None => return,
-        Some(Ok(spi)) => *spi,
+        Some(Ok(spi)) => Some(*spi),
         Some(Err(why)) => {
             let what = format!("the data plane gave no SPI: {why}");
             return fail(ctx, sa, Blame::Internal, "data_plane", what);
         }
     };
     initiator.sent = true;
-    let offer = first_child::offer(ctx, sa);
+    let offer = match spi {
+        Some(_) => first_child::offer(ctx, sa),
+        None => ChildOffer::default(),
+    };
     let Some(initiator) = self::initiator(sa) else {
         return;
     };
@@ -333,7 +358,9 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(request) = config::request(peer) {
         payloads.push(Payload::Cp(request));
     }
-    first_child::request(&peer.esp_suites, spi, &offer, &mut payloads);
+    if let Some(spi) = spi {
+        first_child::request(&peer.esp_suites, spi, &offer, &mut payloads);
+    }
     if let Some(ppk) = &ppk {
         payloads.push_notify(ppk::identity(&ppk.id));
         without.into_iter().for_each(|data| payloads.push_notify(ppk::without(data)));
@@ -512,6 +539,15 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
     grant.dns = dns;
     grant.transport = sa.peer.as_ref().is_some_and(|peer| peer.transport);
     remember(ctx, sa, &verified, identity, grant);
+    if is_childless(sa) {
+        return match response.sa() {
+            None => complete(ctx, sa, None),
+            Some(_) => {
+                let what = "the peer made a child SA that was not asked for".to_owned();
+                fail(ctx, sa, Blame::Misbehaved, "bad_child", what)
+            }
+        };
+    }
     match first_child::install(ctx, sa, &response) {
         Ok(Some(child)) => {
             if let Some(initiator) = self::initiator(sa) {
@@ -527,7 +563,8 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
     if let Err(refused) = still_granted(ctx, sa) {
         return fail_with(ctx, sa, *refused);
     }
-    if child.is_none() && sa.replaces.is_some() {
+    let first_child = sa.peer.as_ref().map(|peer| peer.first_child).unwrap_or_default();
+    if child.is_none() && sa.replaces.is_some() && first_child == FirstChild::WithIkeAuth {
         // It would carry nothing, and the one it is to replace does.
         let response = initiator(sa).and_then(|initiator| initiator.response.take());
         let (_, why) = first_child::none_made(&response.unwrap_or_default());
@@ -541,6 +578,10 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
     }
     if let Some(old) = sa.replaces.take() {
         ctx.deferred.push_back(Deferred::Superseded(old));
+    }
+    if first_child == FirstChild::Separately {
+        sa.enqueue(Task::CreateChild);
+        advance(ctx, sa);
     }
     ctx.checkpoint(sa);
 }

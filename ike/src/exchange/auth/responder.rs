@@ -342,7 +342,13 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
             payloads.push_notify(refused.notify);
             ctx.refuse(refused.refusal);
         }
-        _ => {}
+        // RFC 6023 3: addresses without a child.
+        _ => {
+            let grant = sa.auth.as_ref().map(|auth| &auth.grant);
+            if let Some(reply) = grant.and_then(|grant| config::reply(responder.wanted, grant)) {
+                payloads.push(Payload::Cp(reply));
+            }
+        }
     }
     if responder.ppk {
         payloads.push_notify(ppk::used());

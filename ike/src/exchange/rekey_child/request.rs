@@ -1,12 +1,13 @@
-//! Our rekey of a child SA.
+//! Our request for a child SA: one that replaces another, or one beside those there are.
 
-use crate::crypto::EspSuite;
 use crate::crypto::keymat::Nonces;
+use crate::crypto::{EspSuite, KeMethod};
 use crate::event::{Blame, CloseReason};
 use crate::exchange::create_child::{
     Requesting, abandon_request, may_request, request_settled, retry_later, with_requesting_kex,
 };
 use crate::exchange::kex::Kex;
+use crate::exchange::rekey_child::uninstalled::{delete_uninstalled, delete_unknown};
 use crate::exchange::rekey_child::{Collision, activate, respond, successor_gone};
 use crate::exchange::{
     Task, about, advance, create_child, followup, nonces, send_request, transport,
@@ -14,7 +15,7 @@ use crate::exchange::{
 use crate::io::{Action, ChildSaId, TimerKind};
 use crate::policy::{narrowing, proposal};
 use crate::sa::IkeSa;
-use crate::sa::child::{self, Child, ChildState, NewChild, remove_from_dataplane};
+use crate::sa::child::{self, ChildState, NewChild, remove_from_dataplane};
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::timers::TimerKey;
 use crate::wire::{
@@ -29,7 +30,7 @@ const MAX_CLOSED: usize = 32;
 #[derive(Debug)]
 pub(crate) struct ChildRequest {
     handle: u64,
-    rekeys: ChildSaId,
+    rekeys: Option<ChildSaId>,
     ni: Nonce,
     suites: Vec<EspSuite>,
     kex: Option<Kex>,
@@ -79,8 +80,13 @@ impl ChildRequest {
     }
 
     /// What it replaces.
-    pub(crate) fn rekeys(&self) -> ChildSaId {
+    pub(crate) fn rekeys(&self) -> Option<ChildSaId> {
         self.rekeys
+    }
+
+    /// What it is for.
+    pub(crate) fn task(&self) -> Task {
+        self.rekeys.map_or(Task::CreateChild, Task::RekeyChild)
     }
 
     /// The request is on its way, and so beyond recall.
@@ -124,10 +130,6 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
         return false;
     }
     let current = child.suite.clone();
-    let Some(ni) = create_child::fresh_nonce(&mut sa.rng) else {
-        return false;
-    };
-    let handle = ctx.fresh_id();
     // A child made by IKE_AUTH has no group of its own; the configuration may want one now.
     let bare = |suite: &EspSuite| EspSuite { kex: None, additional: Vec::new(), ..suite.clone() };
     let configured = ctx.config.esp_suites.iter().find(|suite| bare(suite) == bare(&current));
@@ -152,12 +154,53 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
             suites.push(suite);
         }
     }
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0));
+    start(ctx, sa, Some(id), suites, group, hinted);
+    true
+}
+
+/// Asks for a child beside those there are, with the selectors we were told to establish; false
+/// when that cannot be.
+pub(crate) fn build_new(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    let Some(peer) = sa.peer.as_ref().filter(|_| sa.is_established()) else {
+        return false;
+    };
+    let mut suites = peer.esp_suites.clone();
+    if !may_request(sa) {
+        retry_later(ctx, sa, &Task::CreateChild);
+        return false;
+    }
+    let Some(first) = suites.first() else {
+        return false;
+    };
+    let (group, additional) = (first.kex, first.additional.clone());
+    // Either every suite has a key exchange or none.
+    for suite in suites.iter_mut().filter(|suite| suite.kex.is_some() != group.is_some()) {
+        (suite.kex, suite.additional) = (group, additional.clone());
+    }
+    ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::CreateChild));
+    start(ctx, sa, None, suites, group, false);
+    true
+}
+
+/// Asks for what the request needs.
+fn start(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    rekeys: Option<ChildSaId>,
+    suites: Vec<EspSuite>,
+    group: Option<KeMethod>,
+    hinted: bool,
+) {
+    let Some(ni) = create_child::fresh_nonce(&mut sa.rng) else {
+        return;
+    };
+    let handle = ctx.fresh_id();
     let kex = group.map(|group| Kex::request(ctx, sa, handle, group));
     ctx.act(sa.id, Purpose::RequestSpi(handle), Action::AllocSpi);
-    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, id.0));
     sa.requesting = Some(Box::new(Requesting::Child(ChildRequest {
         handle,
-        rekeys: id,
+        rekeys,
         ni,
         suites,
         kex,
@@ -170,7 +213,6 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
         unwanted: false,
         closed: Vec::new(),
     })));
-    true
 }
 
 fn request(sa: &mut IkeSa) -> Option<&mut ChildRequest> {
@@ -216,37 +258,62 @@ pub(crate) fn request_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     if request.sent || request.kex.as_ref().is_some_and(|kex| kex.public.is_empty()) {
         return;
     }
-    let id = request.rekeys;
+    let rekeys = request.rekeys;
     let mut payloads = Payloads::new();
     let (suites, ni) = (request.suites.clone(), request.ni.clone());
     let ke = request.kex.as_ref().map(Kex::payload);
     request.sent = true;
-    let Some(old) = sa.children.get(&id).filter(|old| !old.removed) else {
+    let old = rekeys.map(|old| sa.children.get(&old).filter(|old| !old.removed));
+    let (ts_local, ts_remote, transport) = match old {
+        Some(Some(old)) => {
+            let spi = ChildSpi(old.spi_in);
+            payloads.push_notify(Notify::about(NotifyType::RekeySa, ProtocolId::Esp, spi));
+            (old.ts_local.clone(), old.ts_remote.clone(), old.transport)
+        }
         // The peer closed it while we were preparing.
-        return finish(ctx, sa);
+        Some(None) => return finish(ctx, sa),
+        None => {
+            let (local, remote) = offered(sa);
+            (local, remote, false)
+        }
     };
-    let spi = ChildSpi(old.spi_in);
-    payloads.push_notify(Notify::about(NotifyType::RekeySa, ProtocolId::Esp, spi));
     payloads.push(Payload::Sa(proposal::offer_esp(&suites, spi_in)));
     payloads.push(Payload::Nonce(ni));
     if let Some(ke) = ke {
         payloads.push(Payload::Ke(ke));
     }
     // The initiator of this exchange is i, whoever made the IKE SA (RFC 7296 2.9).
-    payloads.push(Payload::TsI(TrafficSelectors::new(old.ts_local.clone())));
-    payloads.push(Payload::TsR(TrafficSelectors::new(old.ts_remote.clone())));
-    if old.transport {
+    payloads.push(Payload::TsI(TrafficSelectors::new(ts_local)));
+    payloads.push(Payload::TsR(TrafficSelectors::new(ts_remote)));
+    if transport {
         payloads.push_notify(transport::notify());
     }
     send_request(ctx, sa, ExchangeType::CreateChildSa, &payloads);
 }
 
+/// What we ask for in a child that replaces none: our side's selectors and the peer's.
+fn offered(sa: &IkeSa) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    let Some(auth) = sa.auth.as_deref() else {
+        return (Vec::new(), Vec::new());
+    };
+    let (remote, local) = respond::allowed(sa, &auth.grant);
+    (local, remote)
+}
+
 /// The peer's answer.
-pub(crate) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, payloads: &Payloads) {
+pub(crate) fn process_response(
+    ctx: &mut Ctx,
+    sa: &mut IkeSa,
+    rekeys: Option<ChildSaId>,
+    payloads: &Payloads,
+) {
     if let Some(error) = payloads.error_notify() {
-        return refused(ctx, sa, id, error);
+        return match rekeys {
+            Some(id) => refused(ctx, sa, id, error),
+            None => new_refused(ctx, sa, error),
+        };
     }
-    match read(sa, id, payloads) {
+    match read(sa, rekeys, payloads) {
         Ok((answer, ke)) => {
             let Some(request) = request(sa) else {
                 return;
@@ -284,15 +351,18 @@ type PeerPublic = Option<Vec<u8>>;
 
 fn read(
     sa: &mut IkeSa,
-    id: ChildSaId,
+    rekeys: Option<ChildSaId>,
     payloads: &Payloads,
 ) -> Result<(Answer, PeerPublic), &'static str> {
-    let old = sa.children.get(&id);
+    let old = rekeys.and_then(|old| sa.children.get(&old));
     let transport = transport::is_said(payloads);
-    if old.is_some_and(|old| old.transport != transport) {
-        return Err("the peer answered a rekey in another mode (tunnel or transport)");
+    if old.map_or(rekeys.is_none() && transport, |old| old.transport != transport) {
+        return Err("the peer answered in another mode (tunnel or transport) than was asked for");
     }
-    let old = old.map(|old| (old.ts_local.clone(), old.ts_remote.clone()));
+    let old = match rekeys {
+        Some(_) => old.map(|old| (old.ts_local.clone(), old.ts_remote.clone())),
+        None => Some(offered(sa)),
+    };
     let prf = sa.protection.as_ref().map(|protection| protection.prf());
     let request = request(sa).ok_or("the peer answered a rekey that is not under way")?;
     let (Some(answer), Some(nr), Some(ts_i), Some(ts_r)) =
@@ -384,13 +454,27 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
     finish(ctx, sa);
 }
 
+/// The peer does not make the new child.
+fn new_refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &Notify) {
+    let task = Task::CreateChild;
+    if error.kind != NotifyType::TemporaryFailure {
+        let what = format!("the peer refused the child SA with {}", error.kind);
+        let fix = "compare ESP proposals, key exchanges and selectors of both sides";
+        let kind = Some(error.kind);
+        let refused = refusal(Blame::Incompatible, kind, "child_refused", what, fix);
+        ctx.refuse(about(sa, refused));
+    }
+    retry_later(ctx, sa, &task);
+    finish(ctx, sa);
+}
+
 /// Installs what was agreed, unless the peer's crossing rekey made it redundant.
 fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
     let crossing = respond::rekeying(sa);
     let Some(request) = request(sa) else {
         return;
     };
-    if crossing == Some(request.rekeys) {
+    if request.rekeys.is_some() && crossing == request.rekeys {
         // What the peer's exchange makes is to be known first; its answer is on the way.
         return;
     }
@@ -408,7 +492,7 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
         .is_some_and(|collision| collision.ours_is_redundant(&ni, &answer.nr));
     if redundant || unwanted {
         // RFC 7296 2.8.1: who made the redundant SA closes it. It was never installed here.
-        close_redundant(ctx, sa, spi_in, answer);
+        delete_uninstalled(ctx, sa, spi_in, answer.spi_out, answer.suite);
         return finish(ctx, sa);
     }
     let shared = request.kex.as_ref().map(Kex::secrets).unwrap_or_default();
@@ -432,50 +516,12 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa) {
         ts_remote: answer.ts_remote,
         transport: answer.transport,
         outbound_active: true,
-        rekeys: Some(rekeys),
+        rekeys,
     };
     let installing = child::install(ctx, sa, new);
     if let Some(request) = self::request(sa) {
         request.installing = installing;
     }
-}
-
-/// Tells the peer that the child our exchange made is not to be used.
-fn close_redundant(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, answer: Answer) {
-    delete_uninstalled(ctx, sa, spi_in, answer.spi_out, answer.suite);
-}
-
-/// The same for a child of which nothing but its SPIs is known any more.
-pub(crate) fn delete_unknown(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, spi_out: u32) {
-    if let Some(suite) = ctx.config.esp_suites.first().cloned() {
-        delete_uninstalled(ctx, sa, spi_in, spi_out, suite);
-    }
-}
-
-/// Deletes a child that was never installed here.
-fn delete_uninstalled(ctx: &mut Ctx, sa: &mut IkeSa, spi_in: u32, spi_out: u32, suite: EspSuite) {
-    let id = ChildSaId(ctx.fresh_id());
-    let none = || crate::io::ChildKeys { encr: Vec::new(), integ: Vec::new() };
-    let child = Child {
-        id,
-        state: ChildState::Deleting,
-        spi_in,
-        spi_out,
-        suite,
-        keys_in: none(),
-        keys_out: none(),
-        transport: false,
-        ts_local: Vec::new(),
-        ts_remote: Vec::new(),
-        hosts: sa.hosts(),
-        installed_at: ctx.now.mono,
-        outbound_active: false,
-        removed: true,
-        replaced_by: None,
-        by_peer: false,
-    };
-    sa.children.insert(id, Box::new(child));
-    sa.enqueue(Task::DeleteChild(id));
 }
 
 pub(crate) fn request_installed(
@@ -490,7 +536,7 @@ pub(crate) fn request_installed(
     let (old, collision) = (request.rekeys, request.collision.take());
     match answer {
         Ok(()) => {
-            child::up(ctx, sa, new, Some(old));
+            child::up(ctx, sa, new, old);
             // What the peer's crossing exchange made is redundant; the peer closes it.
             if let Some(collision) = collision
                 && let Some(theirs) = sa.children.get_mut(&collision.child)
@@ -501,9 +547,10 @@ pub(crate) fn request_installed(
                 let key = TimerKey::sub(sa.id, TimerKind::RekeyChild, collision.child.0);
                 ctx.timers.cancel(key);
             }
-            if let Some(child) = sa.children.get_mut(&old) {
+            if let Some(child) = old.and_then(|old| sa.children.get_mut(&old)) {
                 child.replaced_by = Some(new);
                 // The peer sends on it until it hears of its end, so it is removed only then.
+                let old = child.id;
                 sa.enqueue(Task::DeleteChild(old));
             }
         }
@@ -513,7 +560,7 @@ pub(crate) fn request_installed(
             remove_from_dataplane(ctx, sa, new, CloseReason::Failed(why));
             successor_gone(sa, new);
             sa.enqueue(Task::DeleteChild(new));
-            retry_later(ctx, sa, &Task::RekeyChild(old));
+            retry_later(ctx, sa, &old.map_or(Task::CreateChild, Task::RekeyChild));
         }
     }
     finish(ctx, sa);
@@ -522,7 +569,7 @@ pub(crate) fn request_installed(
 /// The exchange came to nothing; the old child lives on.
 pub(crate) fn request_failed(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(request) = request(sa) {
-        let task = Task::RekeyChild(request.rekeys);
+        let task = request.task();
         retry_later(ctx, sa, &task);
     }
     finish(ctx, sa);
@@ -533,7 +580,7 @@ fn finish(ctx: &mut Ctx, sa: &mut IkeSa) {
     // it made: for the peer ours was the better one.
     if let Some(request) = request(sa)
         && let Some(collision) = request.collision.take()
-        && let old = request.rekeys
+        && let Some(old) = request.rekeys
         && sa.children.contains_key(&collision.child)
     {
         match sa.children.get_mut(&old).filter(|old| !old.removed) {

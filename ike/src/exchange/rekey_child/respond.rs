@@ -91,7 +91,8 @@ pub(crate) fn process_request(
         Err(notify) => return respond_error(ctx, sa, notify),
     };
     if let Some(Requesting::Child(request)) = sa.requesting.as_deref()
-        && Some(request.rekeys()) == rekeys
+        && rekeys.is_some()
+        && request.rekeys() == rekeys
         && request.is_answered()
     {
         // RFC 7296 2.25.1: for us it is replaced already. The peer has answered our rekey, so it
@@ -266,7 +267,10 @@ fn plan_transport(
 
 /// What the peer's side and ours may be: as responder what the lease says, as initiator of the
 /// IKE SA what we were told to establish.
-fn allowed(sa: &IkeSa, grant: &crate::io::Grant) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+pub(super) fn allowed(
+    sa: &IkeSa,
+    grant: &crate::io::Grant,
+) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
     if let Some(peer) = &sa.peer {
         let local = if grant.addresses.is_empty() {
             peer.ts_local.clone()
@@ -289,7 +293,8 @@ fn begin(ctx: &mut Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, ni: &Nonce, p
     // Our own rekey of the same child that is not yet sent gives way, and comes back if nothing
     // comes of the peer's.
     if let Some(Requesting::Child(request)) = sa.requesting.as_deref()
-        && Some(request.rekeys()) == rekeys
+        && rekeys.is_some()
+        && request.rekeys() == rekeys
         && !request.is_sent()
     {
         abandon_request(ctx, sa);
@@ -472,7 +477,7 @@ fn replaced(ctx: &mut Ctx, sa: &mut IkeSa, old: ChildSaId, new: ChildSaId, nonce
     ctx.timers.set(TimerKey::sub(sa.id, TimerKind::Activate, new.0), at);
     ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::RekeyChild, old.0));
     if let Some(Requesting::Child(request)) = sa.requesting.as_deref_mut()
-        && request.rekeys() == old
+        && request.rekeys() == Some(old)
     {
         request.collision = Some(Collision { nonces, child: new });
     } else {

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ike::config::{
-    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers, Volume,
+    Continuity, Credential, EngineConfig, FirstChild, Limits, LocalAuth, PeerConfig, RemoteAuth,
+    Timers, Volume,
 };
 use ike::crypto::ring::PROVIDER;
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, Signer};
@@ -96,6 +97,7 @@ impl Setup {
             request_ipv6: true,
             ts_local: vec![],
             ts_remote: vec![TrafficSelector::any_v4(), TrafficSelector::any_v6()],
+            first_child: FirstChild::WithIkeAuth,
             transport: false,
             mobike: false,
             initial_contact: false,

@@ -1,0 +1,272 @@
+//! An initiator whose IKE SA is made without a child (RFC 6023), and the child by a CREATE_CHILD_SA
+//! of its own: at once, or when it is told to (RFC 7296 1.3.1).
+
+use std::time::Duration;
+
+use ike::Command;
+use ike::config::FirstChild;
+use ike::event::CloseReason;
+use ike::io::LeaseId;
+use ike::wire::{ExchangeType, Message, NotifyType, Payload, PayloadType, Payloads};
+
+use crate::harness::*;
+use crate::spy::Spy;
+
+const IKE: &str = "aes256gcm16-prfsha384-x25519";
+
+fn setup(first_child: FirstChild, esp: &str) -> Setup {
+    let mut setup = Setup::new().quiet().suites(IKE, esp);
+    setup.target.first_child = first_child;
+    setup
+}
+
+/// Runs to the end and tells which messages it took.
+fn exchanges(pair: &mut Pair) -> Vec<ExchangeType> {
+    std::iter::from_fn(|| pair.step()).map(|flight| flight.exchange()).collect()
+}
+
+/// The exchanges, each with its answer.
+fn twice(exchanges: &[ExchangeType]) -> Vec<ExchangeType> {
+    exchanges.iter().flat_map(|exchange| [*exchange; 2]).collect()
+}
+
+#[test]
+fn the_child_is_made_right_after_with_a_key_exchange_of_its_own() {
+    use ExchangeType::{CreateChildSa, IkeAuth, IkeFollowupKe, IkeSaInit};
+
+    let one = [IkeSaInit, IkeAuth, CreateChildSa];
+    let several = [IkeSaInit, IkeAuth, CreateChildSa, IkeFollowupKe];
+    for (suite, expected) in [
+        ("aes256gcm16-esn", &one[..]),
+        ("aes256gcm16-x25519-esn", &one[..]),
+        ("aes256gcm16-x25519-ke1_ecp256-esn", &several[..]),
+    ] {
+        let mut pair = setup(FirstChild::Separately, suite).build();
+        pair.initiate();
+
+        assert_eq!(exchanges(&mut pair), twice(expected), "{suite}");
+
+        pair.assert_connected();
+        pair.assert_traffic_flows();
+        let child = pair.client.established()[0].children[0].clone();
+        assert_eq!(child.suite.to_string(), suite);
+        assert_eq!(child.ts_remote, [net("10.20.0.0", "10.20.0.255")]);
+        assert_eq!(child.ts_local, [net("10.77.0.2", "10.77.0.2"), net("fd77::2", "fd77::2")]);
+        assert!(pair.client.codes().is_empty() && pair.server.codes().is_empty());
+        // It is a child like any other.
+        for side in [Side::Client, Side::Server] {
+            let child = pair.peer(side).established()[0].children[0].id;
+            pair.command(side, Command::RekeyChild(child));
+            pair.run();
+            pair.assert_connected();
+            pair.assert_traffic_flows();
+        }
+        pair.assert_no_leaks();
+    }
+}
+
+#[test]
+fn ike_auth_asks_for_no_child_and_gets_none() {
+    let mut pair = setup(FirstChild::Later, "aes256gcm16-esn").build();
+    pair.initiate();
+    pair.step();
+    pair.step();
+    let spy = Spy::of(&pair);
+    let request = spy.hear(&pair.wire[0]).payloads().unwrap();
+    pair.step();
+    let answer = spy.hear(&pair.wire[0]).payloads().unwrap();
+    pair.run();
+
+    // RFC 6023 3
+    for message in [&request, &answer] {
+        for payload in [PayloadType::Sa, PayloadType::TsI, PayloadType::TsR] {
+            assert!(message.iter().all(|found| found.kind() != payload), "{payload}");
+        }
+        assert!(message.cp().is_some(), "addresses may be asked for, and given");
+    }
+    assert_eq!(pair.client.established()[0].addresses.len(), 2);
+    pair.assert_nothing_installed();
+    pair.run_for(Duration::from_secs(60));
+    pair.assert_nothing_installed();
+    assert!(pair.client.codes().is_empty() && pair.server.codes().is_empty());
+
+    // Later, when it is told to.
+    let ike = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::CreateChild(ike));
+    pair.run();
+    pair.assert_connected();
+    pair.assert_traffic_flows();
+    // Another one beside it.
+    pair.command(Side::Client, Command::CreateChild(ike));
+    pair.run();
+    pair.assert_mirrored(2);
+    pair.assert_no_leaks();
+}
+
+#[test]
+fn a_peer_that_does_not_know_it_is_refused_with_the_reason() {
+    for first_child in [FirstChild::Separately, FirstChild::Later] {
+        let mut pair = setup(first_child, "aes256gcm16-esn").build();
+        pair.initiate();
+        pair.step();
+        let mut flight = pair.lose();
+        let mut message = Message::parse(&flight.datagram.payload).unwrap();
+        let mut without = Payloads::new();
+        for payload in message.payloads.iter() {
+            let told = matches!(
+                payload,
+                Payload::Notify(notify) if notify.kind == NotifyType::ChildlessIkev2Supported
+            );
+            if !told {
+                without.push(payload.clone());
+            }
+        }
+        assert!(without.iter().count() < message.payloads.iter().count());
+        message.payloads = without;
+        flight.datagram.payload = message.encode().unwrap();
+        pair.deliver(flight);
+
+        assert_eq!(pair.client.codes(), ["childless_unsupported"]);
+        assert!(pair.client.refusals()[0].fix.contains("childless"));
+        assert!(pair.wire.is_empty(), "nothing more is said");
+        assert_eq!(pair.client.engine.sas().count(), 0);
+        assert!(matches!(pair.client.ends()[..], [CloseReason::Failed(_)]));
+        assert_eq!(pair.client.key_pairs(), 0);
+    }
+}
+
+#[test]
+fn a_child_that_is_refused_leaves_the_ike_sa_and_is_asked_for_again() {
+    let mut setup = setup(FirstChild::Separately, "aes256gcm16-esn");
+    let allowed = setup.grant.clone().unwrap();
+    setup.grant.as_mut().unwrap().allowed = vec![];
+    let mut pair = setup.build();
+    pair.initiate();
+    pair.run();
+
+    assert_eq!(pair.client.codes(), ["child_refused"]);
+    assert_eq!(pair.server.codes(), ["ts_unacceptable"]);
+    assert_eq!(pair.client.established().len(), 1);
+    pair.assert_nothing_installed();
+
+    pair.command(Side::Server, Command::UpdateLease(LeaseId(LEASE.to_owned()), allowed));
+    pair.run_for(Duration::from_secs(11));
+    pair.assert_connected();
+    pair.assert_traffic_flows();
+    pair.assert_no_leaks();
+}
+
+/// RFC 7296 2.25.2: the IKE SA is rekeyed, or closed, while the child is asked for.
+#[test]
+fn what_crosses_the_request_for_a_child_does_it_no_harm() {
+    for rekeys in [Side::Client, Side::Server] {
+        let mut pair = setup(FirstChild::Later, "aes256gcm16-x25519-esn").build();
+        pair.initiate();
+        pair.run();
+        let (ours, theirs) = (pair.client.established()[0].id, pair.server.established()[0].id);
+        let id = if rekeys == Side::Client { ours } else { theirs };
+        pair.command(Side::Client, Command::CreateChild(ours));
+        pair.command(rekeys, Command::RekeyIke(id));
+        pair.run_for(Duration::from_secs(60));
+
+        pair.assert_connected();
+        pair.assert_traffic_flows();
+        assert_ne!(pair.client.established()[0].id, ours, "rekeyed too");
+        pair.assert_no_leaks();
+    }
+    for closes in [Side::Client, Side::Server] {
+        let mut pair = setup(FirstChild::Later, "aes256gcm16-x25519-esn").build();
+        pair.initiate();
+        pair.run();
+        let (ours, theirs) = (pair.client.established()[0].id, pair.server.established()[0].id);
+        let id = if closes == Side::Client { ours } else { theirs };
+        pair.command(Side::Client, Command::CreateChild(ours));
+        pair.command(closes, Command::CloseIkeSa(id, CloseReason::Operator));
+        pair.run_for(Duration::from_secs(60));
+
+        pair.assert_nothing_installed();
+        pair.assert_no_leaks();
+    }
+}
+
+/// Two new children at once are two children: neither replaces anything.
+#[test]
+fn children_that_both_ask_for_do_not_collide() {
+    let mut pair = setup(FirstChild::Separately, "aes256gcm16-x25519-esn").build();
+    pair.initiate();
+    pair.run();
+    let ours = pair.client.established()[0].id;
+    let child = *pair.server.plane.keys().next().unwrap();
+    pair.command(Side::Client, Command::CreateChild(ours));
+    pair.command(Side::Server, Command::RekeyChild(child));
+    pair.run_for(Duration::from_secs(60));
+
+    pair.assert_mirrored(2);
+    pair.assert_traffic_flows();
+    pair.assert_no_leaks();
+}
+
+#[test]
+fn each_message_of_it_may_be_lost_or_repeated() {
+    for n in 0..8 {
+        for twice in [false, true] {
+            let suite = "aes256gcm16-x25519-ke1_ecp256-esn";
+            let mut pair = setup(FirstChild::Separately, suite).build();
+            pair.initiate();
+            for _ in 0..n {
+                pair.step();
+            }
+            let flight = pair.lose();
+            if twice {
+                pair.deliver(flight.clone());
+                pair.deliver(flight);
+            }
+            pair.run_for(Duration::from_secs(60));
+            pair.assert_connected();
+            pair.assert_traffic_flows();
+            pair.assert_no_leaks();
+        }
+    }
+}
+
+/// What a process that was restarted asked for is made by nobody: no half of it stays.
+#[test]
+fn a_restart_while_it_is_asked_for_leaves_no_half_child() {
+    for n in 0..2 {
+        let mut pair = setup(FirstChild::Later, "aes256gcm16-esn").build();
+        pair.initiate();
+        pair.run();
+        let ours = pair.client.established()[0].id;
+        pair.command(Side::Client, Command::CreateChild(ours));
+        for _ in 0..n {
+            pair.step();
+        }
+        pair.wire.clear();
+        pair.restart(Side::Client);
+        pair.run_for(Duration::from_secs(60));
+
+        assert_eq!(pair.client.established().len(), 1);
+        pair.assert_nothing_installed();
+    }
+}
+
+/// RFC 7296 2.8.3: the second IKE SA takes over with a child of its own.
+#[test]
+fn who_authenticates_again_keeps_a_child() {
+    for first_child in [FirstChild::Separately, FirstChild::Later] {
+        let mut pair = setup(first_child, "aes256gcm16-esn").build();
+        pair.initiate();
+        pair.run();
+        let ours = pair.client.established()[0].id;
+        let children = pair.client.plane.len();
+        pair.command(Side::Client, Command::Reauthenticate(ours));
+        pair.run();
+        pair.run_for(Duration::from_secs(60));
+
+        assert_eq!(pair.client.established().len(), 1);
+        assert_ne!(pair.client.established()[0].id, ours);
+        pair.assert_mirrored(children);
+        assert!(pair.client.codes().is_empty(), "{:?}", pair.client.codes());
+        pair.assert_no_leaks();
+    }
+}

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::audit::chain::ChainReport;
 use crate::audit::{self, Actor, AuditEvent, AuditRecord};
+use crate::bar::Bar;
 use crate::ca::{Ca, CaRecord, CaStatus};
 use crate::enrol::jwt::Keyring;
 use crate::enrol::refused::RefusedTokens;
@@ -94,8 +95,8 @@ pub enum AccessError {
     },
     /// The holder's lease was revoked, and it still has the key it had then.
     #[error(
-        "lease {lease} of {name} was revoked at {at}, which holds until the key is changed: give \
-         {name} another key or certificate"
+        "lease {lease} of {name} was revoked at {at}, which holds for the key it has: give {name} \
+         another key, or lift the bar with runnel bar lift"
     )]
     HolderRevoked {
         /// Who.
@@ -105,6 +106,9 @@ pub enum AccessError {
         /// Since when.
         at: UnixTime,
     },
+    /// The peer's public key is barred.
+    #[error("{}", .0.sentence())]
+    KeyBarred(Box<Bar>),
     /// The lease's role is not configured any more.
     #[error("role {role} of lease {lease} is not configured: add it or enrol with another role")]
     UnknownRole {
@@ -138,6 +142,8 @@ pub struct Authority {
     entropy: Mutex<Randomness>,
     /// Where pruning goes on among the tokens.
     pub(crate) pruned_to: Mutex<Option<String>>,
+    /// The same among the identities of key holders.
+    pub(crate) pruned_holders_to: Mutex<Option<String>>,
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
     startup: Startup,
@@ -240,6 +246,7 @@ impl Authority {
             held: RwLock::default(),
             entropy: Mutex::new(Randomness(options.entropy)),
             pruned_to: Mutex::default(),
+            pruned_holders_to: Mutex::default(),
             turns: Default::default(),
             startup: Startup { created_ca, broken_trail, ..Startup::default() },
             lock: None,

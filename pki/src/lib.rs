@@ -17,6 +17,7 @@
 
 pub mod audit;
 mod authority;
+mod bar;
 mod ca;
 mod crl;
 mod csr;
@@ -41,6 +42,7 @@ pub mod validate;
 pub use audit::chain::{ChainFault, ChainReport, FaultKind};
 pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord, Carried, TunnelFacts};
 pub use authority::{Access, AccessError, Authority, Startup};
+pub use bar::{Bar, Barred, RunName};
 pub use ca::{CaCertificate, CaStatus, ServerIdentity, ServerNames, issuer_id};
 pub use crl::Crl;
 pub use csr::{Csr, CsrError, challenge_password};

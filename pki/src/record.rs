@@ -49,6 +49,9 @@ pub(crate) mod key {
     pub(crate) const ADDRESS: &str = "addr/";
     pub(crate) const REVOKED: &str = "revoked/";
     pub(crate) const HOLDER: &str = "holder/";
+    pub(crate) const SITE: &str = "site/";
+    pub(crate) const BARRED_SPKI: &str = "barred-spki/";
+    pub(crate) const BARRED_RUN: &str = "barred-run/";
     pub(crate) const JWT: &str = "jwt/";
     pub(crate) const JWT_DUE: &str = "jwt-due/";
 
@@ -128,7 +131,15 @@ pub(crate) mod key {
     }
     /// Which lease a site has or had last.
     pub(crate) fn site(name: &str) -> String {
-        format!("site/{name}")
+        format!("{SITE}{name}")
+    }
+    /// A public key that gets no lease.
+    pub(crate) fn barred_spki(spki_sha256: &str) -> String {
+        format!("{BARRED_SPKI}{spki_sha256}")
+    }
+    /// A CI run that gets no lease, by the digest of its name.
+    pub(crate) fn barred_run(digest: &str) -> String {
+        format!("{BARRED_RUN}{digest}")
     }
     pub(crate) fn server(name: &str) -> String {
         format!("server/{name}")

@@ -20,6 +20,10 @@ fn ids(leases: &[Lease]) -> Vec<&str> {
     ids
 }
 
+fn run(run: &str, issuer: Option<&str>) -> RevokeSelector {
+    RevokeSelector::Run { run: run.to_owned(), issuer: issuer.map(str::to_owned) }
+}
+
 fn holder<'a>(name: &'a str, key: &'a [u8]) -> KeyHolder<'a> {
     let id = IkeId { kind: 2, data: name.as_bytes() };
     KeyHolder { id, name, role: "builder", key, door: KeyHolder::DOOR }
@@ -49,7 +53,6 @@ fn each_selector_means_its_leases_and_no_others() {
         .lease;
     as_job(store.as_ref(), &leases[1].id, "4711", "https://token.ci.example");
     as_job(store.as_ref(), &leases[2].id, "4711", "https://other.example");
-    let run = vec![leases[1].id.as_str(), leases[2].id.as_str()];
     let all: Vec<&str> = leases.iter().map(|lease| lease.id.as_str()).collect();
     let cases = [
         (RevokeSelector::Lease(leases[0].id.clone()), vec![all[0]]),
@@ -59,9 +62,9 @@ fn each_selector_means_its_leases_and_no_others() {
         (RevokeSelector::Role("nobody".into()), vec![]),
         (RevokeSelector::Identity("spiffe://ci.example.com/role/builder/".into()), all.clone()),
         (RevokeSelector::Identity(leases[2].identity.clone()), vec![all[2]]),
-        (RevokeSelector::Run("4711".into()), run.clone()),
-        (RevokeSelector::Run("https://ci/4711".into()), run),
-        (RevokeSelector::Run("47".into()), vec![]),
+        (run("4711", Some("https://other.example")), vec![all[2]]),
+        (run("https://ci/4711", Some("https://token.ci.example")), vec![all[1]]),
+        (run("47", None), vec![]),
         (RevokeSelector::Issuer("https://token.ci.example".into()), vec![all[1]]),
     ];
     for (selector, mut expected) in cases {

@@ -75,6 +75,13 @@ pub enum Request {
         /// Which.
         selector: Selector,
     },
+    /// What revocation keeps out.
+    BarList,
+    /// Let something in again.
+    BarLift {
+        /// The bar's id.
+        id: String,
+    },
     /// Certificates that were issued.
     CertList {
         /// Expired ones too.
@@ -158,8 +165,14 @@ pub enum Selector {
     Role(String),
     /// By public key: SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
     Key(String),
-    /// By the CI run they were opened for: its id or URL.
-    Run(String),
+    /// By the CI run they were opened for.
+    Run {
+        /// Its id or URL.
+        run: String,
+        /// The issuer, by name or URL.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        issuer: Option<String>,
+    },
     /// By the issuer of the token that opened them.
     Issuer(String),
 }
@@ -177,7 +190,7 @@ impl Selector {
             Self::Identity(prefix) => Pki::Identity(prefix.clone()),
             Self::Role(role) => Pki::Role(role.clone()),
             Self::Key(hash) => Pki::Spki(hash.clone()),
-            Self::Run(run) => Pki::Run(run.clone()),
+            Self::Run { run, issuer } => Pki::Run { run: run.clone(), issuer: issuer.clone() },
             Self::Issuer(issuer) => Pki::Issuer(issuer.clone()),
         })
     }
@@ -191,7 +204,8 @@ impl std::fmt::Display for Selector {
             Self::Identity(prefix) => write!(f, "identity {prefix}..."),
             Self::Role(role) => write!(f, "role {role}"),
             Self::Key(hash) => write!(f, "key {hash}"),
-            Self::Run(run) => write!(f, "run {run}"),
+            Self::Run { run, issuer: None } => write!(f, "run {run}"),
+            Self::Run { run, issuer: Some(issuer) } => write!(f, "run {run} of {issuer}"),
             Self::Issuer(issuer) => write!(f, "issuer {issuer}"),
         }
     }

@@ -372,9 +372,31 @@ pub struct Ended {
     /// It had ended before: nothing was left to do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub already: bool,
-    /// Clients with keys of their own, and sites, that this request bars.
+    /// Clients with shared keys, sites and CI runs that this request bars.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub barred: Vec<String>,
+    /// How many public keys this request bars.
+    #[serde(default)]
+    pub keys_barred: usize,
+}
+
+/// What revocation keeps out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bar {
+    /// Names the bar for `runnel bar lift`.
+    pub id: String,
+    /// `key`, `run`, `client` or `site`.
+    pub kind: String,
+    /// What is barred.
+    pub what: String,
+    /// RFC 3339.
+    pub since: String,
+    /// Why, where it is recorded.
+    pub reason: Option<String>,
+    /// Who revoked, where it is recorded.
+    pub by: Option<String>,
+    /// A lease that was revoked.
+    pub lease: Option<String>,
 }
 
 /// `runnel audit verify`.

@@ -68,7 +68,7 @@ pub(super) enum Command {
 
 /// Which leases; exactly one way of saying so.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("selector").required(true))]
+#[command(group = ArgGroup::new("selector").multiple(false))]
 pub(super) struct Which {
     /// Lease id
     #[arg(group = "selector")]
@@ -88,22 +88,27 @@ pub(super) struct Which {
     /// By the CI run they were opened for: its id or URL
     #[arg(long, group = "selector")]
     run: Option<String>,
-    /// By the issuer (URL) of the token that opened them
-    #[arg(long, group = "selector", value_name = "URL")]
+    /// By the issuer (name or URL) of the token that opened them; with --run, whose run is meant
+    #[arg(long, value_name = "ISSUER", conflicts_with_all = ["id", "serial", "identity", "role", "key"])]
     issuer: Option<String>,
 }
 
 impl Which {
     pub(super) fn selector(self) -> Result<Selector, Failure> {
+        if let Some(run) = self.run {
+            return Ok(Selector::Run { run, issuer: self.issuer });
+        }
         self.id
             .map(Selector::Id)
             .or(self.serial.map(Selector::Serial))
             .or(self.identity.map(Selector::Identity))
             .or(self.role.map(Selector::Role))
             .or(self.key.map(Selector::Key))
-            .or(self.run.map(Selector::Run))
             .or(self.issuer.map(Selector::Issuer))
-            .ok_or_else(|| Failure::Usage("say which lease".to_owned()))
+            .ok_or_else(|| {
+                let ways = "an id, --serial, --identity, --role, --key, --run or --issuer";
+                Failure::Usage(format!("say which lease: give {ways}"))
+            })
     }
 }
 
@@ -192,9 +197,15 @@ pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
     if ended.already {
         return format!("{} had ended before; nothing was left to do", ended.leases.join(", "));
     }
-    let barred = match ended.barred.as_slice() {
+    let keys = match ended.keys_barred {
+        0 => None,
+        1 => Some("1 key".to_owned()),
+        count => Some(format!("{count} keys")),
+    };
+    let barred: Vec<String> = keys.into_iter().chain(ended.barred.iter().map(|n| plain(n))).collect();
+    let barred = match barred.as_slice() {
         [] => String::new(),
-        names => format!("; barred until the key is changed: {}", names.join(", ")),
+        names => format!("; barred (see `runnel bar list`): {}", names.join(", ")),
     };
     format!(
         "{verb} {}: {} IKE SA(s) closed, CRL number {}, {} ms{barred}",

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Parses, asks the running instance, prints.
 
 mod audit;
+mod bar;
 mod ca;
 mod cert;
 mod check;
@@ -75,6 +76,8 @@ enum Command {
     #[command(subcommand)]
     Site(site::Command),
     Revoke(revoke::Args),
+    #[command(subcommand)]
+    Bar(bar::Command),
     #[command(subcommand)]
     Audit(audit::Command),
     #[command(subcommand, hide = true)]
@@ -181,6 +184,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Sa(command) => sa::run(&context, &command),
         Command::Site(command) => site::run(&context, &command),
         Command::Revoke(args) => revoke::run(&context, args),
+        Command::Bar(command) => bar::run(&context, command),
         Command::Audit(command) => audit::run(&context, command),
         Command::Debug(command) => debug::run(&command),
     }

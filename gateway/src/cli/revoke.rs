@@ -12,12 +12,13 @@ Examples:
   runnel revoke --serial 4f2a...                      one certificate, with its lease
   runnel revoke --key 9c41...                         every lease of a key (SHA-256)
   runnel revoke --identity spiffe://ci.example.com/ci/github/ --dry-run
-  runnel revoke --run 4711                            every lease of a CI run
+  runnel revoke --run 4711 --issuer github            every lease of a CI run
   runnel revoke --role builder
 
 All of it is one step: certificates revoked, tunnels closed, CRL and OCSP changed, the trail written.
-Packets have stopped when this answers. A client with a shared key or a certificate of another CA is
-barred until its key is changed, also when its lease has ended: name that lease.";
+Packets have stopped when this answers. Revocation sticks: the keys of the leases are barred, also of
+those that had ended, and a run that is named so. `runnel bar list` shows and `runnel bar lift` ends
+that; `runnel lease release` ends a lease without barring anything.";
 
 /// End access now: leases, certificates and tunnels
 #[derive(Debug, clap::Args)]

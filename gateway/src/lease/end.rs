@@ -154,8 +154,10 @@ impl LeaseEnder {
             // A certificate without a lease, like the gateway's own.
             ended.revoked = outcome.revoked_now;
         }
-        ended.already = ended.revoked == 0 && outcome.barred.is_empty();
+        ended.already =
+            ended.revoked == 0 && outcome.barred.is_empty() && outcome.barred_keys == 0;
         ended.barred = outcome.barred;
+        ended.keys_barred = outcome.barred_keys;
         Ok(ended)
     }
 
@@ -273,6 +275,7 @@ impl LeaseEnder {
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: changed == 0 && !changes.is_empty(),
             barred: Vec::new(),
+            keys_barred: 0,
         })
     }
 

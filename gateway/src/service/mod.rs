@@ -160,6 +160,14 @@ impl Instance {
             Request::LeaseRevoke { selector, reason } => {
                 value(self.ender.revoke(&selector, &reason, actor).map_err(end_error)?)
             }
+            Request::BarList => {
+                let bars = self.authority.bars().map_err(pki_error)?;
+                value(bars.iter().map(views::bar).collect::<Vec<_>>())
+            }
+            Request::BarLift { id } => {
+                let bar = self.authority.lift_bar(&id, actor, now()).map_err(pki_error)?;
+                value(views::bar(&bar))
+            }
             Request::CertList { all } => value(self.certificates(all)?),
             Request::CertShow { serial } => value(self.certificate(&serial)?),
             Request::RevokePreview { selector } => {
@@ -515,6 +523,7 @@ impl Instance {
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: false,
             barred: Vec::new(),
+            keys_barred: 0,
         })
     }
 }

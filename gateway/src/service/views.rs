@@ -29,6 +29,25 @@ pub(super) fn token(token: &Token, now: UnixTime) -> view::Token {
     }
 }
 
+/// A bar as listed.
+pub(super) fn bar(bar: &pki::Bar) -> view::Bar {
+    let kind = match bar.what {
+        pki::Barred::Key(_) => "key",
+        pki::Barred::Run(_) => "run",
+        pki::Barred::Client { .. } => "client",
+        pki::Barred::Site(_) => "site",
+    };
+    view::Bar {
+        id: bar.what.id(),
+        kind: kind.to_owned(),
+        what: bar.what.to_string(),
+        since: bar.at.to_string(),
+        reason: bar.reason.map(|reason| reason.to_string()),
+        by: bar.actor.as_ref().map(ToString::to_string),
+        lease: bar.lease.clone(),
+    }
+}
+
 /// Established IKE SAs by the lease they live under.
 pub(super) fn by_lease(sas: &[IkeSaView]) -> BTreeMap<String, Vec<u64>> {
     let mut map: BTreeMap<String, Vec<u64>> = BTreeMap::new();

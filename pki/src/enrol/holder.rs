@@ -3,10 +3,12 @@
 //!
 //! Such a lease is opened at the first connection and found again by the peer's identity: while it
 //! lives, the peer comes back to the same lease and addresses. Each proof of the key moves its end,
-//! as a renewed certificate does, up to the role's cap. A revoked lease bars its identity until the
-//! key is another one; for that a digest of the key is kept, sealed.
+//! as a renewed certificate does, up to the role's cap.
+//!
+//! A revoked lease bars what opened it. The key of a certificate is barred itself, wherever it turns
+//! up. A shared key is barred for its identity, and remembered when the identity has another key
+//! since: going back to it opens nothing. For that a digest of it is kept, sealed.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -16,7 +18,8 @@ use zeroize::Zeroizing;
 use super::open::{LEASE_ID_LEN, Reservation};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Access, AccessError, Authority, lock};
-use crate::entropy::random_text;
+use crate::bar::{Bar, Barred};
+use crate::entropy::{Entropy, random_text};
 use crate::error::Error;
 use crate::issue::{base64_bytes, sha256_hex};
 use crate::lease::book::{ATTEMPTS, Step};
@@ -59,33 +62,79 @@ impl KeyHolder<'_> {
     /// How leases of certificates of external CAs are named in [`Lease::door`].
     pub const EXTERNAL: &'static str = "x509";
 
-    /// Whether leases that came through this door are opened by whoever proves a key.
-    pub(crate) fn opens(door: &str) -> bool {
-        matches!(door, Self::DOOR | Self::EXTERNAL)
+    /// What its record is found by.
+    fn digest(&self) -> String {
+        let id = sha256_hex(&[&[self.id.kind], self.id.data].concat());
+        match self.door {
+            Self::DOOR => id,
+            // No identity of one door meets one of the other.
+            door => format!("{door}-{id}"),
+        }
     }
 
     fn record_key(&self) -> String {
-        let id = sha256_hex(&[&[self.id.kind], self.id.data].concat());
+        key::holder(&self.digest())
+    }
+
+    /// The key of a certificate is barred wherever it turns up.
+    fn barred_by(&self) -> Vec<Barred> {
         match self.door {
-            Self::DOOR => key::holder(&id),
-            // No identity of one door meets one of the other.
-            door => key::holder(&format!("{door}-{id}")),
+            Self::EXTERNAL => vec![Barred::Key(sha256_hex(self.key))],
+            _ => Vec::new(),
         }
     }
 }
 
 /// Which lease an identity has, and which key opened it.
-#[derive(Debug, Serialize, Deserialize)]
-struct HolderRecord {
-    lease: String,
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HolderRecord {
+    /// The latest lease.
+    pub(crate) lease: String,
     /// SHA-256 of the key in hexadecimal, sealed: a weak key could be guessed from it.
     #[serde(with = "base64_bytes")]
     key: Vec<u8>,
-    /// The lease was revoked, before or after it ended: this key opens no other. Said here because
-    /// ended leases are forgotten some day.
+    /// When this key opened its first lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_since: Option<UnixTime>,
+    /// A lease of this key was revoked, before or after it ended: the key opens no other. Said here
+    /// because ended leases are forgotten some day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     barred: Option<UnixTime>,
+    /// Keys the identity had before that are barred: as many as an operator has revoked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    former: Vec<FormerKey>,
+    /// The identity for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    name: String,
 }
+
+/// A barred key that its identity has no more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct FormerKey {
+    #[serde(with = "base64_bytes")]
+    key: Vec<u8>,
+    at: UnixTime,
+    lease: String,
+}
+
+impl HolderRecord {
+    /// Whether nothing would be lost with the record once its lease is forgotten.
+    pub(crate) fn is_free(&self) -> bool {
+        self.barred.is_none() && self.former.is_empty()
+    }
+
+    /// The bar on the identity, with the latest lease that was revoked.
+    fn bar(&self, digest: &str) -> Option<Bar> {
+        let former = self.former.last().map(|former| (former.at, former.lease.clone()));
+        let (at, lease) = self.barred.map(|at| (at, self.lease.clone())).or(former)?;
+        let name = self.name.clone();
+        let what = Barred::Client { name, digest: digest.to_owned() };
+        Some(Bar { what, at, reason: None, actor: None, lease: Some(lease) })
+    }
+}
+
+/// A holder's record and where it is.
+pub(crate) type StoredHolder = (String, Stored<HolderRecord>);
 
 impl Authority {
     /// Decides the access of a peer that proved a shared key: the lease it has, or a new one.
@@ -104,22 +153,20 @@ impl Authority {
         // Two connections of one identity take turns: the second finds the first one's lease.
         let _turn = self.token_turn(record_key.trim_start_matches(key::HOLDER));
         for _ in 0..ATTEMPTS {
+            let mut txn = Txn::new();
+            if let Some(bar) = self.unless_barred(&mut txn, &holder.barred_by())? {
+                return Err(AccessError::KeyBarred(Box::new(bar)));
+            }
             let stored = record::read::<HolderRecord>(self.store.as_ref(), &record_key)?;
             if let Some(stored) = &stored
-                && let Some(at) = stored.value.barred
-                && self.is_key_of(&record_key, &stored.value, holder)?
+                && let Some((lease, at)) = self.bar_of_key(&record_key, &stored.value, holder)?
             {
-                let (name, lease) = (holder.name.to_owned(), stored.value.lease.clone());
-                return Err(AccessError::HolderRevoked { name, lease, at });
+                return Err(AccessError::HolderRevoked { name: holder.name.to_owned(), lease, at });
             }
             if let Some(stored) = &stored
                 && let Some(lease) = self.lease(&stored.value.lease)?
             {
                 let same_key = self.is_key_of(&record_key, &stored.value, holder)?;
-                if lease.state == LeaseState::Revoked && same_key {
-                    let (name, at) = (holder.name.to_owned(), lease.state_since);
-                    return Err(AccessError::HolderRevoked { name, lease: lease.id, at });
-                }
                 let timers = self.settings().timers;
                 if state::renewable(&lease, now, &timers).is_ok() {
                     if !same_key || lease.role != holder.role {
@@ -131,9 +178,8 @@ impl Authority {
                     }
                 }
             }
-            if let Some(access) =
-                self.open_holder(holder, &record_key, stored.as_ref(), &actor, now)?
-            {
+            let opened = self.open_holder(txn, holder, stored.as_ref(), &actor, now)?;
+            if let Some(access) = opened {
                 return Ok(access);
             }
         }
@@ -155,28 +201,78 @@ impl Authority {
         }
     }
 
-    /// Bars the keys that opened these leases, as part of a transaction; the leases whose key was
-    /// not barred before.
-    pub(crate) fn bar_holders(
-        &self,
-        txn: &mut Txn,
-        leases: &BTreeSet<&str>,
-        now: UnixTime,
-    ) -> Result<BTreeSet<String>, Error> {
-        let mut barred = BTreeSet::new();
-        if leases.is_empty() {
-            return Ok(barred);
+    /// The record of the identity that a lease was opened for.
+    pub(crate) fn holder_of(&self, lease: &Lease) -> Result<Option<StoredHolder>, Error> {
+        if let Some(digest) = &lease.holder {
+            let holder_key = key::holder(digest);
+            let stored = record::read(self.store.as_ref(), &holder_key)?;
+            return Ok(stored.map(|stored| (holder_key, stored)));
         }
-        // As many as there are clients with keys of their own.
+        // A lease of a version that did not note it.
         for (holder_key, entry) in store::scan(self.store.as_ref(), key::HOLDER)? {
             let stored = record::decode::<HolderRecord>(&holder_key, &entry)?;
-            if leases.contains(stored.value.lease.as_str()) && stored.value.barred.is_none() {
-                barred.insert(stored.value.lease.clone());
-                let record = HolderRecord { barred: Some(now), ..stored.value };
-                txn.at(&holder_key, stored.revision).put(holder_key, record::encode(&record));
+            if stored.value.lease == lease.id {
+                return Ok(Some((holder_key, stored)));
             }
         }
-        Ok(barred)
+        Ok(None)
+    }
+
+    /// Whether a lease is older than the key its identity has now.
+    pub(crate) fn had_another_key(lease: &Lease, holder: &HolderRecord) -> bool {
+        holder.lease != lease.id && holder.key_since.is_some_and(|since| lease.created < since)
+    }
+
+    /// Bars the key that an identity has, as part of a transaction; false when it was barred before.
+    pub(crate) fn bar_holder(&self, txn: &mut Txn, holder: &StoredHolder, now: UnixTime) -> bool {
+        let (holder_key, stored) = holder;
+        if stored.value.barred.is_some() {
+            return false;
+        }
+        let record = HolderRecord { barred: Some(now), ..stored.value.clone() };
+        txn.at(holder_key, stored.revision).put(holder_key, record::encode(&record));
+        true
+    }
+
+    /// The identities that are barred.
+    pub(crate) fn holder_bars(&self) -> Result<Vec<Bar>, Error> {
+        let mut bars = Vec::new();
+        for (holder_key, entry) in store::scan(self.store.as_ref(), key::HOLDER)? {
+            let record = record::decode::<HolderRecord>(&holder_key, &entry)?.value;
+            bars.extend(record.bar(holder_key.trim_start_matches(key::HOLDER)));
+        }
+        Ok(bars)
+    }
+
+    /// Lifts the bars on all keys of an identity, as part of a transaction.
+    pub(crate) fn plan_lift_holder(&self, txn: &mut Txn, digest: &str) -> Result<(), Error> {
+        let holder_key = key::holder(digest);
+        let stored = record::read::<HolderRecord>(self.store.as_ref(), &holder_key)?;
+        if let Some(Stored { value, revision }) = stored {
+            let record = HolderRecord { barred: None, former: Vec::new(), ..value };
+            txn.at(&holder_key, revision).put(holder_key, record::encode(&record));
+        }
+        Ok(())
+    }
+
+    /// The lease and time of the bar on the key that a holder proved, if there is one.
+    fn bar_of_key(
+        &self,
+        record_key: &str,
+        record: &HolderRecord,
+        holder: &KeyHolder<'_>,
+    ) -> Result<Option<(String, UnixTime)>, Error> {
+        if let Some(at) = record.barred
+            && self.is_key_of(record_key, record, holder)?
+        {
+            return Ok(Some((record.lease.clone(), at)));
+        }
+        for former in &record.former {
+            if self.is_digest(record_key, &former.key, holder)? {
+                return Ok(Some((former.lease.clone(), former.at)));
+            }
+        }
+        Ok(None)
     }
 
     fn is_key_of(
@@ -185,7 +281,16 @@ impl Authority {
         record: &HolderRecord,
         holder: &KeyHolder<'_>,
     ) -> Result<bool, Error> {
-        let digest = self.sealer.open(record_key, &record.key)?;
+        self.is_digest(record_key, &record.key, holder)
+    }
+
+    fn is_digest(
+        &self,
+        record_key: &str,
+        sealed: &[u8],
+        holder: &KeyHolder<'_>,
+    ) -> Result<bool, Error> {
+        let digest = self.sealer.open(record_key, sealed)?;
         Ok(digest.as_slice() == sha256_hex(holder.key).as_bytes())
     }
 
@@ -213,8 +318,8 @@ impl Authority {
     /// `None` when another writer was faster and everything must be judged again.
     fn open_holder(
         &self,
+        mut txn: Txn,
         holder: &KeyHolder<'_>,
-        record_key: &str,
         before: Option<&Stored<HolderRecord>>,
         actor: &Actor,
         now: UnixTime,
@@ -251,23 +356,25 @@ impl Authority {
             end: None,
             door: holder.door.to_owned(),
             token: None,
+            holder: Some(holder.digest()),
             claims: Default::default(),
             ci_ref: CiRef::default(),
             policy_version: settings.policy_version,
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
 
-        let mut txn = Txn::new();
         let lease_key = key::lease(&id);
         txn.absent(&lease_key).put(lease_key, record::encode(&lease));
+        if !lease.spki_sha256.is_empty() {
+            txn.put(key::spki(&lease.spki_sha256, &id), Vec::new());
+        }
+        let record_key = holder.record_key();
         match before {
-            Some(before) => txn.at(record_key, before.revision),
-            None => txn.absent(record_key),
+            Some(before) => txn.at(&record_key, before.revision),
+            None => txn.absent(&record_key),
         };
-        let digest = Zeroizing::new(sha256_hex(holder.key));
-        let key =
-            self.with_entropy(|entropy| self.sealer.seal(record_key, digest.as_bytes(), entropy))?;
-        txn.put(record_key, record::encode(&HolderRecord { lease: id.clone(), key, barred: None }));
+        let record = self.next_record(holder, before.map(|stored| &stored.value), &id, now)?;
+        txn.put(record_key, record::encode(&record));
         if let Some(deadline) = lease.deadline {
             txn.put(key::due(deadline, &id), Vec::new());
         }
@@ -287,5 +394,37 @@ impl Authority {
             }
             Outcome::Conflict(_) => Ok(None),
         }
+    }
+
+    /// What is remembered of an identity that gets another lease.
+    fn next_record(
+        &self,
+        holder: &KeyHolder<'_>,
+        before: Option<&HolderRecord>,
+        lease: &str,
+        now: UnixTime,
+    ) -> Result<HolderRecord, Error> {
+        let record_key = holder.record_key();
+        let digest = Zeroizing::new(sha256_hex(holder.key));
+        let seal =
+            |entropy: &mut dyn Entropy| self.sealer.seal(&record_key, digest.as_bytes(), entropy);
+        let mut record = HolderRecord {
+            lease: lease.to_owned(),
+            key: self.with_entropy(seal)?,
+            key_since: Some(now),
+            barred: None,
+            former: Vec::new(),
+            name: holder.name.to_owned(),
+        };
+        if let Some(before) = before {
+            record.former = before.former.clone();
+            if self.is_key_of(&record_key, before, holder)? {
+                record.key_since = before.key_since;
+            } else if let Some(at) = before.barred {
+                let (key, lease) = (before.key.clone(), before.lease.clone());
+                record.former.push(FormerKey { key, at, lease });
+            }
+        }
+        Ok(record)
     }
 }

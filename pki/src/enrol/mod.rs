@@ -11,6 +11,7 @@ pub mod pkcs7;
 pub(crate) mod refused;
 pub mod token;
 
+pub(crate) use holder::HolderRecord;
 pub use holder::KeyHolder;
 pub use own::RELEASE_PREFIX;
 
@@ -53,6 +54,10 @@ pub enum RefusalCode {
     CertificateUnusable,
     /// The lease's certificate is still too young to be renewed again.
     RenewalTooEarly,
+    /// The key was revoked, and is barred since.
+    KeyBarred,
+    /// The CI run was revoked, and is barred since.
+    RunBarred,
     /// No address is free.
     PoolExhausted,
     /// The CI platform's token is no token.
@@ -108,6 +113,8 @@ impl RefusalCode {
             Self::LeaseEnded => "lease_ended",
             Self::CertificateUnusable => "certificate_unusable",
             Self::RenewalTooEarly => "renewal_too_early",
+            Self::KeyBarred => "key_barred",
+            Self::RunBarred => "run_barred",
             Self::PoolExhausted => "pool_exhausted",
             Self::JwtMalformed => "jwt_malformed",
             Self::JwtUnknownIssuer => "jwt_unknown_issuer",
@@ -154,6 +161,8 @@ impl RefusalCode {
             | Self::TokenReplay
             | Self::UnknownRole
             | Self::LeaseEnded
+            | Self::KeyBarred
+            | Self::RunBarred
             | Self::CertificateUnusable => 403,
             Self::RenewalTooEarly => 429,
             Self::NotImplemented => 501,

@@ -1,5 +1,6 @@
 //! Opening and renewing leases: one transaction each, with everything that belongs to it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::jwt::{self, Accepted};
@@ -7,6 +8,7 @@ use super::token::{Presented, Presenter, REPLAY_WINDOW, Token, TokenSpend, judge
 use super::{Enrolled, Refusal, RefusalCode, own, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
+use crate::bar::{self, Bar, Barred};
 use crate::csr::Csr;
 use crate::entropy::random_text;
 use crate::error::Error;
@@ -91,8 +93,14 @@ impl Authority {
                 jwt: None,
                 actor: actor.clone(),
             };
-            if let Some(enrolled) = self.open_lease(&grant, csr, now)? {
-                return Ok(enrolled);
+            match self.open_lease(&grant, csr, now) {
+                Ok(Some(enrolled)) => return Ok(enrolled),
+                Ok(None) => {}
+                Err(refusal) => {
+                    let role = Some(role);
+                    self.audit_barred(&id, role, csr, &actor, &refusal, now)?;
+                    return Err(refusal);
+                }
             }
         }
         Err(Error::Contended("the enrolment").into())
@@ -200,6 +208,8 @@ impl Authority {
                 format!("role {} is not configured any more: add it or use another", grant.role),
             )
         })?;
+        let mut txn = Txn::new();
+        self.refuse_barred(&mut txn, grant, csr)?;
         let addresses = lock(&self.addresses).reserve(&profile.pool, now)?;
         failpoint::hit("lease.after_allocation");
         let reservation = Reservation { authority: self, pool: &profile.pool, addresses };
@@ -241,13 +251,13 @@ impl Authority {
                 (Some(token), _) => Some(token.value.id.clone()),
                 (None, jwt) => jwt.map(Accepted::name),
             },
+            holder: None,
             claims: grant.jwt.map(|jwt| jwt.context.claims.clone()).unwrap_or_default(),
             ci_ref: grant.jwt.map_or_else(CiRef::default, |jwt| jwt.context.ci_ref.clone()),
             policy_version: settings.policy_version,
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
 
-        let mut txn = Txn::new();
         if let Some(token) = &grant.token {
             spend(&mut txn, token, &lease, now);
         }
@@ -315,6 +325,10 @@ impl Authority {
                 replayed: true,
             }));
         }
+        let mut txn = Txn::new();
+        if let Some(bar) = self.unless_barred(&mut txn, &[Barred::Key(csr.spki_sha256.clone())])? {
+            return Err(refused_by(&bar));
+        }
         let names = ClientNames {
             common_name: before.id.clone(),
             organisation: settings.trust_domain.clone(),
@@ -330,7 +344,6 @@ impl Authority {
         lease.subject = certificate.subject.clone();
 
         let lease_key = key::lease(&lease.id);
-        let mut txn = Txn::new();
         txn.at(&lease_key, stored.revision).put(lease_key, record::encode(&lease));
         move_deadline(&mut txn, before, &lease);
         put_certificate(&mut txn, &certificate, &lease.id);
@@ -347,6 +360,18 @@ impl Authority {
                 Ok(Some(Enrolled { lease, certificate, not_after, replayed: false }))
             }
             Outcome::Conflict(_) => Ok(None),
+        }
+    }
+
+    /// Refuses a barred key or CI run, which is audited; otherwise the lease is opened on condition
+    /// that neither is barred meanwhile.
+    fn refuse_barred(&self, txn: &mut Txn, grant: &Grant<'_>, csr: &Csr) -> Result<(), Refusal> {
+        let none = (BTreeMap::new(), CiRef::default());
+        let (claims, job) =
+            grant.jwt.map_or((&none.0, &none.1), |jwt| (&jwt.context.claims, &jwt.context.ci_ref));
+        match self.unless_barred(txn, &bar::of_lease(&csr.spki_sha256, claims, job))? {
+            Some(bar) => Err(refused_by(&bar)),
+            None => Ok(()),
         }
     }
 
@@ -447,6 +472,22 @@ impl Authority {
         }
     }
 
+    /// Audits a refusal that a bar made; others are for those who know them to audit.
+    pub(super) fn audit_barred(
+        &self,
+        token: &str,
+        role: Option<&str>,
+        csr: &Csr,
+        actor: &Actor,
+        refusal: &Refusal,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if !matches!(refusal.code, RefusalCode::KeyBarred | RefusalCode::RunBarred) {
+            return Ok(());
+        }
+        self.audit_refusal("token.use", token, role, Some(csr), actor, refusal, now)
+    }
+
     #[allow(clippy::too_many_arguments)]
     pub(super) fn audit_refusal(
         &self,
@@ -512,6 +553,15 @@ fn put_certificate(txn: &mut Txn, certificate: &CertRecord, lease_id: &str) {
     txn.absent(&cert_key)
         .put(cert_key, record::encode(certificate))
         .put(key::spki(&certificate.spki_sha256, lease_id), Vec::new());
+}
+
+/// What a bar means for an enrolment.
+fn refused_by(bar: &Bar) -> Refusal {
+    let code = match bar.what {
+        Barred::Run(_) => RefusalCode::RunBarred,
+        _ => RefusalCode::KeyBarred,
+    };
+    Refusal::new(code, bar.sentence())
 }
 
 fn lease_cert(certificate: &CertRecord) -> LeaseCert {

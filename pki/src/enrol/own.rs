@@ -63,7 +63,8 @@ impl Authority {
     }
 
     /// The lease a bearer credential stands for: the token of a CI platform or the one-time token
-    /// that opened it, or its release token. `lease_id` is the lease that is asked for.
+    /// that opened it, or its release token. `lease_id` is the lease that is asked for. A token of
+    /// several uses, which several may hold, stands for none of its leases.
     ///
     /// # Errors
     /// Why it stands for no lease, or for another one; [`RefusalCode::NotFound`] when the lease
@@ -92,6 +93,16 @@ impl Authority {
             self.is_release_token(lease_id, text)
         } else {
             let token = self.find_token(text)?.value;
+            if token.uses > 1 {
+                return Err(Refusal::new(
+                    RefusalCode::CertificateUnusable,
+                    format!(
+                        "token {} opens {} leases and so proves which is yours of none: use the \
+                         lease's release token, or prove its certificate in TLS",
+                        token.id, token.uses
+                    ),
+                ));
+            }
             token.revoked.is_none() && token.spends.iter().any(|spend| spend.lease_id == lease_id)
         };
         if !opened {

@@ -150,6 +150,9 @@ pub struct Lease {
     /// The one-time token's public name, for leases opened by one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Digest of the IKE identity, for leases that are found by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
     /// Verified claims, for leases opened by an OIDC token.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub claims: BTreeMap<String, String>,

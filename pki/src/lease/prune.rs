@@ -1,11 +1,12 @@
 //! Forgetting ended leases, some time after their end.
 //!
 //! What they leave behind stays as long as it matters: a revoked certificate until it would have
-//! expired, a bar until the key is changed, the audit trail for ever. A token that is forgotten is
+//! expired, a bar until it is lifted, the audit trail for ever. A token that is forgotten is
 //! unknown, and as such refused.
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
+use crate::enrol::HolderRecord;
 use crate::enrol::token::Token;
 use crate::error::Error;
 use crate::lease::Lease;
@@ -63,6 +64,7 @@ impl Authority {
             }
         }
         self.prune_tokens(before)?;
+        self.prune_holders()?;
         Ok(pruned)
     }
 
@@ -71,12 +73,33 @@ impl Authority {
         let lease = &stored.value;
         let lease_key = key::lease(&lease.id);
         txn.at(&lease_key, stored.revision).delete(lease_key);
+        if !lease.spki_sha256.is_empty() {
+            txn.delete(key::spki(&lease.spki_sha256, &lease.id));
+        }
         for cert in &lease.certs {
             let cert_key = key::cert(&cert.issuer, &cert.serial);
             let record = record::read::<crate::issue::CertRecord>(self.store.as_ref(), &cert_key)?;
             if let Some(record) = record {
                 txn.delete(key::spki(&record.value.spki_sha256, &lease.id)).delete(cert_key);
             }
+        }
+        Ok(())
+    }
+
+    /// Identities whose last lease is forgotten: every certificate of an external CA is one.
+    fn prune_holders(&self) -> Result<(), Error> {
+        let mut cursor = lock(&self.pruned_holders_to);
+        let page = self.store.range(key::HOLDER, cursor.as_deref(), LOOKED_AT)?;
+        *cursor = page.last().map(|(holder_key, _)| holder_key.clone());
+        let mut txn = Txn::new();
+        for (holder_key, entry) in page {
+            let holder = record::decode::<HolderRecord>(&holder_key, &entry)?;
+            if holder.value.is_free() && self.stored_lease(&holder.value.lease)?.is_none() {
+                txn.at(&holder_key, holder.revision).delete(holder_key);
+            }
+        }
+        if !txn.ops.is_empty() {
+            self.store.transact(txn)?;
         }
         Ok(())
     }

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{AccessError, Authority};
+use crate::bar::{Bar, Barred};
 use crate::entropy::random_text;
 use crate::error::Error;
 use crate::lease::book::{ATTEMPTS, move_deadline};
 use crate::lease::{CiRef, Lease, LeaseState, state};
 use crate::record::{self, Stored, key};
-use crate::store::{Outcome, Txn};
+use crate::store::{self, Outcome, Txn};
 use crate::time::UnixTime;
 
 /// What a lease's role begins with when it is a site's; no configured role can have this name.
@@ -62,6 +63,13 @@ fn barred(lease: String, since: UnixTime) -> AccessError {
     }
 }
 
+/// Has the lease found by its key.
+fn index(txn: &mut Txn, lease: &Lease) {
+    if !lease.spki_sha256.is_empty() {
+        txn.put(key::spki(&lease.spki_sha256, &lease.id), Vec::new());
+    }
+}
+
 impl Authority {
     /// The live lease of a site: the one it has, prolonged to what its gateway proved itself with,
     /// or a new one.
@@ -73,6 +81,12 @@ impl Authority {
         let site_key = key::site(peer.site);
         for _ in 0..ATTEMPTS {
             let pointer = record::read::<SiteRecord>(self.store.as_ref(), &site_key)?;
+            let key = (!peer.spki_sha256.is_empty()).then(|| peer.spki_sha256.to_owned());
+            let key: Vec<_> = key.into_iter().map(Barred::Key).collect();
+            let mut txn = Txn::new();
+            if let Some(bar) = self.unless_barred(&mut txn, &key)? {
+                return Err(AccessError::KeyBarred(Box::new(bar)));
+            }
             if let Some(pointer) = &pointer
                 && let Some(since) = pointer.value.barred
             {
@@ -89,9 +103,9 @@ impl Authority {
                 Some(former)
                     if state::usable(&former.value, now, &self.settings().timers).is_ok() =>
                 {
-                    self.prolong(&former, peer, now)?
+                    self.prolong(txn, &former, peer, now)?
                 }
-                _ => self.open_site(&site_key, pointer.as_ref(), peer, now)?,
+                _ => self.open_site(txn, &site_key, pointer.as_ref(), peer, now)?,
             };
             if let Some(lease) = done {
                 return Ok(lease);
@@ -126,19 +140,19 @@ impl Authority {
         Err(Error::Contended("the site's lease"))
     }
 
-    /// Bars a site whose latest lease this is, as part of a transaction; whether it was not before.
-    pub(crate) fn bar_site(
-        &self,
-        txn: &mut Txn,
-        site: &str,
-        lease: &str,
-        now: UnixTime,
-    ) -> Result<bool, Error> {
+    /// The lease that a site has or had last.
+    pub(crate) fn lease_of_site(&self, site: &str) -> Result<Option<Lease>, Error> {
+        match record::read::<SiteRecord>(self.store.as_ref(), &key::site(site))? {
+            Some(pointer) => self.lease(&pointer.value.lease),
+            None => Ok(None),
+        }
+    }
+
+    /// Bars a site, whatever lease it has, as part of a transaction; whether it was not before.
+    pub(crate) fn bar_site(&self, txn: &mut Txn, site: &str, now: UnixTime) -> Result<bool, Error> {
         let site_key = key::site(site);
         let pointer = record::read::<SiteRecord>(self.store.as_ref(), &site_key)?;
-        let Some(pointer) = pointer
-            .filter(|pointer| pointer.value.lease == lease && pointer.value.barred.is_none())
-        else {
+        let Some(pointer) = pointer.filter(|pointer| pointer.value.barred.is_none()) else {
             return Ok(false);
         };
         let record = SiteRecord { barred: Some(now), ..pointer.value };
@@ -146,9 +160,24 @@ impl Authority {
         Ok(true)
     }
 
+    /// The sites that are barred.
+    pub(crate) fn site_bars(&self) -> Result<Vec<Bar>, Error> {
+        let mut bars = Vec::new();
+        for (site_key, entry) in store::scan(self.store.as_ref(), key::SITE)? {
+            let SiteRecord { lease, barred } = record::decode(&site_key, &entry)?.value;
+            if let Some(at) = barred {
+                let name = site_key.strip_prefix(key::SITE).unwrap_or_default().to_owned();
+                let (what, lease) = (Barred::Site(name), Some(lease));
+                bars.push(Bar { what, at, reason: None, actor: None, lease });
+            }
+        }
+        Ok(bars)
+    }
+
     /// `None` when another writer was faster.
     fn prolong(
         &self,
+        mut txn: Txn,
         former: &Stored<Lease>,
         peer: &SitePeer<'_>,
         now: UnixTime,
@@ -164,8 +193,11 @@ impl Authority {
             return Ok(Some(lease));
         }
         let lease_key = key::lease(&lease.id);
-        let mut txn = Txn::new();
         txn.at(&lease_key, former.revision).put(lease_key, record::encode(&lease));
+        if former.value.spki_sha256 != lease.spki_sha256 {
+            txn.delete(key::spki(&former.value.spki_sha256, &lease.id));
+        }
+        index(&mut txn, &lease);
         move_deadline(&mut txn, &former.value, &lease);
         let event = AuditEvent::new("lease.renew", &Actor::System, now).lease(&lease);
         event.reason("site").record(&mut txn);
@@ -176,6 +208,7 @@ impl Authority {
     /// `None` when another writer was faster.
     fn open_site(
         &self,
+        mut txn: Txn,
         site_key: &str,
         pointer: Option<&Stored<SiteRecord>>,
         peer: &SitePeer<'_>,
@@ -206,12 +239,13 @@ impl Authority {
             end: None,
             door: "site".to_owned(),
             token: None,
+            holder: None,
             claims: Default::default(),
             ci_ref: CiRef::default(),
             policy_version: settings.policy_version,
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
-        let mut txn = Txn::new();
+        index(&mut txn, &lease);
         match pointer {
             Some(pointer) => txn.at(site_key, pointer.revision),
             None => txn.absent(site_key),

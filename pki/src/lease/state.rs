@@ -247,6 +247,7 @@ pub(crate) mod tests {
             end: None,
             door: "token".to_owned(),
             token: None,
+            holder: None,
             claims: BTreeMap::new(),
             ci_ref: CiRef::default(),
             policy_version: 0,

@@ -76,6 +76,7 @@ impl Context {
             AccessError::NoLease { .. } => "no_lease",
             AccessError::Revoked { .. } | AccessError::HolderRevoked { .. } => "revoked",
             AccessError::Failed(pki::Error::PoolExhausted { .. }) => "pool_exhausted",
+            AccessError::KeyBarred(_) => "key_barred",
             AccessError::LeaseNotLive { .. } => "lease_ended",
             AccessError::UnknownRole { .. } => "unknown_role",
             AccessError::Failed(_) => "internal",

@@ -33,6 +33,7 @@ impl Ender {
             elapsed_ms: 1,
             already: !changed,
             barred: Vec::new(),
+            keys_barred: 1,
         })
     }
 }

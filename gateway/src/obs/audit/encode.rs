@@ -23,7 +23,7 @@ fn cef(record: &AuditRecord) -> String {
     let event = &record.event;
     let severity = match (event.outcome, event.action.as_str()) {
         (AuditOutcome::Failure, _) => 6,
-        (_, "lease.revoke" | "cert.revoke" | "key.bar") => 5,
+        (_, "lease.revoke" | "cert.revoke" | "key.bar" | "run.bar") => 5,
         _ => 3,
     };
     let action = header(&event.action);

@@ -455,10 +455,18 @@ impl Authority {
                 jwt: Some(accepted),
                 actor: actor.clone(),
             };
-            if let Some(enrolled) = self.open_lease(&grant, csr, now)? {
-                // The lease is durable: what is left over is forgotten another time.
-                let _ = self.forget_spent(now);
-                return Ok(enrolled);
+            match self.open_lease(&grant, csr, now) {
+                Ok(Some(enrolled)) => {
+                    // The lease is durable: what is left over is forgotten another time.
+                    let _ = self.forget_spent(now);
+                    return Ok(enrolled);
+                }
+                Ok(None) => {}
+                Err(refusal) => {
+                    let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
+                    self.audit_barred(&name, role, csr, &actor, &refusal, now)?;
+                    return Err(refusal);
+                }
             }
         }
         Err(Error::Contended("the enrolment").into())

@@ -251,8 +251,9 @@ impl Authority {
     ///
     /// Revocation sticks: the public keys of the leases are barred, also when a lease had ended
     /// before, and other live leases of such a key end with them. A client with a shared key and a
-    /// site are barred by their identity, whatever lease they have by now. A run is barred when it
-    /// was selected as such. What was opened while this was on its way is ended, too. See
+    /// site are barred by their identity, whatever lease they have by now; so is a certificate of
+    /// another CA, and not its key, when the gateway itself revokes because that CA did. A run is
+    /// barred when it was selected as such. What was opened while this was on its way is ended, too. See
     /// [`Authority::lift_bar`].
     ///
     /// # Errors
@@ -279,8 +280,13 @@ impl Authority {
             return self.revoke_alone(selector, reason, actor, now);
         }
         for _ in 0..ATTEMPTS {
-            let bars = self.keys_of(&leases)?.into_iter().map(bar).collect();
-            let bars = [asked.clone(), bars].concat();
+            let keys = match actor {
+                // The list of another CA said so, of one certificate: the CA may have given its key
+                // another.
+                Actor::System => BTreeSet::new(),
+                _ => self.keys_of(&leases)?,
+            };
+            let bars = [asked.clone(), keys.into_iter().map(bar).collect()].concat();
             let together = self.with_all_of(leases, &bars)?;
             if self.revoke_together(&together, &bars, reason, actor, now, &mut outcome)? {
                 // A lease that was opened between the look and the commit did not see the bars; no
@@ -498,12 +504,14 @@ impl Authority {
                 Some(site) if seen.insert(key::site(site)) => {
                     (site, self.bar_site(txn, site, now)?)
                 }
-                None if lease.door == KeyHolder::DOOR => match self.holder_of(lease)? {
-                    Some(holder) if seen.insert(holder.0.clone()) => {
-                        (lease.subject.as_str(), self.bar_holder(txn, &holder, now))
+                None if KeyHolder::is_barred_by_identity(&lease.door, actor) => {
+                    match self.holder_of(lease)? {
+                        Some(holder) if seen.insert(holder.0.clone()) => {
+                            (lease.subject.as_str(), self.bar_holder(txn, &holder, now))
+                        }
+                        _ => continue,
                     }
-                    _ => continue,
-                },
+                }
                 _ => continue,
             };
             if new {

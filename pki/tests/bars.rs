@@ -259,6 +259,27 @@ fn the_key_of_an_external_certificate_is_barred_in_every_certificate() {
     authority.authorise_holder(&external("serial-2", key), None, after(4)).unwrap();
 }
 
+/// The list of another CA had a certificate: that one stays out, also when the list cannot be had
+/// later. Its CA may have replaced it, with the same key.
+#[test]
+fn a_certificate_that_its_own_ca_revoked_is_barred_and_its_key_is_not() {
+    let authority = authority();
+    let external =
+        |serial: &'static str| KeyHolder { door: KeyHolder::EXTERNAL, ..holder(serial, b"key") };
+    let first = authority.authorise_holder(&external("serial-1"), None, NOW).unwrap().lease;
+    let told = lease(&first.id);
+
+    let done = authority.revoke(&told, RevocationReason::Unspecified, &Actor::System, after(1));
+
+    assert_eq!(done.unwrap().barred_keys, 0);
+    let refused = authority.authorise_holder(&external("serial-1"), None, after(2));
+    assert!(matches!(refused, Err(AccessError::HolderRevoked { .. })), "{refused:?}");
+    authority.authorise_holder(&external("serial-2"), None, after(3)).unwrap();
+    let bars = authority.bars().unwrap();
+    authority.lift_bar(&bars[0].what.id(), &OPERATOR, after(4)).unwrap();
+    authority.authorise_holder(&external("serial-1"), None, after(5)).unwrap();
+}
+
 #[test]
 fn identities_are_forgotten_with_their_leases_unless_they_are_barred() {
     let store = Arc::new(MemoryStore::new());

@@ -9,6 +9,7 @@ mod oidc;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use common::*;
 use oidc::IssuerKey;
@@ -40,7 +41,9 @@ fn configured(issuers: Vec<Issuer>, rules: Vec<ClaimRule>, keys: &[&IssuerKey]) 
     let settings = Settings { issuers: issuers.clone(), rules, ..settings() };
     authority.reconfigure(settings).unwrap();
     for issuer in &issuers {
-        authority.jwt_keys_fetched(issuer, Ok(oidc::jwks(keys)), NOW).unwrap();
+        // Long enough ago for an unknown key to be none of the issuer's.
+        let earlier = NOW.minus(Duration::from_secs(60));
+        authority.jwt_keys_fetched(issuer, Ok(oidc::jwks(keys)), earlier).unwrap();
     }
     authority
 }
@@ -400,10 +403,11 @@ fn rules_of_roles_are_tried_in_order_and_traced() {
     assert_eq!(field(&own, "environment")["found"], "staging");
     assert_eq!(field(&own, "environment")["ok"], false);
     assert_eq!(field(&own, "repository_id")["ok"], true);
-    let stranger = at("deployer", json!({"repository_id": "666"})).problem();
-    assert_eq!(field(&stranger, "repository_id")["found"], "666");
-    assert!(field(&stranger, "repository_id").get("wanted").is_none(), "{stranger}");
-    assert!(field(&stranger, "environment").get("wanted").is_none(), "{stranger}");
+    assert!(own["trace"]["rules"][0].get("rule").is_none(), "how many there are is told nobody");
+    let stranger = at("deployer", json!({"repository_id": "666"}));
+    assert_eq!(stranger.trace.as_ref().unwrap().rules.len(), 1, "the operator sees it");
+    let stranger = stranger.problem();
+    assert_eq!(stranger["trace"]["rules"], json!([]), "{stranger}");
     assert!(!stranger.to_string().contains("production"), "{stranger}");
 }
 
@@ -484,6 +488,64 @@ fn keys_are_fetched_for_tokens_that_could_be_good() {
     authority.jwt_keys_fetched(&github, Ok(oidc::jwks(&[&next])), after(35)).unwrap();
     enrol(&authority, &rotated, &Client::new()).unwrap();
     assert_eq!(refused(&authority, &rsa().sign(&claims("old"))).code, RefusalCode::JwtUnknownKey);
+}
+
+/// Whoever cannot sign for an issuer learns nothing of what is configured.
+#[test]
+fn a_token_that_is_not_genuine_is_told_nothing_of_issuers_and_rules() {
+    let authority = github();
+    let stranger = IssuerKey::rs256("rsa-1");
+    let good = claims("told");
+    let elsewhere = with(claims("told"), json!({"iss": "https://ci.corp.example"}));
+    let unknown = IssuerKey::rs256("rsa-9");
+    for (token, code) in [
+        (stranger.sign(&good), RefusalCode::JwtBadSignature),
+        (unknown.sign(&good), RefusalCode::JwtUnknownKey),
+        (rsa().sign(&elsewhere), RefusalCode::JwtUnknownIssuer),
+        (IssuerKey::es256("rsa-1").sign(&good), RefusalCode::JwtAlgorithm),
+    ] {
+        let refusal = refused(&authority, &token);
+        assert_eq!(refusal.code, code);
+        let told = refusal.problem();
+        let text = told.to_string();
+        for secret in ["\"github\"", "RS256 or", "builder", "repository_id", "wanted", "rsa-1"] {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
+        assert_eq!(told["trace"]["token"].as_array().unwrap().len(), 1, "what is wrong: {text}");
+        assert!(refusal.trace.unwrap().issuer.is_some() || code == RefusalCode::JwtUnknownIssuer);
+    }
+}
+
+#[test]
+fn a_key_that_may_be_there_by_now_is_worth_another_try() {
+    let settings = github_settings();
+    let authority = configured(settings.issuers.clone(), settings.rules, &[rsa()]);
+    let github = &settings.issuers[0];
+    let next = IssuerKey::rs256("rsa-2");
+    let (first, second) = (next.sign(&claims("first")), next.sign(&claims("second")));
+    authority.jwt_keys_fetched_for(github, &first, Ok(oidc::jwks(&[rsa()])), NOW).unwrap();
+    let at = |token: &str, secs| {
+        let csr = Client::new().csr();
+        authority.enrol_with_jwt(None, token, &csr, None, after(secs)).unwrap_err()
+    };
+
+    assert_eq!(at(&first, 1).code, RefusalCode::JwtUnknownKey, "its keys were fetched just now");
+    let wait = at(&second, 10);
+
+    assert_eq!((wait.code, wait.code.status()), (RefusalCode::JwtKeysUnavailable, 503));
+    assert_eq!(wait.retry_after(), Some(21), "from then on the keys are fetched again");
+    assert_eq!(authority.jwt_keys_wanted(&second, after(31)), KeysWanted::First(github.clone()));
+}
+
+#[test]
+fn a_request_that_is_refused_anyhow_has_no_keys_fetched() {
+    let client = Client::new();
+    let body = base64(&client.csr_with_password(&rsa().sign(&claims("get")))).into_bytes();
+    let post = est_request(EST, None, &body);
+    assert!(pki::enrol::est::request_token(&post).is_some());
+    let get = EstRequest { method: "GET", ..post };
+    assert!(pki::enrol::est::request_token(&get).is_none());
+    assert_eq!(github().est(&get, NOW).status, 405);
 }
 
 #[test]

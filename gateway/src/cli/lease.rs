@@ -202,7 +202,8 @@ pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
         1 => Some("1 key".to_owned()),
         count => Some(format!("{count} keys")),
     };
-    let barred: Vec<String> = keys.into_iter().chain(ended.barred.iter().map(|n| plain(n))).collect();
+    let barred: Vec<String> =
+        keys.into_iter().chain(ended.barred.iter().map(|n| plain(n))).collect();
     let barred = match barred.as_slice() {
         [] => String::new(),
         names => format!("; barred (see `runnel bar list`): {}", names.join(", ")),

@@ -154,8 +154,7 @@ impl LeaseEnder {
             // A certificate without a lease, like the gateway's own.
             ended.revoked = outcome.revoked_now;
         }
-        ended.already =
-            ended.revoked == 0 && outcome.barred.is_empty() && outcome.barred_keys == 0;
+        ended.already = ended.revoked == 0 && outcome.barred.is_empty() && outcome.barred_keys == 0;
         ended.barred = outcome.barred;
         ended.keys_barred = outcome.barred_keys;
         Ok(ended)

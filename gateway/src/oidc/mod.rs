@@ -52,7 +52,7 @@ impl KeyFetcher {
         }
         let fetched = fetch_keys(&issuer).await;
         let name = issuer.name.clone();
-        match self.authority.jwt_keys_fetched(&issuer, fetched, now()) {
+        match self.authority.jwt_keys_fetched_for(&issuer, token, fetched, now()) {
             Ok(keys) => tracing::info!(issuer = %name, keys, "keys of the issuer fetched"),
             Err(why) => tracing::warn!(issuer = %name, %why, "keys of the issuer not fetched"),
         }
@@ -90,6 +90,17 @@ fn read_keys(path: &std::path::Path) -> Result<Vec<u8>, String> {
         return Err(format!("{} is larger than {MAX_KEY_SET} octets", path.display()));
     }
     std::fs::read(path).map_err(named)
+}
+
+/// Reads the key sets that are given as files again, for a configuration that is in force.
+pub fn reread(authority: &Authority, config: &Config) {
+    for issuer in &config.issuers {
+        if let KeySource::File(path) = &issuer.keys
+            && let Err(why) = authority.jwt_keys_fetched(issuer, read_keys(path), now())
+        {
+            tracing::warn!(issuer = %issuer.name, %why, "keys of the issuer not read");
+        }
+    }
 }
 
 /// Looks at the files that the issuers' sections name, so that mistakes show before a job fails.

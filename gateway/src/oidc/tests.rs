@@ -153,3 +153,37 @@ fn many_jobs_at_once_have_the_keys_fetched_once() {
     let refusal = authority.jwt_examine(&token, None, now()).unwrap_err();
     assert_eq!(refusal.code, pki::RefusalCode::JwtNoRule);
 }
+
+/// Issuers that cannot be reached: the administrator writes the file and reloads.
+#[test]
+fn key_sets_in_files_are_read_again_by_a_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.json");
+    let [old, new] = ["old", "new"].map(issuer::IssuerKey::eddsa);
+    std::fs::write(&path, issuer::jwks(&[&old])).unwrap();
+    let text = format!(
+        "[enrol]\nurl = \"https://gw.example.com\"\n[[issuer]]\nname = \"ci\"\n\
+         kind = \"generic\"\nissuer = \"https://ci.example.com\"\nstatic_jwks = \"{}\"\n",
+        path.display()
+    );
+    let config = Config::parse(&text, "runnel.toml").unwrap();
+    let settings =
+        pki::Settings { issuers: config.issuers.clone(), ..pki::Settings::new("ci.example.com") };
+    let options = pki::Options::new(settings);
+    let authority =
+        Authority::with_store(Arc::new(MemoryStore::new()), &[7; 32], options, now()).unwrap();
+    let claims = serde_json::json!({
+        "iss": "https://ci.example.com", "aud": "https://gw.example.com",
+        "exp": clock::unix_seconds() + 60,
+    });
+    let code = |key: &issuer::IssuerKey| {
+        authority.jwt_examine(&key.sign(&claims), None, now()).unwrap_err().code
+    };
+    reread(&authority, &config);
+    assert_eq!(code(&old), pki::RefusalCode::JwtNoRule, "genuine");
+    std::fs::write(&path, issuer::jwks(&[&new])).unwrap();
+    assert_ne!(code(&new), pki::RefusalCode::JwtNoRule);
+    reread(&authority, &config);
+    assert_eq!(code(&new), pki::RefusalCode::JwtNoRule);
+    assert_ne!(code(&old), pki::RefusalCode::JwtNoRule, "withdrawn");
+}

@@ -344,6 +344,7 @@ impl Instance {
         let externals = Externals::load(&config).map_err(|errors| failed(errors.join("\n")))?;
         let settings = setup::pki_settings(&config, &self.facts.id);
         self.authority.reconfigure(settings).map_err(pki_error)?;
+        crate::oidc::reread(&self.authority, &config);
         self.plane.replace_roles(policy::role_filters(&config)).wait(PATIENCE).map_err(failed)?;
         self.peers.replace_externals(externals);
         let engine = self.engine_config(&config)?;

@@ -363,6 +363,7 @@ impl Authority {
 pub fn request_token(request: &EstRequest<'_>) -> Option<Zeroizing<String>> {
     let path = parse_path(request.path)?;
     if path.operation != Operation::SimpleEnroll
+        || request.method != path.operation.method()
         || request.authorization.and_then(parse_basic).is_some()
     {
         return None;

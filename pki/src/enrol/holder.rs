@@ -62,6 +62,12 @@ impl KeyHolder<'_> {
     /// How leases of certificates of external CAs are named in [`Lease::door`].
     pub const EXTERNAL: &'static str = "x509";
 
+    /// Whether the identities of leases that came through this door are barred: of a shared key
+    /// always, of a certificate when its CA revoked it and no operator its key.
+    pub(crate) fn is_barred_by_identity(door: &str, actor: &Actor) -> bool {
+        door == Self::DOOR || (door == Self::EXTERNAL && *actor == Actor::System)
+    }
+
     /// What its record is found by.
     fn digest(&self) -> String {
         let id = sha256_hex(&[&[self.id.kind], self.id.data].concat());

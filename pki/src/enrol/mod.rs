@@ -246,6 +246,10 @@ impl Refusal {
             // Whose tokens are accepted, and where keys are fetched.
             RefusalCode::JwtUnknownIssuer => "tokens of this issuer are not accepted here",
             RefusalCode::JwtKeysUnavailable => "the issuer's keys are not there now; try again",
+            // Names in the configuration are for whoever has proven to come from there.
+            RefusalCode::JwtAlgorithm => "tokens with this signature algorithm are not accepted",
+            RefusalCode::JwtUnknownKey => "the token is signed with a key its issuer does not have",
+            RefusalCode::JwtBadSignature => "the token's signature does not verify",
             _ => &self.detail,
         }
     }
@@ -261,16 +265,8 @@ impl Refusal {
             "detail": self.public_detail(),
         });
         if let (Some(trace), Some(problem)) = (&self.trace, problem.as_object_mut())
-            && let Ok(mut trace) = serde_json::to_value(trace.public())
+            && let Ok(trace) = serde_json::to_value(trace.public())
         {
-            if let Some(trace) = trace.as_object_mut()
-                && matches!(
-                    self.code,
-                    RefusalCode::JwtUnknownIssuer | RefusalCode::JwtKeysUnavailable
-                )
-            {
-                trace.remove("token");
-            }
             problem.insert("trace".to_owned(), trace);
         }
         problem

@@ -96,7 +96,8 @@ pub struct ApiService(pub Arc<Api>);
 
 impl Service for ApiService {
     async fn answer(&self, request: Request) -> Reply {
-        let bearer = Credential::bearer(&request);
+        // Nothing is fetched for what is refused anyhow.
+        let bearer = Credential::bearer(&request).filter(|_| resource(&request).is_ok());
         if let Some(token) = bearer.filter(|token| jws::looks_like_jwt(token)) {
             self.0.keys.prepare(&token).await;
         }
@@ -111,6 +112,43 @@ impl Service for ApiService {
     }
 }
 
+/// What a request asks for.
+enum Resource<'r> {
+    OpenApi,
+    Create,
+    Show(&'r str),
+    Release(&'r str),
+    Renew(&'r str),
+    Revoke(&'r str),
+}
+
+fn resource(request: &Request) -> Result<Resource<'_>, Refusal> {
+    let path: Vec<&str> =
+        request.path.trim_start_matches("/v1/").trim_end_matches('/').split('/').collect();
+    let method = request.method.as_str();
+    Ok(match (path.as_slice(), method) {
+        (["openapi.json"], "GET" | "HEAD") => Resource::OpenApi,
+        (["leases"], "POST") => Resource::Create,
+        (["leases", id], "GET" | "HEAD") => Resource::Show(id),
+        (["leases", id], "DELETE") => Resource::Release(id),
+        (["leases", id, "renew"], "POST") => Resource::Renew(id),
+        (["leases", id, "revoke"], "POST") => Resource::Revoke(id),
+        (["openapi.json"] | ["leases"] | ["leases", _], _)
+        | (["leases", _, "renew" | "revoke"], _) => {
+            return Err(Refusal::new(
+                RefusalCode::MethodNotAllowed,
+                format!("{method} is not offered there: see /v1/openapi.json"),
+            ));
+        }
+        _ => {
+            return Err(Refusal::new(
+                RefusalCode::NotFound,
+                "there is no such resource: see /v1/openapi.json",
+            ));
+        }
+    })
+}
+
 impl Api {
     fn handle(&self, request: &Request) -> Reply {
         self.route(request).unwrap_or_else(|refusal| {
@@ -120,27 +158,15 @@ impl Api {
     }
 
     fn route(&self, request: &Request) -> Result<Reply, Refusal> {
-        let path: Vec<&str> =
-            request.path.trim_start_matches("/v1/").trim_end_matches('/').split('/').collect();
-        let method = request.method.as_str();
-        match (path.as_slice(), method) {
-            (["openapi.json"], "GET" | "HEAD") => {
+        match resource(request)? {
+            Resource::OpenApi => {
                 Ok(Reply::new(200, "application/json", OPENAPI.as_bytes().to_vec()))
             }
-            (["leases"], "POST") => self.create(request),
-            (["leases", id], "GET" | "HEAD") => self.show(id, request),
-            (["leases", id], "DELETE") => self.release(id, request),
-            (["leases", id, "renew"], "POST") => self.renew(id, request),
-            (["leases", id, "revoke"], "POST") => self.revoke(id, request),
-            (["openapi.json"] | ["leases"] | ["leases", _], _)
-            | (["leases", _, "renew" | "revoke"], _) => Err(Refusal::new(
-                RefusalCode::MethodNotAllowed,
-                format!("{method} is not offered there: see /v1/openapi.json"),
-            )),
-            _ => Err(Refusal::new(
-                RefusalCode::NotFound,
-                "there is no such resource: see /v1/openapi.json",
-            )),
+            Resource::Create => self.create(request),
+            Resource::Show(id) => self.show(id, request),
+            Resource::Release(id) => self.release(id, request),
+            Resource::Renew(id) => self.renew(id, request),
+            Resource::Revoke(id) => self.revoke(id, request),
         }
     }
 

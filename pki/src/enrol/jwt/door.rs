@@ -354,10 +354,53 @@ impl Authority {
         fetched: Result<Vec<u8>, String>,
         now: UnixTime,
     ) -> Result<usize, String> {
+        self.keep_keys(issuer, None, fetched, now)
+    }
+
+    /// The same for keys that were fetched on behalf of a token. Another token whose key is not
+    /// among them is told to wait for the next fetch; this one is refused.
+    ///
+    /// # Errors
+    /// As [`jwt_keys_fetched`](Self::jwt_keys_fetched).
+    pub fn jwt_keys_fetched_for(
+        &self,
+        issuer: &Issuer,
+        token: &str,
+        fetched: Result<Vec<u8>, String>,
+        now: UnixTime,
+    ) -> Result<usize, String> {
+        self.keep_keys(issuer, Some(sha256_hex(token.as_bytes())), fetched, now)
+    }
+
+    fn keep_keys(
+        &self,
+        issuer: &Issuer,
+        token: Option<String>,
+        fetched: Result<Vec<u8>, String>,
+        now: UnixTime,
+    ) -> Result<usize, String> {
         let set = fetched.and_then(|octets| KeySet::parse(&octets));
         let result = set.as_ref().map(KeySet::len).map_err(Clone::clone);
-        lock(&self.keyring).fetched(issuer, set, now);
+        lock(&self.keyring).fetched(issuer, set, token, now);
         result
+    }
+
+    /// A key that is not there while none is fetched: the issuer may have it by now.
+    fn or_wait(&self, token: &str, refusal: Refusal, now: UnixTime) -> Refusal {
+        if refusal.code != RefusalCode::JwtUnknownKey {
+            return refusal;
+        }
+        let settings = self.settings();
+        let issuer = jws::parse(token)
+            .ok()
+            .and_then(|token| recognise(&mut Trace::default(), &settings.issuers, &token).ok());
+        let digest = sha256_hex(token.as_bytes());
+        let wait =
+            issuer.and_then(|issuer| lock(&self.keyring).looked_for_again(issuer, &digest, now));
+        let Some(wait) = wait else { return refusal };
+        let mut later = Refusal::new(RefusalCode::JwtKeysUnavailable, refusal.detail).after(wait);
+        later.trace = refusal.trace;
+        later
     }
 
     /// Judges a token with the keys that are there.
@@ -372,7 +415,8 @@ impl Authority {
     ) -> Result<Accepted, Refusal> {
         let settings = self.settings();
         let keys = |issuer: &Issuer| self.jwt_keys(issuer, now);
-        examine(&settings.issuers, &settings.rules, keys, token, role, now).1
+        let judged = examine(&settings.issuers, &settings.rules, keys, token, role, now).1;
+        judged.map_err(|refusal| self.or_wait(token, refusal, now))
     }
 
     /// Opens a lease with a token of a CI platform, or repeats the answer to the same key.
@@ -487,7 +531,7 @@ impl Authority {
         let keys = |issuer: &Issuer| self.jwt_keys(issuer, now);
         let digest = match genuine(&mut trace, &settings.issuers, keys, token, now) {
             Ok(genuine) => genuine.digest,
-            Err(refusal) => return Err(refusal.with_trace(trace)),
+            Err(refusal) => return Err(self.or_wait(token, refusal.with_trace(trace), now)),
         };
         let spent = record::read::<JwtSpend>(self.store.as_ref(), &key::jwt(&digest))?;
         let lease = match spent {

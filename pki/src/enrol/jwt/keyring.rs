@@ -30,6 +30,8 @@ pub enum KeysWanted {
 struct Entry {
     set: Option<(UnixTime, KeySet)>,
     tried: Option<UnixTime>,
+    /// Digest of the token that the last fetch was for.
+    tried_for: Option<String>,
     problem: Option<String>,
 }
 
@@ -50,6 +52,7 @@ impl Keyring {
         &mut self,
         issuer: &Issuer,
         result: Result<KeySet, String>,
+        tried_for: Option<String>,
         now: UnixTime,
     ) {
         let slot = self.entries.entry(issuer.name.clone());
@@ -58,6 +61,7 @@ impl Keyring {
             (*known, *entry) = (issuer.clone(), Entry::default());
         }
         entry.tried = Some(now);
+        entry.tried_for = tried_for;
         match result {
             Ok(set) => {
                 entry.set = Some((now, set));
@@ -116,6 +120,20 @@ impl Keyring {
         }
     }
 
+    /// How long it takes until a key that is not there is looked for again; `None` when it was
+    /// looked for just now, on behalf of this very token, or is with the next one.
+    pub(crate) fn looked_for_again(
+        &self,
+        issuer: &Issuer,
+        token: &str,
+        now: UnixTime,
+    ) -> Option<Duration> {
+        let entry = self.entry(issuer)?;
+        let again = entry.tried.filter(|tried| *tried <= now)?.plus(MISS_INTERVAL);
+        let for_this = entry.tried_for.as_deref() == Some(token);
+        (now < again && !for_this).then(|| again.since(now))
+    }
+
     fn entry(&self, issuer: &Issuer) -> Option<&Entry> {
         self.entries.get(&issuer.name).filter(|(known, _)| known == issuer).map(|(_, entry)| entry)
     }
@@ -156,11 +174,11 @@ mod tests {
         let wanted =
             |ring: &Keyring, kid: &str, secs| ring.wanted(&issuer, Some(kid), ALGORITHM, at(secs));
         assert_eq!(wanted(&ring, "a", 0), KeysWanted::First(issuer.clone()));
-        ring.fetched(&issuer, Ok(set("a")), at(0));
+        ring.fetched(&issuer, Ok(set("a")), None, at(0));
         assert_eq!(wanted(&ring, "a", 1), KeysWanted::No);
         assert_eq!(wanted(&ring, "b", 29), KeysWanted::No, "too soon after the last fetch");
         assert_eq!(wanted(&ring, "b", 30), KeysWanted::First(issuer.clone()));
-        ring.fetched(&issuer, Ok(set("a")), at(30));
+        ring.fetched(&issuer, Ok(set("a")), None, at(30));
         assert_eq!(
             wanted(&ring, "b", 59),
             KeysWanted::No,
@@ -168,19 +186,30 @@ mod tests {
         );
         assert_eq!(wanted(&ring, "b", 60), KeysWanted::First(issuer.clone()));
         // Rotated: the new set is used at once.
-        ring.fetched(&issuer, Ok(set("b")), at(60));
+        ring.fetched(&issuer, Ok(set("b")), None, at(60));
         assert!(ring.keys(&issuer, at(60)).unwrap().has(Some("b"), ALGORITHM));
         assert!(!ring.keys(&issuer, at(60)).unwrap().has(Some("a"), ALGORITHM));
+    }
+
+    /// A rotation: the set was fetched a moment before the new key was published.
+    #[test]
+    fn a_key_that_is_not_there_is_looked_for_again_for_whoever_did_not_have_it_fetched() {
+        let (mut ring, issuer) = (Keyring::default(), issuer());
+        ring.fetched(&issuer, Ok(set("a")), Some("first".to_owned()), at(0));
+        let again = |token: &str, secs| ring.looked_for_again(&issuer, token, at(secs));
+        assert_eq!(again("first", 1), None, "it was looked for on its behalf");
+        assert_eq!(again("second", 10), Some(Duration::from_secs(20)));
+        assert_eq!(again("second", 30), None, "the next token has the keys fetched");
     }
 
     #[test]
     fn keys_outlive_an_outage_of_a_day() {
         let (mut ring, issuer) = (Keyring::default(), issuer());
-        ring.fetched(&issuer, Ok(set("a")), at(0));
+        ring.fetched(&issuer, Ok(set("a")), None, at(0));
         let wanted = |ring: &Keyring, secs| ring.wanted(&issuer, Some("a"), ALGORITHM, at(secs));
         assert_eq!(wanted(&ring, 3_599), KeysWanted::No);
         assert_eq!(wanted(&ring, 3_600), KeysWanted::First(issuer.clone()), "it may be withdrawn");
-        ring.fetched(&issuer, Err("no answer".to_owned()), at(3_600));
+        ring.fetched(&issuer, Err("no answer".to_owned()), None, at(3_600));
         assert_eq!(wanted(&ring, 3_629), KeysWanted::No);
         assert_eq!(wanted(&ring, 3_630), KeysWanted::First(issuer.clone()));
         assert!(ring.keys(&issuer, at(86_399)).is_ok());
@@ -192,7 +221,7 @@ mod tests {
     #[test]
     fn a_failed_first_fetch_says_why_and_is_tried_again_soon() {
         let (mut ring, issuer) = (Keyring::default(), issuer());
-        ring.fetched(&issuer, Err("the name does not resolve".to_owned()), at(0));
+        ring.fetched(&issuer, Err("the name does not resolve".to_owned()), None, at(0));
         assert_eq!(ring.keys(&issuer, at(1)).unwrap_err(), "the name does not resolve");
         assert_eq!(ring.wanted(&issuer, None, ALGORITHM, at(4)), KeysWanted::No);
         assert_eq!(ring.wanted(&issuer, None, ALGORITHM, at(5)), KeysWanted::First(issuer.clone()));
@@ -206,7 +235,7 @@ mod tests {
     #[test]
     fn another_configuration_is_another_issuer() {
         let (mut ring, issuer) = (Keyring::default(), issuer());
-        ring.fetched(&issuer, Ok(set("a")), at(0));
+        ring.fetched(&issuer, Ok(set("a")), None, at(0));
         let moved = Issuer { issuer: "https://other.example.com".to_owned(), ..issuer.clone() };
         assert!(ring.keys(&moved, at(1)).is_err());
         ring.configure(std::slice::from_ref(&issuer));

@@ -258,11 +258,25 @@ impl ClaimRule {
                 }
             }
             IssuerKind::Generic => {
-                let exact = self.claims.iter().any(|(name, wanted)| {
-                    !matches!(name.as_str(), "iss" | "aud")
-                        && wanted.iter().all(|pattern| !pattern.prefix().is_empty())
-                });
-                if exact { Pin::Stable } else { Pin::Missing("sub") }
+                // The subject up to the end of one of its parts; a project's number or name.
+                let whole = |wanted: &ClaimPattern| {
+                    let end = wanted.prefix().chars().next_back();
+                    (wanted.is_exact() || end.is_some_and(|c| !c.is_alphanumeric()))
+                        .then_some(!wanted.prefix().is_empty())
+                };
+                let exact = |wanted: &[ClaimPattern]| {
+                    wanted.iter().all(|want| want.is_exact() && !want.prefix().is_empty())
+                };
+                let named = |number: bool| {
+                    self.claims
+                        .iter()
+                        .any(|(name, wanted)| project_claim(name) == Some(number) && exact(wanted))
+                };
+                match (self.subject(whole) == Some(true), named(true), named(false)) {
+                    (true, ..) | (_, true, _) => Pin::Stable,
+                    (_, _, true) => Pin::NameOnly("the project's number, or sub"),
+                    _ => Pin::Missing("sub, or the claim with the project's number"),
+                }
             }
         }
     }
@@ -308,7 +322,8 @@ impl ClaimRule {
             }
             fields.push(step);
         }
-        let pinned = fields.iter().filter(|step| is_pin(kind, &step.field)).all(|step| step.ok);
+        let pins = || fields.iter().filter(|step| is_pin(kind, &step.field));
+        let pinned = pins().next().is_some() && pins().all(|step| step.ok);
         RuleTrace {
             role: self.role.clone(),
             rule: self.number,
@@ -332,8 +347,31 @@ fn is_pin(kind: IssuerKind, claim: &str) -> bool {
             matches!(claim, "sub" | "kubernetes.io.serviceaccount.uid" | "kubernetes.io.namespace")
         }
         // Which claims say it is the administrator's choice there.
-        IssuerKind::Jenkins | IssuerKind::Generic => true,
+        IssuerKind::Jenkins => true,
+        IssuerKind::Generic => claim == "sub" || project_claim(claim).is_some(),
     }
+}
+
+/// Whether a claim of an issuer that we know nothing about says which project: by a number (true)
+/// or by a name, which somebody else can come to have.
+fn project_claim(claim: &str) -> Option<bool> {
+    const THINGS: [&str; 8] =
+        ["repo", "project", "prj", "pipeline", "workspace", "stack", "job", "serviceaccount"];
+    // The last part counts: other claims of a project say something else about it.
+    let mut letters: String =
+        claim.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+    let whole = letters.len();
+    for number in ["uuid", "uid", "id"] {
+        if let Some(thing) = letters.strip_suffix(number) {
+            letters = thing.to_owned();
+            break;
+        }
+    }
+    let is_number = letters.len() < whole;
+    let name = ["path", "name", "slug", "fullname"];
+    let bare = name.iter().find_map(|name| letters.strip_suffix(name)).unwrap_or(&letters);
+    let bare = bare.strip_suffix("repository").map_or(bare, |_| "repo");
+    THINGS.iter().any(|thing| bare.ends_with(thing)).then_some(is_number)
 }
 
 /// Why a subject that looks right does not match: GitHub has two shapes of it.
@@ -432,8 +470,20 @@ mod tests {
         stable(Kubernetes, &[("kubernetes.io.namespace", "ci")]);
         missing(Kubernetes, &[("sub", "system:serviceaccount:*")]);
         stable(Generic, &[("sub", "build-7")]);
-        stable(Generic, &[("team", "ci-*")]);
+        stable(Generic, &[("sub", "organization:acme:pipeline:app:*")]);
+        stable(Generic, &[("pipeline_id", "0184990a")]);
+        stable(Generic, &[("oidc.circleci.com/project-id", "4d5c")]);
+        stable(Generic, &[("repositoryUuid", "{a}"), ("branch", "main")]);
+        name(Generic, &[("project_path", "g/p")]);
+        name(Generic, &[("repository", "octo/app"), ("team", "ci")]);
         missing(Generic, &[("sub", "*")]);
+        missing(Generic, &[("sub", "build-7*")]);
         missing(Generic, &[("aud", "x")]);
+        // Everybody on the platform can have a branch or a team of that name.
+        missing(Generic, &[("team", "ci")]);
+        missing(Generic, &[("ref", "refs/heads/main"), ("environment", "production")]);
+        missing(Generic, &[("project_id", "*")]);
+        missing(Generic, &[("repository", "octo/*")]);
+        missing(Generic, &[("repository_visibility", "private")]);
     }
 }

@@ -37,7 +37,8 @@ impl Step {
 pub struct RuleTrace {
     /// The role it gives.
     pub role: String,
-    /// Which of the role's rules, from 1.
+    /// Which of the role's rules, from 1; 0 and left out where that is nobody's business.
+    #[serde(skip_serializing_if = "is_zero")]
     pub rule: usize,
     /// Whether all its fields match.
     pub matched: bool,
@@ -46,6 +47,10 @@ pub struct RuleTrace {
     pub pinned: bool,
     /// Its fields.
     pub fields: Vec<Step>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// How a token was judged.
@@ -64,17 +69,35 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// What the presenter is told: all of it about his own token, and what a rule wants only if
-    /// the rule is about his project. On a public platform everybody can have a token that is
-    /// good but for that; whose repository may enter is not everybody's business.
+    /// What the presenter is told.
+    ///
+    /// Of a token whose signature does not verify anybody can be the author: only what is wrong
+    /// with it, and nothing of what is configured here. Of a genuine one all about itself, and of
+    /// the rules those that are about its project: on a public platform everybody can have a token
+    /// that is good but for that, and how many others may enter, and who, is not everybody's
+    /// business.
     #[must_use]
     pub fn public(&self) -> Self {
+        // A token that is judged again once it opened a lease was verified before.
+        let genuine = |step: &Step| step.ok && step.field == "signature" || step.field == "spent";
+        if !self.token.iter().any(genuine) {
+            let failed = self.token.iter().filter(|step| !step.ok).cloned();
+            let bare = failed.map(|mut step| {
+                // What a token must look like is no secret.
+                if step.field != "form" {
+                    (step.wanted, step.hint) = (None, None);
+                }
+                if step.field == "key" {
+                    step.found = None;
+                }
+                step
+            });
+            return Self { token: bare.collect(), ..Self::default() };
+        }
         let mut told = self.clone();
-        for rule in told.rules.iter_mut().filter(|rule| !rule.pinned) {
-            for step in &mut rule.fields {
-                step.wanted = None;
-                step.hint = None;
-            }
+        told.rules.retain(|rule| rule.pinned);
+        for rule in &mut told.rules {
+            rule.rule = 0;
         }
         told
     }

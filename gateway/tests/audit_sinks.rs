@@ -267,6 +267,74 @@ fn a_refused_batch_is_tried_again_and_delivered_once_it_is_taken() {
     assert!(events[0]["event"]["class_uid"].is_u64());
 }
 
+/// It took the connection and reads nothing more: its system soon has no room left, and
+/// acknowledges nothing.
+#[test]
+fn a_receiver_that_acknowledges_nothing_has_nothing() {
+    let (receiver, state) = (Receiver::new(), tempfile::tempdir().unwrap());
+    let authority = authority(state.path());
+    // More than it has room for, and less than our own system keeps for it.
+    socket2::SockRef::from(&receiver.listener).set_recv_buffer_size(4_096).unwrap();
+    for _ in 0..4 {
+        record(&authority, &"x".repeat(50 * 1024));
+    }
+    let config = receiver.sink(AuditTarget::Syslog, AuditFormat::Json);
+    let (gate, go) = mpsc::channel::<()>();
+    let server = std::thread::spawn(move || {
+        let mut tls = receiver.accept();
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock).unwrap();
+        }
+        let _ = go.recv_timeout(PATIENCE);
+    });
+    let running = Running::start(&config, &authority);
+    running.until("noticed", |sink| {
+        let trouble = sink.status().trouble;
+        trouble.is_some_and(|why| why.contains("acknowledges nothing") || why.contains("no answer"))
+    });
+    assert_eq!(running.sink.status().delivered, 0);
+    gate.send(()).unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn a_bulk_request_of_which_a_record_was_refused_is_not_delivered() {
+    let (receiver, state) = (Receiver::new(), tempfile::tempdir().unwrap());
+    let authority = authority(state.path());
+    let end = authority.audit_end().unwrap();
+    let path = "/audit/_bulk".to_owned();
+    let target = AuditTarget::Https { path, body: AuditBody::Bulk, header_file: None };
+    let config = receiver.sink(target, AuditFormat::Json);
+    let (gate, go) = mpsc::channel::<()>();
+    let server = std::thread::spawn(move || {
+        let mut answers = vec![
+            r#"{"errors":false,"items":[]}"#,
+            r#"{"errors":true,"items":[{"create":{"status":400,"error":{"type":"mapper"}}}]}"#,
+        ];
+        while let Some(answer) = answers.last() {
+            let mut tls = receiver.accept();
+            let Some(_) = request(&mut tls) else { continue };
+            let text =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+            tls.write_all(text.as_bytes()).unwrap();
+            tls.flush().unwrap();
+            answers.pop();
+            if answers.len() == 1 {
+                go.recv_timeout(PATIENCE).unwrap();
+            }
+        }
+    });
+    let running = Running::start(&config, &authority);
+    running.until("refused", |sink| {
+        sink.status().trouble.is_some_and(|why| why.contains("400") && why.contains("mapper"))
+    });
+    assert_eq!(running.sink.status().delivered, 0);
+    gate.send(()).unwrap();
+    running.delivered(end);
+    drop(running);
+    server.join().unwrap();
+}
+
 #[test]
 fn a_sink_goes_on_where_the_last_process_stopped() {
     let (receiver, state) = (Receiver::new(), tempfile::tempdir().unwrap());

@@ -357,13 +357,16 @@ impl Authority {
         Ok(record::read(self.store.as_ref(), &cert_key)?.map(|stored| stored.value))
     }
 
-    /// Audit events after a position, oldest first.
+    /// Audit events after a position, oldest first. What stands behind the trail's end was put
+    /// there by somebody else and is none.
     ///
     /// # Errors
     /// When the store fails.
     pub fn audit(&self, after: u64, limit: usize) -> Result<Vec<AuditRecord>, Error> {
         let entries = self.store.log(audit::LOG, after, limit)?;
-        entries.iter().map(audit::record).collect()
+        // The end as it is after reading: what was read by then is before it.
+        let end = self.audit_end()?;
+        Ok(entries.iter().take_while(|entry| entry.seq <= end).map(audit::record).collect())
     }
 
     /// Looks at the whole audit trail: whether anything was edited, removed, moved or added since

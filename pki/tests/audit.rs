@@ -124,6 +124,42 @@ fn a_start_tells_that_the_end_was_tampered_with() {
 }
 
 #[test]
+fn an_emptied_trail_is_not_sound() {
+    let directory = state();
+    change(directory.path(), "DELETE FROM logs; DELETE FROM heads");
+    assert_eq!(found(&verify(directory.path())), [(FaultKind::Unsealed, 0)]);
+}
+
+/// The number after the last one does not exist: a trail that went on behind such a record would
+/// write each new one over the one before.
+#[test]
+fn a_record_planted_at_the_last_number_stops_nothing() {
+    let directory = state();
+    change(
+        directory.path(),
+        "INSERT INTO logs SELECT log, 9223372036854775807, prev, hash, value FROM logs
+         WHERE seq = 5",
+    );
+    let mut written = std::collections::BTreeSet::new();
+    for _ in 0..2 {
+        let authority = open(directory.path());
+        assert!(authority.startup().broken_trail);
+        let before = authority.audit_end().unwrap();
+        for _ in 0..3 {
+            token(&authority);
+        }
+        let records = authority.audit(before, 100).unwrap();
+        assert_eq!(records.len(), 3, "those who follow the trail see what is written");
+        written.extend(records.into_iter().map(|record| record.hash));
+        let report = authority.verify_audit().unwrap();
+        assert!(report.faults.iter().any(|fault| fault.kind == FaultKind::Added), "{report:?}");
+    }
+    let all = open(directory.path()).audit(0, 1_000).unwrap();
+    let kept: Vec<_> = all.iter().filter(|record| written.contains(&record.hash)).collect();
+    assert_eq!(kept.len(), 6, "none was written over");
+}
+
+#[test]
 fn what_is_done_while_the_gateway_runs_is_not_sealed_over() {
     let directory = state();
     let authority = open(directory.path());

@@ -47,6 +47,29 @@ fn the_connect_timer_hands_over_to_the_certificate() {
     assert_eq!(authority.leases(false).unwrap(), []);
 }
 
+/// What is committed must reach whoever ends the tunnels, and one bad record keeps back no other.
+#[test]
+fn a_damaged_lease_keeps_no_other_from_expiring() {
+    let store = Arc::new(MemoryStore::new());
+    let authority = authority_on(Arc::clone(&store) as Arc<dyn Store>);
+    let ids: Vec<String> = (0..5).map(|_| enrolled(&authority).1.lease.id).collect();
+    let mut txn = pki::store::Txn::new();
+    txn.put(format!("lease/{}", ids[2]), "damaged");
+    store.transact(txn).unwrap();
+
+    let moved = authority.expire_due(after(300)).unwrap();
+
+    let mut ended: Vec<_> = moved.iter().map(|change| change.lease.id.clone()).collect();
+    ended.sort();
+    let mut expected = ids.clone();
+    expected.remove(2);
+    expected.sort();
+    assert_eq!(ended, expected);
+    assert!(moved.iter().all(|change| change.end_tunnels));
+    let told = authority.expire_due(after(301)).unwrap_err();
+    assert!(told.to_string().contains(&ids[2]), "{told}");
+}
+
 #[test]
 fn an_unused_lease_expires_and_its_certificate_is_revoked() {
     let authority = authority();

@@ -22,6 +22,7 @@ pub mod netns;
 pub mod nft;
 pub mod probe;
 pub mod route;
+pub mod tcp;
 pub mod udp;
 pub mod user;
 

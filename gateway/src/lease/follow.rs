@@ -2,8 +2,9 @@
 //! written. Runs on its own thread, because the store syncs to disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ike::event::{CloseReason, Event};
 use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
@@ -13,6 +14,10 @@ use super::Tunnels;
 use crate::obs::{Lives, Refusals, Report};
 use crate::site::Sites;
 use crate::sys::clock;
+
+/// Moves of one tunnel are written down this far apart: a peer can move with every packet, and the
+/// trail is kept for ever.
+const MOVES: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub struct Follower {
     sites: Arc<Sites>,
     up: BTreeMap<LeaseId, BTreeSet<IkeSaId>>,
     tallies: BTreeMap<IkeSaId, Tally>,
+    /// Tunnels with moves that are not written down yet.
+    moving: BTreeSet<IkeSaId>,
 }
 
 /// What an IKE SA carried. Its end is written down when the last child has told its counters,
@@ -37,6 +44,32 @@ struct Tally {
     bytes_in: u64,
     bytes_out: u64,
     ended: Option<(LeaseId, CloseReason)>,
+    moves: Moves,
+}
+
+/// Moves of a tunnel and what of them is written down.
+#[derive(Debug, Default)]
+struct Moves {
+    written: Option<Instant>,
+    /// Where the tunnel was before those that are not written down, and how many they are.
+    pending: Option<(SocketAddr, u64)>,
+}
+
+impl Moves {
+    fn note(&mut self, from: SocketAddr) {
+        let (_, count) = self.pending.get_or_insert((from, 0));
+        *count = count.saturating_add(1);
+    }
+
+    /// What is to be written now: where from, and how many moves more than this one there were.
+    fn due(&mut self, now: Instant) -> Option<(SocketAddr, u64)> {
+        if self.written.is_some_and(|written| now.duration_since(written) < MOVES) {
+            return None;
+        }
+        let (from, count) = self.pending.take()?;
+        self.written = Some(now);
+        Some((from, count.saturating_sub(1)))
+    }
 }
 
 impl Follower {
@@ -56,6 +89,14 @@ impl Follower {
             sites,
             up: BTreeMap::new(),
             tallies: BTreeMap::new(),
+            moving: BTreeSet::new(),
+        }
+    }
+
+    /// Writes down what has waited long enough. To be called every second or so.
+    pub fn tick(&mut self, now: Instant) {
+        for ike in std::mem::take(&mut self.moving) {
+            self.write_moves(ike, now);
         }
     }
 
@@ -129,8 +170,8 @@ impl Follower {
                 self.refusals.report(&Report::from(refusal), clock::now());
             }
             Event::Moved { ike, from, to } => {
-                tracing::info!(ike = ike.0, %from, %to, "peer moved");
-                self.moved(*ike, *to);
+                tracing::debug!(ike = ike.0, %from, %to, "peer moved");
+                self.moved(*ike, *to, Instant::now());
             }
             Event::Redirected { ike, connection, to } => {
                 tracing::info!(ike = ike.0, site = %connection, ?to, "sent to another gateway");
@@ -150,10 +191,10 @@ impl Follower {
         tally.facts = Some(facts.clone());
         tally.since = Some(Instant::now());
         self.up.entry(lease.clone()).or_default().insert(ike);
-        match self.authority.connected(&lease.0, now()) {
+        match self.authority.connected(&lease.0, wall_now()) {
             Ok(change) => {
                 let peer = Actor::Peer(facts.remote.ip());
-                let event = AuditEvent::new("ike.sa.up", &peer, now()).lease(&change.lease);
+                let event = AuditEvent::new("ike.sa.up", &peer, wall_now()).lease(&change.lease);
                 self.audit(&event.tunnel(facts));
             }
             Err(error) => {
@@ -184,7 +225,9 @@ impl Follower {
         }
         if last {
             self.up.remove(lease);
-            if let Err(error) = self.authority.disconnected(&lease.0, &reason.to_string(), now()) {
+            if let Err(error) =
+                self.authority.disconnected(&lease.0, &reason.to_string(), wall_now())
+            {
                 tracing::debug!(lease = %lease.0, %error, "disconnection not recorded");
             }
         }
@@ -198,6 +241,9 @@ impl Follower {
         let before = self.tallies.remove(&old).unwrap_or_default();
         let tally = self.tallies.entry(successor).or_default();
         tally.since = before.since.or(tally.since);
+        // A rekey is no way to have more moves written.
+        tally.moves = before.moves;
+        self.moving.insert(successor);
         if let (Some(now), Some(before)) = (&mut tally.facts, before.facts)
             && now.esp_suite.is_none()
         {
@@ -208,23 +254,39 @@ impl Follower {
         tally.bytes_in = tally.bytes_in.saturating_add(before.bytes_in);
         tally.bytes_out = tally.bytes_out.saturating_add(before.bytes_out);
         if let Some(record) = self.lease(lease) {
-            let mut event = AuditEvent::new("ike.sa.rekey", &Actor::System, now()).lease(&record);
+            let mut event =
+                AuditEvent::new("ike.sa.rekey", &Actor::System, wall_now()).lease(&record);
             event.tunnel = facts;
             self.audit(&event);
         }
     }
 
     /// The tunnel goes on from another address.
-    fn moved(&mut self, ike: IkeSaId, to: std::net::SocketAddr) {
-        let Some(facts) = self.tallies.get_mut(&ike).and_then(|tally| tally.facts.as_mut()) else {
+    fn moved(&mut self, ike: IkeSaId, to: SocketAddr, now: Instant) {
+        let Some(tally) = self.tallies.get_mut(&ike) else { return };
+        let Some(facts) = &mut tally.facts else { return };
+        let from = std::mem::replace(&mut facts.remote, to);
+        tally.moves.note(from);
+        self.write_moves(ike, now);
+    }
+
+    fn write_moves(&mut self, ike: IkeSaId, now: Instant) {
+        let Some(tally) = self.tallies.get_mut(&ike) else { return };
+        let Some((from, more)) = tally.moves.due(now) else {
+            if tally.moves.pending.is_some() {
+                self.moving.insert(ike);
+            }
             return;
         };
-        let from = std::mem::replace(&mut facts.remote, to);
-        let facts = facts.clone();
+        let Some(facts) = tally.facts.clone() else { return };
+        let to = facts.remote;
+        tracing::info!(ike = ike.0, %from, %to, more, "peer moved");
         let lease = self.up.iter().find(|(_, sas)| sas.contains(&ike)).map(|(id, _)| id.clone());
         if let Some(record) = lease.and_then(|lease| self.lease(&lease)) {
-            let event = AuditEvent::new("ike.sa.move", &Actor::Peer(to.ip()), now());
-            self.audit(&event.lease(&record).tunnel(facts).reason(format!("from {from}")));
+            let peer = Actor::Peer(to.ip());
+            let mut event = AuditEvent::new("ike.sa.move", &peer, wall_now()).lease(&record);
+            event.left_out = (more > 0).then_some(more);
+            self.audit(&event.tunnel(facts).reason(format!("from {from}")));
         }
     }
 
@@ -243,8 +305,9 @@ impl Follower {
             let lived = since.map(|since| since.elapsed().as_micros()).unwrap_or_default();
             let micros = u64::try_from(lived).unwrap_or(u64::MAX);
             let carried = Some(Carried { bytes_in, bytes_out, micros });
-            let mut event =
-                AuditEvent::new("ike.sa.down", &Actor::System, now()).lease(&record).reason(reason);
+            let mut event = AuditEvent::new("ike.sa.down", &Actor::System, wall_now())
+                .lease(&record)
+                .reason(reason);
             event.tunnel = facts.map(|facts| TunnelFacts { carried, ..facts });
             self.audit(&event);
         }
@@ -271,6 +334,30 @@ fn name(lease: Option<&LeaseId>) -> &str {
     lease.map_or("-", |lease| &lease.0)
 }
 
-fn now() -> UnixTime {
+fn wall_now() -> UnixTime {
     UnixTime::from_micros(clock::wall().0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_moves_with_every_packet_is_written_down_now_and_then() {
+        let address = |port: u16| SocketAddr::from(([192, 0, 2, 7], port));
+        let (start, mut moves, mut written) = (Instant::now(), Moves::default(), Vec::new());
+        for second in 0..60u16 {
+            for packet in 0..100 {
+                moves.note(address(second * 100 + packet + 1));
+                written.extend(moves.due(start + Duration::from_secs(second.into())));
+            }
+        }
+        written.extend(moves.due(start + Duration::from_secs(60)));
+        assert_eq!(written[0], (address(1), 0), "the first at once");
+        assert_eq!(written[1], (address(2), 2_999), "the rest together");
+        assert_eq!(written.len(), 3);
+        let told: u64 = written.iter().map(|(_, more)| more + 1).sum();
+        assert_eq!(told, 6_000, "none is lost");
+        assert_eq!(moves.due(start + Duration::from_secs(600)), None);
+    }
 }

@@ -18,6 +18,9 @@ const STAPLE_EVERY: Duration = Duration::from_secs(60);
 /// The standing of external certificates, most of which is known from the last time.
 const RECHECK_EVERY: Duration = Duration::from_secs(5);
 
+/// Longest copying of the last audit records at a stop; the next start goes on there.
+const LAST_RECORDS: Duration = Duration::from_secs(3);
+
 /// Forgetting ended leases; each time a bounded number of them.
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 
@@ -51,7 +54,7 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
         }
         std::thread::sleep(TICK);
     }
-    troubled.say("audit", audit.follow(&instance.authority));
+    troubled.say("audit", audit.finish(&instance.authority, LAST_RECORDS));
 }
 
 /// Logs a trouble when it begins and when it ends, not four times a second.

@@ -285,12 +285,15 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         reloading: std::sync::Mutex::default(),
         stop,
     });
+    // Before anybody can ask for a lease: whether the trail can be written where it must be.
+    let path = state.path().join(service::AUDIT_FILE);
+    let mut audit =
+        crate::obs::audit::AuditFile::open(&path, &authority).map_err(UpError::Other)?;
+    instance.gate_issuance(audit.follow(&authority).err().as_ref());
     listeners::serve(&instance, enrol, status, page, &stopped)?;
     let handler = Arc::new(Admin(Arc::clone(&instance)));
     tokio::spawn(admin::serve(admin_listener, handler, stopped.clone()));
 
-    let audit = crate::obs::audit::AuditFile::open(&state.path().join(service::AUDIT_FILE))
-        .map_err(|error| UpError::Other(format!("cannot open the audit file: {error}")))?;
     let mut threads = Threads::default();
     threads.couriers(couriers)?;
     threads.receiver(receiving, &engine)?;

@@ -96,6 +96,7 @@ impl Threads {
                 if let Some(event) = journal.take(Duration::from_secs(1)) {
                     follower.event(&event);
                 }
+                follower.tick(Instant::now());
             }
         })?);
         Ok(())

@@ -198,10 +198,12 @@ impl Walk {
     fn end(mut self, head: Option<&LogHead>, seal: Option<&LogSeal>) -> ChainReport {
         let last = self.report.last;
         let Some(head) = head else {
-            if last > 0 {
-                let what = "the trail has no sealed end: it was removed".to_owned();
-                self.report.fault(FaultKind::Unsealed, last, None, what);
-            }
+            // Even a new gateway has written down that it made its CA.
+            let what = match last {
+                0 => "the trail is empty: all of it was removed",
+                _ => "the trail has no sealed end: it was removed",
+            };
+            self.report.fault(FaultKind::Unsealed, last, None, what.to_owned());
             return self.told();
         };
         if let Some(seal) = seal {

@@ -226,12 +226,27 @@ pub struct AuditRecord {
     pub line: String,
 }
 
-/// Reads an entry of the log.
-pub(crate) fn record(entry: &crate::store::LogEntry) -> Result<AuditRecord, crate::error::Error> {
-    let event = ecs::decode(&entry.value).map_err(|cause| crate::error::Error::Damaged {
-        key: format!("{LOG}/{}", entry.seq),
-        cause,
-    })?;
+/// The action of a record in place of one that cannot be read.
+pub const UNREADABLE: &str = "audit.unreadable";
+
+/// Reads an entry of the log. One that somebody made unreadable must not keep back those behind it:
+/// an event that says so stands in its place, under its number and hash.
+pub(crate) fn record(entry: &crate::store::LogEntry) -> AuditRecord {
     let hash = crate::issue::hex(&entry.hash);
-    Ok(AuditRecord { seq: entry.seq, event, hash, line: chain::render(entry) })
+    let one_line = !entry.value.contains(&b'\n') && std::str::from_utf8(&entry.value).is_ok();
+    let read = match one_line {
+        true => ecs::decode(&entry.value),
+        false => Err("it is not one line of text".to_owned()),
+    };
+    let (event, line) = match read {
+        Ok(event) => (event, chain::render(entry)),
+        Err(cause) => {
+            let at = UnixTime::from_micros(0);
+            let cause: String = cause.chars().filter(|c| !c.is_control()).take(200).collect();
+            let event = AuditEvent::new(UNREADABLE, &Actor::System, at).refused(cause);
+            let said = crate::store::LogEntry { value: ecs::encode(&event), ..entry.clone() };
+            (event, chain::render(&said))
+        }
+    };
+    AuditRecord { seq: entry.seq, event, hash, line }
 }

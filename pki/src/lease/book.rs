@@ -93,14 +93,26 @@ impl Authority {
         Ok(first.first().and_then(|(due, _)| key::parse_due(due)).map(|(at, _)| at))
     }
 
-    /// Moves every lease whose deadline has come; the caller ends the tunnels it is told to.
+    /// Moves every lease whose deadline has come; the caller ends the tunnels it is told to. One
+    /// that cannot be moved keeps back no other.
     ///
     /// # Errors
-    /// When the store fails; what was moved before stays moved and is due no more.
+    /// When nothing was moved and something should have been. What fails beside leases that were
+    /// moved fails again with the next call, because it stays due: their tunnels come first.
     pub fn expire_due(&self, now: UnixTime) -> Result<Vec<LeaseChange>, Error> {
         let mut changes = Vec::new();
+        match self.expire_all(&mut changes, now) {
+            Err(error) if changes.is_empty() => Err(error),
+            _ => Ok(changes),
+        }
+    }
+
+    /// The first failure, after everything that could be moved was.
+    fn expire_all(&self, changes: &mut Vec<LeaseChange>, now: UnixTime) -> Result<(), Error> {
+        let mut failed = Ok(());
+        let mut cursor: Option<String> = None;
         loop {
-            let due = self.store.range(key::DUE, None, BATCH)?;
+            let due = self.store.range(key::DUE, cursor.as_deref(), BATCH)?;
             let ids: Vec<String> = due
                 .iter()
                 .filter_map(|(due, _)| key::parse_due(due))
@@ -108,18 +120,35 @@ impl Authority {
                 .map(|(_, id)| id.to_owned())
                 .collect();
             if ids.is_empty() {
-                return Ok(changes);
+                return failed;
             }
             let step = Step { action: "lease.expire", reason: None };
-            let moved = self.step_all(&ids, &LeaseEvent::Tick, &step, now)?;
-            // A due key without movement would be found again for ever.
-            if moved.is_empty() {
-                return Err(Error::Damaged {
-                    key: due.first().map(|(due, _)| due.clone()).unwrap_or_default(),
-                    cause: "its lease is not due".to_owned(),
-                });
+            let moved = self.step_all(&ids, &LeaseEvent::Tick, &step, now);
+            if let Ok(moved) = moved {
+                let all = moved.len() == ids.len();
+                changes.extend(moved);
+                if all {
+                    continue;
+                }
             }
-            changes.extend(moved);
+            // Something is the matter with one of them: each by itself, and behind them on.
+            for (id, (due, _)) in ids.iter().zip(&due) {
+                let moved = match self.step(id, &LeaseEvent::Tick, &Actor::System, &step, now) {
+                    Ok(change) if change.changed() => {
+                        changes.push(change);
+                        continue;
+                    }
+                    // A due key without movement would be found again for ever.
+                    Ok(_) if self.store.get(due)?.is_some() => Error::Damaged {
+                        key: due.clone(),
+                        cause: "its lease is not due".to_owned(),
+                    },
+                    Ok(_) => continue,
+                    Err(error) => error,
+                };
+                failed = failed.and(Err(moved));
+            }
+            cursor = due.get(ids.len() - 1).map(|(due, _)| due.clone());
         }
     }
 
@@ -338,7 +367,12 @@ impl Authority {
         // One of them moved meanwhile: one by one, each with its own retries.
         let mut changes = Vec::new();
         for id in ids {
-            changes.push(self.step(id, event, &Actor::System, step, now)?);
+            match self.step(id, event, &Actor::System, step, now) {
+                Ok(change) => changes.push(change),
+                // What is committed must reach whoever ends the tunnels.
+                Err(error) if changes.is_empty() => return Err(error),
+                Err(_) => break,
+            }
         }
         Ok(changes)
     }

@@ -309,12 +309,14 @@ impl Store for SqliteStore {
             }
         }
         let (mut sealed, mut broken) = (Vec::new(), Vec::new());
-        for FoundEnd { log, head, last } in found {
+        for FoundEnd { log, head, last, below } in found {
             if adopt && head.seal.is_empty() && head.seq > 0 {
                 sealed.push((log.clone(), seal.head(&log, head.seq, head.hash)));
             } else if !seal.opens(&log, &head) || head.seq != last {
-                // It goes on behind a position that nothing will ever fill.
-                let gap = head.seq.max(last) + 1;
+                // It goes on behind a position that nothing will ever fill, and not where somebody
+                // left no more room for what comes.
+                let gap = [head.seq, last, below].into_iter().filter(|seq| *seq < ROOM).max();
+                let gap = gap.unwrap_or(0) + 1;
                 sealed.push((log.clone(), seal.head(&log, gap, [0; 32])));
                 broken.push(log);
             }
@@ -550,7 +552,13 @@ struct FoundEnd {
     head: LogHead,
     /// The position of the last entry that is there.
     last: u64,
+    /// The last one below [`ROOM`].
+    below: u64,
 }
+
+/// No log comes to have so many entries. An entry from here on was put there to stop the log, which
+/// could not go on behind it.
+const ROOM: u64 = 1 << 62;
 
 impl FoundEnd {
     fn nothing(log: &str) -> Self {
@@ -558,27 +566,41 @@ impl FoundEnd {
             log: log.to_owned(),
             head: LogHead { seq: 0, hash: [0; 32], seal: Vec::new() },
             last: 0,
+            below: 0,
         }
     }
 }
 
 /// The ends of all logs, those included whose head is gone.
 fn ends(connection: &Connection) -> rusqlite::Result<Vec<FoundEnd>> {
-    let mut statement = connection.prepare("SELECT log, max(seq) FROM logs GROUP BY log")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
-    let mut last: BTreeMap<String, i64> = rows.collect::<rusqlite::Result<_>>()?;
+    let mut statement = connection.prepare("SELECT DISTINCT log FROM logs")?;
+    let logs = statement.query_map([], |row| row.get(0))?;
+    let logs: Vec<String> = logs.collect::<rusqlite::Result<_>>()?;
+    let mut statement =
+        connection.prepare("SELECT max(seq) FROM logs WHERE log = ?1 AND seq <= ?2")?;
+    let mut last: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for log in logs {
+        let mut below = |limit: i64| -> rusqlite::Result<u64> {
+            let seq: Option<i64> = statement.query_row(params![log, limit], |row| row.get(0))?;
+            Ok(seq.and_then(|seq| u64::try_from(seq).ok()).unwrap_or(0))
+        };
+        let found = (below(i64::MAX)?, below(signed(ROOM) - 1)?);
+        last.insert(log, found);
+    }
     let mut statement =
         connection.prepare("SELECT log, seq, CAST(hash AS BLOB), CAST(seal AS BLOB) FROM heads")?;
     let mut found = Vec::new();
     for row in statement.query_map([], head)? {
         let (log, head) = row?;
-        let last = last.remove(&log).unwrap_or(0).unsigned_abs();
-        found.push(FoundEnd { log, head, last });
+        let (last, below) = last.remove(&log).unwrap_or_default();
+        found.push(FoundEnd { log, head, last, below });
     }
-    found.extend(
-        last.into_iter()
-            .map(|(log, last)| FoundEnd { last: last.unsigned_abs(), ..FoundEnd::nothing(&log) }),
-    );
+    let headless = last.into_iter();
+    found.extend(headless.map(|(log, (last, below))| FoundEnd {
+        last,
+        below,
+        ..FoundEnd::nothing(&log)
+    }));
     Ok(found)
 }
 

@@ -11,6 +11,8 @@ use crate::config::{AuditBody, AuditFormat};
 
 /// Octets of an answer that are looked at: its status is in the first line, its body says why not.
 const MAX_ANSWER: usize = 16 * 1024;
+/// The same for a bulk request, whose answer has a part for each record.
+const MAX_BULK_ANSWER: usize = 1024 * 1024;
 /// Characters of a refusal's body that are shown.
 const MAX_SHOWN: usize = 200;
 
@@ -29,18 +31,20 @@ pub(super) struct Https {
 }
 
 impl Target for Https {
-    fn reach(&mut self) -> Result<(), String> {
-        self.dialer.dial().map(drop)
+    fn reach(&mut self) -> Result<bool, String> {
+        self.dialer.dial().map(|_| true)
     }
 
     fn send(&mut self, records: &[AuditRecord]) -> Result<Sent, String> {
         let body = body(records, self.format, self.body);
         let mut connection = self.dialer.dial()?;
         connection.send(self.request(&body).as_bytes())?;
-        let answer = answer(&mut connection)?;
+        let bulk = self.body == AuditBody::Bulk;
+        let answer = answer(&mut connection, bulk)?;
         let status = status(&answer).ok_or("the answer is not HTTP")?;
         if (200..300).contains(&status) {
-            return Ok(Sent::Delivered);
+            // A bulk request succeeds as such; what became of each record is in its body.
+            return if bulk { taken(&answer) } else { Ok(Sent::Delivered) };
         }
         let why = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).trim();
         let why: String =
@@ -106,35 +110,89 @@ fn value(line: &str, format: AuditFormat) -> String {
     }
 }
 
+/// Whether a bulk request's answer says that every record is there.
+fn taken(answer: &str) -> Result<Sent, String> {
+    const UNCLEAR: &str = "the answer to the bulk request does not say what became of the records";
+    let text = body_of(answer).ok_or(UNCLEAR)?;
+    let said: serde_json::Value = serde_json::from_str(&text).map_err(|_| UNCLEAR)?;
+    match said["errors"].as_bool() {
+        Some(false) => return Ok(Sent::Delivered),
+        Some(true) => {}
+        None => return Err(UNCLEAR.to_owned()),
+    }
+    let items = said["items"].as_array().ok_or(UNCLEAR)?;
+    // A record that was there before was sent twice.
+    let refused = items.iter().filter_map(|item| item.get("create")).find(|item| {
+        let status = item["status"].as_u64();
+        !matches!(status, Some(200..=299 | 409))
+    });
+    let Some(refused) = refused else { return Ok(Sent::Delivered) };
+    let why = &refused["error"];
+    let text = |name: &str| why[name].as_str().unwrap_or_default();
+    let why: String = format!("{} {}", text("type"), text("reason"))
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_SHOWN)
+        .collect();
+    let status = refused["status"].as_u64().unwrap_or(0);
+    Err(format!("a record is refused: {status} {}", why.trim()))
+}
+
+/// An answer's whole body, also of one in chunks (RFC 9112 7.1).
+fn body_of(answer: &str) -> Option<String> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let chunked = head.lines().filter_map(|line| line.split_once(':')).any(|(name, value)| {
+        name.eq_ignore_ascii_case("transfer-encoding")
+            && value.trim().eq_ignore_ascii_case("chunked")
+    });
+    if !chunked {
+        return Some(body.to_owned());
+    }
+    let (mut whole, mut rest) = (String::new(), body);
+    loop {
+        let (size, after) = rest.split_once("\r\n")?;
+        let size = size.split(';').next().unwrap_or_default().trim();
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some(whole);
+        }
+        whole.push_str(after.get(..size)?);
+        rest = after.get(size..)?.strip_prefix("\r\n")?;
+    }
+}
+
 /// Reads until the end of the answer or as much of it as matters.
-fn answer(connection: &mut Connection) -> Result<String, String> {
+fn answer(connection: &mut Connection, bulk: bool) -> Result<String, String> {
+    let most = if bulk { MAX_BULK_ANSWER } else { MAX_ANSWER };
     let mut text = Vec::new();
     let mut buffer = [0u8; 4096];
     loop {
         let octets = match connection.receive(&mut buffer) {
             Ok(octets) => octets,
             // A status without the rest of its body is an answer.
-            Err(_) if is_enough(&String::from_utf8_lossy(&text), false) => 0,
+            Err(_) if is_enough(&String::from_utf8_lossy(&text), false, bulk) => 0,
             Err(error) => return Err(error),
         };
         text.extend_from_slice(buffer.get(..octets).unwrap_or_default());
         let answer = String::from_utf8_lossy(&text);
-        if octets == 0 || text.len() >= MAX_ANSWER || is_enough(&answer, true) {
+        if octets == 0 || text.len() >= most || is_enough(&answer, true, bulk) {
             return Ok(answer.into_owned());
         }
     }
 }
 
-/// Whether an answer says what there is to know: of a good one its header does, of another one the
-/// body too, when that is `wanted`.
-fn is_enough(answer: &str, wanted: bool) -> bool {
+/// Whether an answer says what there is to know: of a good one its header does, of another one, and
+/// of one to a bulk request, the body too, when that is `wanted`.
+fn is_enough(answer: &str, wanted: bool, bulk: bool) -> bool {
     let (Some(status), Some((head, body))) = (status(answer), answer.split_once("\r\n\r\n")) else {
         return false;
     };
     let length = head.lines().filter_map(|line| line.split_once(':'));
     let mut length = length.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
     let length = length.find_map(|(_, value)| value.trim().parse::<usize>().ok());
-    (200..300).contains(&status) || !wanted || length.is_some_and(|length| body.len() >= length)
+    (200..300).contains(&status) && !bulk
+        || !wanted
+        || length.is_some_and(|length| body.len() >= length)
 }
 
 fn status(answer: &str) -> Option<u16> {
@@ -177,10 +235,35 @@ mod tests {
     #[test]
     fn an_answer_ends_with_its_body() {
         let refused = "HTTP/1.1 503 Busy\r\nContent-length: 4\r\n\r\n";
+        let is_enough = |answer: &str, wanted| super::is_enough(answer, wanted, false);
         assert!(!is_enough(refused, true) && is_enough(refused, false));
         assert!(is_enough(&format!("{refused}full"), true));
         assert!(is_enough("HTTP/1.1 200 OK\r\n\r\n", true));
         assert!(!is_enough("HTTP/1.1 200 OK\r\n", true) && !is_enough("", false));
+        assert!(!super::is_enough("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", true, true));
+    }
+
+    /// Elasticsearch answers 200 and says in the body which records it did not take.
+    #[test]
+    fn a_bulk_answer_counts_by_what_it_says_of_each_record() {
+        let answer = |body: &str| format!("HTTP/1.1 200 OK\r\ncontent-type: a\r\n\r\n{body}");
+        let judged = |body: &str| taken(&answer(body));
+        assert_eq!(judged(r#"{"took":3,"errors":false,"items":[]}"#), Ok(Sent::Delivered));
+        let there = r#"{"errors":true,"items":[{"create":{"status":201}},
+            {"create":{"status":409,"error":{"type":"version_conflict_engine_exception"}}}]}"#;
+        assert_eq!(judged(there), Ok(Sent::Delivered), "it was there before");
+        let full = r#"{"errors":true,"items":[{"create":{"status":201}},{"create":{"status":429,
+            "error":{"type":"es_rejected_execution_exception","reason":"queue is full"}}}]}"#;
+        let told = judged(full).unwrap_err();
+        assert!(told.contains("429") && told.contains("queue is full"), "{told}");
+        for unclear in ["", "ok", "{}", r#"{"errors":true}"#] {
+            assert!(judged(unclear).is_err(), "{unclear}");
+        }
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                       9\r\n{\"errors\"\r\n7;x=y\r\n:false}\r\n0\r\n\r\n";
+        assert_eq!(taken(chunked), Ok(Sent::Delivered));
+        let cut = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{\"err";
+        assert!(taken(cut).is_err());
     }
 
     #[test]

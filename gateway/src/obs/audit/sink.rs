@@ -36,8 +36,8 @@ pub(super) enum Sent {
 
 /// A protocol that records are sent by. Each call may block for some seconds.
 pub(super) trait Target: Send + std::fmt::Debug {
-    /// Whether the receiver can be reached, or still keeps what was sent.
-    fn reach(&mut self) -> Result<(), String>;
+    /// Whether the receiver can be reached and has what was sent; false: not yet.
+    fn reach(&mut self) -> Result<bool, String>;
 
     /// Sends a batch, in order.
     fn send(&mut self, records: &[AuditRecord]) -> Result<Sent, String>;
@@ -162,7 +162,9 @@ impl Courier {
 
     /// Confirms what was sent before and sends what is new.
     fn step(&mut self) -> Result<(), String> {
-        self.confirm()?;
+        if !self.confirm()? {
+            return Ok(());
+        }
         loop {
             let records =
                 self.authority.audit(self.sent, BATCH).map_err(|error| error.to_string())?;
@@ -177,16 +179,20 @@ impl Courier {
         }
     }
 
-    fn confirm(&mut self) -> Result<(), String> {
+    /// Whether everything that was sent has arrived.
+    fn confirm(&mut self) -> Result<bool, String> {
         let proven = self.sent == self.confirmed && self.sink.lock().trouble.is_none();
         if proven && self.authority.audit_end().is_ok_and(|end| end > self.sent) {
             // What is sent next tells.
-            return Ok(());
+            return Ok(true);
         }
-        if !proven || matches!(self.sent.cmp(&self.confirmed), std::cmp::Ordering::Greater) {
-            self.target.reach()?;
+        if (!proven || self.sent > self.confirmed) && !self.target.reach()? {
+            return Ok(false);
         }
-        if self.sent > self.confirmed { self.advance() } else { Ok(()) }
+        if self.sent > self.confirmed {
+            self.advance()?;
+        }
+        Ok(true)
     }
 
     fn advance(&mut self) -> Result<(), String> {

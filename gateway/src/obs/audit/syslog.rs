@@ -1,7 +1,10 @@
 //! Syslog over TLS (RFC 5424 messages, RFC 5425 transport).
 //!
-//! The protocol has no acknowledgement. A batch counts as delivered when the receiver still keeps the
-//! connection open some time after it was sent; otherwise it is sent again.
+//! The protocol has no acknowledgement. A batch counts as delivered when the receiver's system has
+//! acknowledged every octet of it (TCP) and keeps the connection open; otherwise it is sent again.
+//! What the receiver's program makes of it nobody is told.
+
+use std::time::{Duration, Instant};
 
 use pki::{AuditOutcome, AuditRecord};
 
@@ -16,6 +19,9 @@ const FACILITY: u8 = 13;
 const WARNING: u8 = 4;
 const INFORMATIONAL: u8 = 6;
 
+/// A receiver that acknowledges nothing for so long is not there any more.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Syslog {
@@ -23,17 +29,23 @@ pub(super) struct Syslog {
     format: AuditFormat,
     host: String,
     connection: Option<Connection>,
+    /// When the latest batch was sent.
+    sent: Option<Instant>,
 }
 
 impl Syslog {
     pub(super) fn new(dialer: Dialer, format: AuditFormat, gateway: &str) -> Self {
-        Self { dialer, format, host: name(gateway, 255), connection: None }
+        Self { dialer, format, host: name(gateway, 255), connection: None, sent: None }
     }
 
     fn connection(&mut self) -> Result<&mut Connection, String> {
         if self.connection.as_mut().is_some_and(|connection| !connection.is_open()) {
             self.connection = None;
             return Err("the receiver closed the connection".to_owned());
+        }
+        if self.connection.is_none() {
+            // Nothing was sent on the new one.
+            self.sent = None;
         }
         match &mut self.connection {
             Some(connection) => Ok(connection),
@@ -43,8 +55,21 @@ impl Syslog {
 }
 
 impl Target for Syslog {
-    fn reach(&mut self) -> Result<(), String> {
-        self.connection().map(drop)
+    fn reach(&mut self) -> Result<bool, String> {
+        let unacknowledged = self.connection()?.unacknowledged()?;
+        let sent = self.sent;
+        if unacknowledged == 0 {
+            self.sent = None;
+            return Ok(true);
+        }
+        if sent.is_some_and(|sent| sent.elapsed() >= UNACKNOWLEDGED) {
+            self.connection = None;
+            return Err(format!(
+                "the receiver acknowledges nothing: {unacknowledged} octets for {} s",
+                UNACKNOWLEDGED.as_secs()
+            ));
+        }
+        Ok(false)
     }
 
     fn send(&mut self, records: &[AuditRecord]) -> Result<Sent, String> {
@@ -54,6 +79,7 @@ impl Target for Syslog {
             frame(&mut frames, record, &host, format);
         }
         let sent = self.connection().and_then(|connection| connection.send(&frames));
+        self.sent = Some(Instant::now());
         if sent.is_err() {
             self.connection = None;
         }

@@ -136,6 +136,14 @@ impl Connection {
         }
     }
 
+    /// Octets that were sent and that the other side's system has not acknowledged.
+    ///
+    /// # Errors
+    /// The operating system's, as a part of a sentence.
+    pub(super) fn unacknowledged(&self) -> Result<usize, String> {
+        xfrm::tcp::unacknowledged(&self.stream.sock).map_err(|error| told(&error))
+    }
+
     /// Whether the other side keeps the connection open, without waiting.
     pub(super) fn is_open(&mut self) -> bool {
         if self.stream.sock.set_nonblocking(true).is_err() {

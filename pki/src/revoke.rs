@@ -286,7 +286,9 @@ impl Authority {
                 Actor::System => BTreeSet::new(),
                 _ => self.keys_of(&leases)?,
             };
-            let bars = [asked.clone(), keys.into_iter().map(bar).collect()].concat();
+            let asked_for = |key: &Barred| asked.iter().any(|bar| bar.what == *key);
+            let keys = keys.into_iter().filter(|key| !asked_for(key)).map(bar);
+            let bars: Vec<Bar> = asked.iter().cloned().chain(keys).collect();
             let together = self.with_all_of(leases, &bars)?;
             if self.revoke_together(&together, &bars, reason, actor, now, &mut outcome)? {
                 // A lease that was opened between the look and the commit did not see the bars; no

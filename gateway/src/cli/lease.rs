@@ -113,23 +113,23 @@ impl Which {
 }
 
 pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
-    let mut client = context.client()?;
     match command {
         Command::List { all, output } => {
-            let leases: Vec<Lease> = client.ask(Request::LeaseList { all })?;
+            let leases: Vec<Lease> = context.client()?.ask(Request::LeaseList { all })?;
             output.print(&leases, |leases| list(leases));
         }
         Command::Show { id, output } => {
-            let lease: Lease = client.ask(Request::LeaseShow { id })?;
+            let lease: Lease = context.client()?.ask(Request::LeaseShow { id })?;
             output.print(&lease, show);
         }
         Command::Release { which, output } => {
-            let ended: Ended = client.ask(Request::LeaseRelease { selector: which.selector()? })?;
+            let request = Request::LeaseRelease { selector: which.selector()? };
+            let ended: Ended = context.client()?.ask(request)?;
             output.print(&ended, |ended| ended_text(ended, "released"));
         }
         Command::Revoke { which, reason, output } => {
             let request = Request::LeaseRevoke { selector: which.selector()?, reason };
-            let ended: Ended = client.ask(request)?;
+            let ended: Ended = context.client()?.ask(request)?;
             output.print(&ended, |ended| ended_text(ended, "revoked"));
         }
     }

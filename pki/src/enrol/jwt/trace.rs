@@ -87,7 +87,8 @@ impl Trace {
                 if step.field != "form" {
                     (step.wanted, step.hint) = (None, None);
                 }
-                if step.field == "key" {
+                // That names keys of the issuer.
+                if matches!(step.field.as_str(), "key" | "signature") {
                     step.found = None;
                 }
                 step

@@ -20,6 +20,7 @@ use ike::io::{
     Checkpoint, ChildUse, CredentialId, Grant, LeaseId, PeerProof, UniquePolicy, VerifiedPeer,
     VerifyPeer,
 };
+use ike::snapshot::Snapshot;
 use ike::wire::{Identification, NotifyType, TrafficSelector};
 use ike::{Action, Completion, Engine, EngineError, Event, Input, Now, Output, Transmit, WallTime};
 use ring::rand::SystemRandom;
@@ -161,6 +162,22 @@ impl Party {
             grants: 0,
             next_spi: 0xc000_0000,
         })
+    }
+
+    /// Forgets everything but these SAs, as after a crash.
+    ///
+    /// # Errors
+    /// When they run with what the provider lacks.
+    pub fn restart(
+        &mut self,
+        config: EngineConfig,
+        seed: [u8; 32],
+        now: Now,
+        snapshots: impl IntoIterator<Item = Snapshot>,
+    ) -> Result<(), EngineError> {
+        self.engine = Engine::restore(config, self.crypto, seed, now, snapshots)?;
+        self.kex = KexExecutor::new(self.crypto);
+        Ok(())
     }
 
     /// Gives the engine an input and executes what it wants done, until it wants nothing more.

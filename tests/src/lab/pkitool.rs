@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use base64::Engine as _;
 
 use super::cmd::{self, Said};
 use super::host::Host;
@@ -360,6 +361,18 @@ impl Authority {
         Ok((private, cert))
     }
 
+    /// A certificate (DER) for a request (DER), with the request's subject and another name.
+    ///
+    /// # Errors
+    /// When `pki` fails.
+    pub fn certify(&self, request: &Path, san: &str) -> Result<Vec<u8>> {
+        let (ca_cert, ca_key) = (self.cert.display().to_string(), self.key().display().to_string());
+        let request = request.display().to_string();
+        let words = ["--issue", "--cacert", &ca_cert, "--cakey", &ca_key, "--lifetime", "1"];
+        let input = ["--in", &request, "--type", "pkcs10", "--san", san, "--outform", "pem"];
+        der(&pki(&[&words[..], &input].concat())?)
+    }
+
     fn sign(&self, private: &Path, dn: &str, words: &[&str], to: &Path) -> Result<()> {
         let private = private.display().to_string();
         let (ca_cert, ca_key) = (self.cert.display().to_string(), self.key().display().to_string());
@@ -386,6 +399,15 @@ impl Authority {
     fn key(&self) -> PathBuf {
         self.dir.join("ca-key.pem")
     }
+}
+
+/// The only block of a PEM text.
+///
+/// # Errors
+/// When it is no base64.
+pub fn der(text: &str) -> Result<Vec<u8>> {
+    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
+    base64::engine::general_purpose::STANDARD.decode(body).context("no PEM from pki")
 }
 
 fn pki(args: &[&str]) -> Result<String> {

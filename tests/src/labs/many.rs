@@ -1,25 +1,24 @@
 //! Many runners at once, from one address, while a stranger does what he can against them.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use base64::Engine as _;
+use ike::Input;
 use ike::crypto::ring::PROVIDER;
 use ike::crypto::{EspSuite, IkeSuite};
-use ike::event::Event;
-use ike::io::{Command, Datagram};
+use ike::io::Command;
 use ike::wire::Identification;
-use ike::{Input, Now, Timestamp, Transmit, WallTime};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::runner::{PORTS, Runner, local_address, now, subject};
 use super::scene::Scene;
 use crate::hostile::cookies;
 use crate::lab::Lab;
 use crate::lab::gateway::{ID, Settings};
+use crate::lab::pkitool::der;
 use crate::lab::wait;
 use crate::lab::world::{GATEWAY, Shape};
 use crate::real::{Identity, Party, any_grant, config, p256_key, p256_request, target};
@@ -39,8 +38,6 @@ const PLACES: usize = 1024;
 const ENROLLING: usize = 4;
 /// The address all runners share.
 const SHARED: &str = "198.51.100.10";
-/// IKE's port, and the one behind NATs.
-const PORTS: (u16, u16) = (500, 4500);
 
 /// 200 runners behind one NAT address all connect within 15 s while another real address returns
 /// 500 cookies a second.
@@ -151,7 +148,7 @@ fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
                         if !said.ok() {
                             bail!("pki --est failed: {}", said.all());
                         }
-                        let certificate = from_pem(&said.out)?;
+                        let certificate = der(&said.out)?;
                         let identity = Identity {
                             name: subject(&certificate)?,
                             signer: Box::new(signer),
@@ -173,24 +170,6 @@ fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
     identities.into_inner().map_err(|_| anyhow!("an enrolment panicked"))
 }
 
-fn from_pem(text: &str) -> Result<Vec<u8>> {
-    let body: String = text.lines().filter(|line| !line.starts_with("-----")).collect();
-    base64::engine::general_purpose::STANDARD.decode(body).context("no PEM from pki --est")
-}
-
-/// The certificate's subject as an identity, in its own DER.
-fn subject(certificate: &[u8]) -> Result<Identification> {
-    let subject = crate::real::subject(certificate).context("no subject in a certificate")?;
-    Ok(Identification { id_type: ike::wire::IdType::DerAsn1Dn, data: subject.to_vec() })
-}
-
-/// One runner.
-struct Runner {
-    party: Party,
-    socket: UdpSocket,
-    connected: Option<Duration>,
-}
-
 /// All of them, on one thread.
 struct Fleet {
     runners: Vec<Runner>,
@@ -207,8 +186,6 @@ impl Fleet {
         let mut runners = Vec::new();
         let local = local_address(gateway)?;
         for (number, identity) in identities.into_iter().enumerate() {
-            let socket = UdpSocket::bind(SocketAddr::new(local.ip(), 0))?;
-            socket.set_nonblocking(true)?;
             let config = config(&identity, &ike, &esp);
             let peer = target(&config, local, gateway, Identification::fqdn(ID))
                 .context("no suite to offer")?;
@@ -216,7 +193,7 @@ impl Fleet {
             seed[..8].copy_from_slice(&u64::try_from(number)?.to_be_bytes());
             let party =
                 Party::new(config, &PROVIDER, identity.signer, any_grant, seed, now(started))?;
-            let mut runner = Runner { party, socket, connected: None };
+            let mut runner = Runner::new(party, local)?;
             runner.give(started, Input::Command(Command::Initiate(Box::new(peer))))?;
             runners.push(runner);
         }
@@ -256,85 +233,15 @@ impl Fleet {
 
     /// Waits for datagrams and timers once.
     fn work(&mut self) -> Result<()> {
-        let mut ready: Vec<PollFd<'_>> = self
-            .runners
-            .iter()
-            .map(|runner| PollFd::from_borrowed_fd(runner.socket.as_fd(), PollFlags::IN))
-            .collect();
+        let mut ready: Vec<PollFd<'_>> =
+            self.runners.iter().map(|runner| PollFd::new(runner, PollFlags::IN)).collect();
         let patience = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
         poll(&mut ready, Some(&patience))?;
         let readable: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(ready);
-        let mut buffer = [0; 8192];
         for (runner, readable) in self.runners.iter_mut().zip(readable) {
-            while readable && let Ok((length, remote)) = runner.socket.recv_from(&mut buffer) {
-                let payload = buffer.get(..length).unwrap_or_default();
-                runner.receive(self.started, self.local, remote, payload)?;
-            }
-            let due = runner.party.engine.poll_timeout();
-            if due.is_some_and(|due| due.at <= now(self.started).mono) {
-                runner.give(self.started, Input::Timeout)?;
-            }
+            runner.work(self.started, self.local, readable)?;
         }
         Ok(())
-    }
-}
-
-impl Runner {
-    fn receive(
-        &mut self,
-        started: Instant,
-        local: SocketAddr,
-        remote: SocketAddr,
-        payload: &[u8],
-    ) -> Result<()> {
-        let encap = remote.port() == PORTS.1;
-        let payload = if encap { payload.strip_prefix(&[0; 4]) } else { Some(payload) };
-        let Some(payload) = payload else { return Ok(()) };
-        let local = SocketAddr::new(local.ip(), remote.port());
-        let datagram = Datagram { local, remote, encap, payload: payload.to_vec() };
-        self.give(started, Input::Datagram(datagram))
-    }
-
-    fn give(&mut self, started: Instant, input: Input) -> Result<()> {
-        let (mut sent, mut events) = (Vec::new(), Vec::new());
-        self.party.handle(now(started), input, &mut sent, &mut events);
-        for transmit in sent {
-            self.send(&transmit);
-        }
-        for event in events {
-            match event {
-                Event::ChildUp { .. } => self.connected = Some(started.elapsed()),
-                Event::Refused(refusal) => bail!("a runner was refused: {refusal}"),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends as the network does: what does not fit is lost.
-    fn send(&self, transmit: &Transmit) {
-        let mut bytes = Vec::new();
-        if transmit.encap && transmit.payload != [0xff] {
-            bytes.extend([0; 4]);
-        }
-        bytes.extend(&transmit.payload);
-        let _ = self.socket.send_to(&bytes, transmit.remote);
-    }
-}
-
-/// Our address towards the gateway.
-fn local_address(gateway: SocketAddr) -> Result<SocketAddr> {
-    let probe = UdpSocket::bind("0.0.0.0:0")?;
-    probe.connect(gateway)?;
-    Ok(SocketAddr::new(probe.local_addr()?.ip(), PORTS.0))
-}
-
-fn now(started: Instant) -> Now {
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Now {
-        mono: Timestamp(micros(started.elapsed())),
-        wall: WallTime(i64::try_from(micros(wall)).unwrap_or(i64::MAX)),
     }
 }

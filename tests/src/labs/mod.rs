@@ -17,6 +17,7 @@ mod interop;
 mod kernel_connect;
 mod kernel_plane;
 mod many;
+mod message_ids;
 mod mlkem;
 mod oidc;
 mod paths;
@@ -25,6 +26,7 @@ mod psk;
 mod reauth;
 mod redirect;
 mod refusals;
+mod runner;
 mod scene;
 mod sites;
 mod staple;
@@ -184,6 +186,11 @@ pub const ALL: &[Entry] = &[
         "reauth-revoked",
         "revoked between two authentications: the second is refused, the first tunnel ends",
         reauth::revoked,
+    ),
+    waiting(
+        "message-ids",
+        "an engine that goes on from an old snapshot synchronises message ids with strongSwan",
+        message_ids::run,
     ),
     entry(
         "redirect-site",

@@ -439,6 +439,23 @@ impl Authority {
         Ok(())
     }
 
+    /// Writes a refusal down, bounded: of one kind (`what`) and peer the first, then one a minute
+    /// with the number left out; peers beyond what is remembered share one such allowance.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn record_refusal(
+        &self,
+        what: &str,
+        peer: Option<std::net::IpAddr>,
+        mut event: AuditEvent,
+    ) -> Result<(), Error> {
+        let left_out = lock(&self.refused).count(what, peer, event.at);
+        let Some(left_out) = left_out else { return Ok(()) };
+        event.left_out = (left_out > 0).then_some(left_out);
+        self.record_audit(&event)
+    }
+
     /// The gateway's own address in each network of a pool, with the network's prefix length.
     ///
     /// # Errors

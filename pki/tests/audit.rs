@@ -123,6 +123,30 @@ fn a_start_tells_that_the_end_was_tampered_with() {
     assert!(!verify(directory.path()).is_sound());
 }
 
+/// Everybody can be refused as often as it likes, and the trail is kept for ever.
+#[test]
+fn refusals_are_written_down_once_a_minute_for_each_peer_and_kind() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = open(directory.path());
+    let before = authority.audit_end().unwrap();
+    let peer: std::net::IpAddr = "192.0.2.7".parse().unwrap();
+    let refuse = |what: &str, secs| {
+        let event = AuditEvent::new("ike.sa.auth_fail", &Actor::Peer(peer), after(secs));
+        authority.record_refusal(what, Some(peer), event.refused(what)).unwrap();
+    };
+    for second in 0..60 {
+        refuse("unknown_issuer", second);
+    }
+    refuse("revoked", 30);
+    refuse("unknown_issuer", 60);
+    let events: Vec<_> = authority.audit(before, 100).unwrap();
+    let told: Vec<_> = events
+        .iter()
+        .map(|record| (record.event.reason.as_deref().unwrap(), record.event.left_out))
+        .collect();
+    assert_eq!(told, [("unknown_issuer", None), ("revoked", None), ("unknown_issuer", Some(59))]);
+}
+
 #[test]
 fn an_emptied_trail_is_not_sound() {
     let directory = state();

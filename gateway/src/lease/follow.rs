@@ -2,12 +2,13 @@
 //! written. Runs on its own thread, because the store syncs to disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ike::event::{CloseReason, Event};
+use ike::event::{CloseReason, Event, Refusal};
 use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
+use ike::wire::NotifyType;
 use pki::{Actor, AuditEvent, Authority, Carried, Lease, TunnelFacts, UnixTime};
 
 use super::Tunnels;
@@ -168,6 +169,7 @@ impl Follower {
             }
             Event::Refused(refusal) => {
                 self.refusals.report(&Report::from(refusal), clock::now());
+                self.refused(refusal);
             }
             Event::Moved { ike, from, to } => {
                 tracing::debug!(ike = ike.0, %from, %to, "peer moved");
@@ -183,6 +185,16 @@ impl Follower {
                     tracing::info!("cookies are no longer asked for");
                 }
             }
+        }
+    }
+
+    /// Writes down who did not prove who it is, or may not come in: bounded, because everybody can
+    /// be refused as often as it likes.
+    fn refused(&self, refusal: &Refusal) {
+        let Some((peer, event)) = auth_failure(refusal, wall_now()) else { return };
+        let what = format!("ike {}", refusal.code);
+        if let Err(error) = self.authority.record_refusal(&what, peer, event) {
+            tracing::error!(%error, "refused authentication not recorded");
         }
     }
 
@@ -330,6 +342,18 @@ impl Follower {
     }
 }
 
+/// The event of a refused authentication, and who was refused.
+fn auth_failure(refusal: &Refusal, at: UnixTime) -> Option<(Option<IpAddr>, AuditEvent)> {
+    if refusal.notify != Some(NotifyType::AuthenticationFailed) {
+        return None;
+    }
+    let report = Report::from(refusal).clean();
+    let peer = report.source.map(|source| source.to_canonical());
+    let actor = peer.map_or(Actor::System, Actor::Peer);
+    let event = AuditEvent::new("ike.sa.auth_fail", &actor, at);
+    Some((peer, event.refused(&report.code).object(&report.identity)))
+}
+
 fn name(lease: Option<&LeaseId>) -> &str {
     lease.map_or("-", |lease| &lease.0)
 }
@@ -340,7 +364,34 @@ fn wall_now() -> UnixTime {
 
 #[cfg(test)]
 mod tests {
+    use ike::event::Blame;
+
     use super::*;
+
+    #[test]
+    fn a_refused_authentication_is_told_with_who_and_why() {
+        let refusal = |notify: Option<NotifyType>| Refusal {
+            ike: Some(IkeSaId(1)),
+            remote: Some("192.0.2.7:4500".parse().unwrap()),
+            identity: None,
+            blame: Blame::Incompatible,
+            notify,
+            code: "unknown_issuer",
+            what: "the certificate is from another CA".to_owned(),
+            fix: "enrol".to_owned(),
+        };
+        let at = UnixTime::from_secs(7);
+        let failed = refusal(Some(NotifyType::AuthenticationFailed));
+        let (peer, event) = auth_failure(&failed, at).unwrap();
+        assert_eq!(peer, "192.0.2.7".parse().ok());
+        assert_eq!((event.action.as_str(), event.at), ("ike.sa.auth_fail", at));
+        assert_eq!(event.reason.as_deref(), Some("unknown_issuer"));
+        assert_eq!(event.outcome, pki::AuditOutcome::Failure);
+        assert_eq!(event.actor, Actor::Peer("192.0.2.7".parse().unwrap()));
+        // Others are no matter of who it is.
+        assert!(auth_failure(&refusal(Some(NotifyType::NoProposalChosen)), at).is_none());
+        assert!(auth_failure(&refusal(None), at).is_none());
+    }
 
     #[test]
     fn a_peer_that_moves_with_every_packet_is_written_down_now_and_then() {

@@ -61,7 +61,7 @@ impl From<&ike::event::Refusal> for Report {
 
 impl Report {
     /// The same without what a stranger could have put into it to forge or flood the log.
-    fn clean(&self) -> Self {
+    pub(crate) fn clean(&self) -> Self {
         Self {
             code: field(&self.code),
             peer: field(&self.peer),

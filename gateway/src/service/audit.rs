@@ -31,6 +31,15 @@ impl Instance {
         self.authority.hold_issuance(held);
     }
 
+    /// Writes down something that the gateway did by itself.
+    pub fn note(&self, action: &str, reason: Option<&str>) {
+        let mut event = pki::AuditEvent::new(action, &pki::Actor::System, super::now());
+        event.reason = reason.map(str::to_owned);
+        if let Err(error) = self.authority.record_audit(&event) {
+            tracing::error!(action, %error, "audit event not recorded");
+        }
+    }
+
     /// What the operator must know about sinks.
     pub(super) fn audit_warnings(&self) -> Result<Vec<String>, pki::Error> {
         let end = self.authority.audit_end()?;

@@ -166,6 +166,7 @@ async fn start(
             if let Some(to) = &config.gateway.redirect_to {
                 instance.redirect(Some(to), false);
             }
+            instance.note("gateway.start", Some(env!("CARGO_PKG_VERSION")));
             failpoint::hit("up.before_ready");
             Ok(running)
         }
@@ -314,6 +315,7 @@ async fn serve(options: &Options<'_>, signals: &mut Signals, running: &Running) 
         tokio::select! {
             signal = signals.next() => {
                 if signal == Signal::Stop {
+                    instance.note("gateway.stop", Some("signal"));
                     instance.stop.send_replace(true);
                     return;
                 }

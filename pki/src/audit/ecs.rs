@@ -182,9 +182,12 @@ pub(super) fn decode(value: &[u8]) -> Result<AuditEvent, String> {
 
 /// ECS `event.category`.
 fn category(action: &str) -> &'static str {
+    if action == "ike.sa.auth_fail" {
+        return "authentication";
+    }
     match action.split('.').next() {
         Some("ike" | "site") => "network",
-        Some("lease" | "token" | "cert") => "iam",
+        Some("lease" | "token" | "cert" | "key" | "run" | "bar") => "iam",
         Some("policy" | "config" | "ca" | "crl" | "gateway") => "configuration",
         _ => "authentication",
     }

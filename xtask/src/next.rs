@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -30,6 +32,15 @@ const PACKAGES: [&str; 6] = [
 /// Where Debian is, unless this machine's own lists say otherwise.
 const MIRROR: &str = "http://deb.debian.org/debian";
 
+/// Marks a folder in which nothing is missing.
+const COMPLETE: &str = "complete";
+
+/// How often a mirror is asked before it counts as out of reach.
+const TRIES: u32 = 3;
+
+/// Between two tries: long enough for a mirror that is being updated to settle.
+const PAUSE: Duration = Duration::from_secs(20);
+
 /// The folder.
 pub(crate) fn folder() -> PathBuf {
     target_dir().join("strongswan-next")
@@ -46,12 +57,23 @@ pub(crate) fn needed_by(lab: &str) -> bool {
 /// When the packages cannot be had.
 pub(crate) fn prepare() -> Result<()> {
     let folder = folder();
-    let complete = folder.join("complete");
-    if complete.exists() {
+    if folder.join(COMPLETE).exists() {
         return Ok(());
     }
     println!("Fetching strongSwan from Debian's suite {SUITE} into {}", folder.display());
-    let _ = fs::remove_dir_all(&folder);
+    for attempt in 1..TRIES {
+        match fetch(&folder) {
+            Ok(()) => return Ok(()),
+            Err(error) => println!("try {attempt} of {TRIES}: {error:#}"),
+        }
+        thread::sleep(PAUSE);
+    }
+    fetch(&folder)
+}
+
+/// Fills the folder from the beginning.
+fn fetch(folder: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(folder);
     let apt = Apt::new(&folder.join("apt"))?;
     apt.run(&["update", "-qq"])?;
     let mut words = vec!["install", "-qq", "-y", "--no-install-recommends", "--download-only"];
@@ -69,7 +91,7 @@ pub(crate) fn prepare() -> Result<()> {
     // A place to put a lab's names.
     fs::write(root.join("etc/hosts"), b"")?;
     fs::remove_dir_all(folder.join("apt"))?;
-    fs::write(complete, b"")?;
+    fs::write(folder.join(COMPLETE), b"")?;
     Ok(())
 }
 

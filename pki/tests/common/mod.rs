@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,6 +56,25 @@ pub fn authority() -> Authority {
 
 pub fn authority_on(store: Arc<dyn Store>) -> Authority {
     Authority::with_store(store, &[7; 32], Options::new(settings()), NOW).unwrap()
+}
+
+/// Opens a state directory that was closed just now. A process that another test starts has this
+/// one's files, the lock among them, until its own program begins.
+pub fn reopen(
+    directory: &Path,
+    options: impl Fn() -> Options,
+    now: UnixTime,
+) -> Result<Authority, Error> {
+    const STEP: Duration = Duration::from_millis(10);
+    /// Half a minute of steps.
+    const TRIES: u32 = 3_000;
+    for _ in 1..TRIES {
+        match Authority::open(directory, options(), now) {
+            Err(Error::InUse(_)) => std::thread::sleep(STEP),
+            other => return other,
+        }
+    }
+    Authority::open(directory, options(), now)
 }
 
 /// A client with a key of its own.

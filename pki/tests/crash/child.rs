@@ -25,8 +25,9 @@ fn main() {
         tell(format!("enrolled {}", enrol_with_jwt(directory)));
         return;
     }
-    let options = Options::new(settings());
-    let authority = Authority::open(&directory.join("state"), options, NOW).unwrap();
+    // The test that looked at the state has closed it just now.
+    let options = || Options::new(settings());
+    let authority = reopen(&directory.join("state"), options, NOW).unwrap();
     tell(format!("root {}", authority.root_fingerprint()));
     let names = ServerNames::new("gw.example.com");
     let identity = authority.server_identity(&names, NOW).unwrap();
@@ -79,7 +80,8 @@ fn enrol_over_est(authority: &Authority, client: &Client, secret: &TokenSecret) 
 fn enrol_with_jwt(directory: &Path) -> String {
     let settings = github_settings();
     let issuer = settings.issuers[0].clone();
-    let authority = Authority::open(&directory.join("state"), Options::new(settings), NOW).unwrap();
+    let options = || Options::new(settings.clone());
+    let authority = reopen(&directory.join("state"), options, NOW).unwrap();
     let keys = std::fs::read(directory.join("keys")).unwrap();
     authority.jwt_keys_fetched(&issuer, Ok(keys), NOW).unwrap();
     let token = std::fs::read_to_string(directory.join("token")).unwrap();

@@ -69,8 +69,8 @@ fn write_keys(directory: &Path) {
 /// Compares the state with the journal and with itself.
 fn inspect(directory: &Path, place: &str) {
     let journal = std::fs::read_to_string(directory.join("journal")).unwrap_or_default();
-    let options = Options::new(settings());
-    let authority = Authority::open(&directory.join("state"), options, after(5)).unwrap();
+    let options = || Options::new(settings());
+    let authority = reopen(&directory.join("state"), options, after(5)).unwrap();
     assert!(!authority.startup().broken_trail, "{place}");
     let trail = authority.verify_audit().unwrap();
     assert!(trail.is_sound() && trail.sealed, "{place}: {trail:?}");
@@ -230,8 +230,8 @@ fn a_token_of_a_platform_opens_one_lease_wherever_the_process_dies() {
 fn only_lease(directory: &Path, key: &oidc::IssuerKey, token: &str, place: &str) -> Option<String> {
     let settings = github_settings();
     let issuer = settings.issuers[0].clone();
-    let options = Options::new(settings);
-    let authority = Authority::open(&directory.join("state"), options, after(5)).unwrap();
+    let options = || Options::new(settings.clone());
+    let authority = reopen(&directory.join("state"), options, after(5)).unwrap();
     authority.jwt_keys_fetched(&issuer, Ok(oidc::jwks(&[key])), after(5)).unwrap();
     let leases = authority.leases(true).unwrap();
     assert!(leases.len() <= 1, "{place}: one token opened {} leases", leases.len());

@@ -97,7 +97,7 @@ impl Running {
         Self { stop, thread, sink }
     }
 
-    fn until(&self, what: &str, holds: impl Fn(&Sink) -> bool) {
+    fn until(&self, what: &str, mut holds: impl FnMut(&Sink) -> bool) {
         let end = Instant::now() + PATIENCE;
         while !holds(&self.sink) {
             assert!(Instant::now() < end, "{what}: {:?}", self.sink.status());
@@ -191,10 +191,21 @@ fn syslog_delivers_the_trail_in_order_and_a_copy_of_it_verifies() {
 
 #[test]
 fn what_a_receiver_lost_with_its_connection_is_sent_again() {
+    // A connection that stays open for a while after a record counts as a delivery, and on a busy
+    // machine the receiver may take that while to close it: then the scenario begins anew.
+    const TRIES: usize = 20;
+    let (lost, again) = (0..TRIES).find_map(|_| lost_and_sent_again()).unwrap();
+    assert_eq!(line(&lost), line(&again));
+}
+
+/// A record as it came on a connection that then died, and as it came again; `None` when it had
+/// counted as delivered by then.
+fn lost_and_sent_again() -> Option<(String, String)> {
     let (receiver, state) = (Receiver::new(), tempfile::tempdir().unwrap());
     let authority = authority(state.path());
     let end = authority.audit_end().unwrap();
     let config = receiver.sink(AuditTarget::Syslog, AuditFormat::Json);
+    let address = receiver.listener.local_addr().unwrap();
     let (copies, copied) = mpsc::channel();
     let server = std::thread::spawn(move || {
         // The first connection takes the record and dies: nobody can tell whether it was kept.
@@ -202,16 +213,26 @@ fn what_a_receiver_lost_with_its_connection_is_sent_again() {
         let lost = message(&mut first).unwrap();
         drop(first);
         let mut second = receiver.accept();
-        let again = message(&mut second).unwrap();
+        let Some(again) = message(&mut second) else { return };
         copies.send((lost, again)).unwrap();
         while message(&mut second).is_some() {}
     });
     let running = Running::start(&config, &authority);
-    let (lost, again) = copied.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(line(&lost), line(&again));
-    running.delivered(end);
+    let mut seen = None;
+    running.until("sent again, or taken for delivered", |sink| {
+        // In this order: a copy that came before the delivery is not missed.
+        let delivered = sink.status().delivered >= end;
+        seen = copied.try_recv().ok();
+        seen.is_some() || delivered
+    });
+    if seen.is_some() {
+        running.delivered(end);
+    }
     drop(running);
+    // Wakes a server that still waits for a second connection.
+    drop(TcpStream::connect(address));
     server.join().unwrap();
+    seen
 }
 
 #[test]

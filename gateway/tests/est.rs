@@ -93,7 +93,7 @@ impl Server {
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
         let mut socket = TcpStream::connect(self.address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         tls.set_buffer_limit(None);
         tls.writer().write_all(request).unwrap();
         let mut answer = Answer { text: String::new(), records: 0 };

@@ -281,7 +281,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const PATIENCE: Duration = Duration::from_secs(60);
     const REQID: u32 = 0x4000;
 
     fn started(mock: &MockHandle) -> (PlaneHandle, EngineHandle, std::thread::JoinHandle<()>) {

@@ -54,6 +54,9 @@ mod tests {
 
     use super::*;
 
+    /// Longer than any machine needs for what is waited for.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     #[test]
     fn the_operator_is_served_while_the_public_blocks_every_thread_it_may() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -71,9 +74,13 @@ mod tests {
                     let _ = hold.lock().unwrap().recv();
                 }));
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            assert_eq!(PLACES.available_permits(), 0);
-            let admin = tokio::time::timeout(Duration::from_secs(5), spawn_blocking(|| 7)).await;
+            let taken = async {
+                while PLACES.available_permits() > 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, taken).await.unwrap();
+            let admin = tokio::time::timeout(PATIENCE, spawn_blocking(|| 7)).await;
             assert_eq!(admin.unwrap().unwrap(), 7);
         });
         drop(release);

@@ -232,7 +232,9 @@ fn tcp_streams_pass_intact_in_both_directions_and_families() {
         }
     }
     let stats = tunnel.gateway.stats();
-    let bad = ["auth", "malformed", "ts", "replay", "too_big", "expired"];
+    // Without "replay": a packet that a busy machine lets others overtake too far is dropped as
+    // one, and TCP sends it again.
+    let bad = ["auth", "malformed", "ts", "too_big", "expired"];
     let wrong: Vec<_> =
         stats.drops.iter().filter(|(name, count)| bad.contains(name) && *count > 0).collect();
     assert!(wrong.is_empty(), "{wrong:?}");

@@ -19,7 +19,7 @@ use xfrm::user::{TunSource, UserPlane, UserPlaneConfig};
 use xfrm::{Dataplane, PlaneEvent};
 
 /// Longer than anything takes on a loaded machine.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Long enough for a packet that should not come to come.
 const SILENCE: Duration = Duration::from_millis(60);
 const VNET: usize = 10;
@@ -245,6 +245,8 @@ impl Shared {
             let mut idle = true;
             if client_side.recv(&mut ring).is_ok() {
                 idle = false;
+                // Looked at after the datagrams came: those sent after a rebind leave by its port.
+                let gateway_side = Arc::clone(&self.gateway_side.lock().unwrap());
                 for datagram in ring.datagrams() {
                     self.last_tos.store(datagram.tos, Ordering::SeqCst);
                     self.forward(datagram.payload, datagram.tos, &gateway_side, gateway);

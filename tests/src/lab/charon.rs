@@ -28,6 +28,9 @@ const FOLDERS: [&str; 13] = [
 /// How long the daemon may take to open its control socket.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long swanctl waits for a connection.
+const INITIATE_LIMIT: Duration = Duration::from_secs(20);
+
 /// Settings of the daemon itself.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -199,7 +202,16 @@ impl Charon {
     /// # Errors
     /// Only when swanctl cannot be started.
     pub fn try_initiate(&self, child: &str) -> Result<cmd::Said> {
-        self.swanctl(&["--initiate", "--timeout", "20", "--child", child])
+        self.try_initiate_within(child, INITIATE_LIMIT)
+    }
+
+    /// As [`Charon::try_initiate`], where the gateway may take its time.
+    ///
+    /// # Errors
+    /// Only when swanctl cannot be started.
+    pub fn try_initiate_within(&self, child: &str, limit: Duration) -> Result<cmd::Said> {
+        let seconds = limit.as_secs().to_string();
+        self.swanctl(&["--initiate", "--timeout", &seconds, "--child", child])
     }
 
     /// Brings a child up.
@@ -219,7 +231,7 @@ impl Charon {
     /// # Errors
     /// When strongSwan reports a failure.
     pub fn terminate(&self, name: &str) -> Result<()> {
-        let said = self.swanctl(&["--terminate", "--timeout", "5", "--ike", name])?;
+        let said = self.swanctl(&["--terminate", "--timeout", "20", "--ike", name])?;
         if !said.ok() {
             bail!("cannot terminate {name}: {}", said.all());
         }

@@ -59,6 +59,8 @@ pub struct Settings {
     pub gateway: String,
     /// Lines of `[ike]`.
     pub ike: String,
+    /// More lines of `[enrol]`.
+    pub enrol: String,
     /// Networks of the only pool.
     pub addresses: Vec<String>,
     /// More lines of `[[pool]]`.
@@ -79,6 +81,7 @@ impl Default for Settings {
             id: ID.to_owned(),
             gateway: String::new(),
             ike: String::new(),
+            enrol: String::new(),
             addresses: vec![super::world::POOL.to_owned(), super::world::POOL6.to_owned()],
             pool: String::new(),
             ttl: "1h".to_owned(),
@@ -93,11 +96,11 @@ impl Settings {
     /// The configuration file's text.
     #[must_use]
     pub fn text(&self) -> String {
-        let Self { id, gateway, ike, addresses, pool, ttl, allow, more, .. } = self;
+        let Self { id, gateway, ike, enrol, addresses, pool, ttl, allow, more, .. } = self;
         format!(
             "[gateway]\nid = \"{id}\"\n{gateway}\n\n[ike]\n{ike}\n\n\
              [pki]\ntrust_domain = \"ci.example.com\"\n\n\
-             [enrol]\nurl = \"https://{id}:8443\"\n\n\
+             [enrol]\nurl = \"https://{id}:8443\"\n{enrol}\n\n\
              [[pool]]\nname = \"runners\"\naddresses = {addresses:?}\n{pool}\n\n\
              [[role]]\nname = \"builder\"\npool = \"runners\"\nttl = \"{ttl}\"\nallow = {allow:?}\n\n{more}\n"
         )
@@ -222,7 +225,7 @@ impl Gateway {
     /// Stops with SIGTERM and returns the exit code.
     ///
     /// # Errors
-    /// When it still runs after 15 s.
+    /// When it does not end in time.
     pub fn stop(&mut self) -> Result<i32> {
         let lab = self.lab().clone();
         self.process()?.stop(&lab, Duration::from_secs(15))

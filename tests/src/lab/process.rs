@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Lab, cmd};
+use super::{Lab, cmd, wait};
 
 /// How long a process may take to end after SIGTERM before it is killed on drop.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -83,10 +83,10 @@ impl Process {
     /// Waits for the end of the process and returns its exit code.
     ///
     /// # Errors
-    /// When it still runs after `limit`.
+    /// When it still runs after `limit`, as long as [`wait::until`] waits.
     pub fn wait(&mut self, lab: &Lab, limit: Duration) -> Result<i32> {
         let started = Instant::now();
-        let limit = limit * crate::guest::patience();
+        let limit = wait::bound(limit);
         loop {
             if let Some(code) = self.ended()? {
                 return Ok(code);

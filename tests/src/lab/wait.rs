@@ -10,11 +10,20 @@ use super::Lab;
 /// Time between two looks.
 const STEP: Duration = Duration::from_millis(10);
 
+/// No wait gives up sooner. What comes at once costs nothing, and on a busy machine what should
+/// take a second may take many.
+const FLOOR: Duration = Duration::from_secs(45);
+
+/// How long a wait lasts that asks for `limit`.
+pub(super) fn bound(limit: Duration) -> Duration {
+    limit.max(FLOOR) * crate::guest::patience()
+}
+
 /// Calls `look` until it returns something.
 ///
 /// # Errors
-/// After `limit`, names `what` and shows the last lines of every log of the lab; an error of
-/// `look` ends the wait at once.
+/// After `limit`, or the longer time that every wait gets, names `what` and shows the last lines of
+/// every log of the lab; an error of `look` ends the wait at once.
 pub fn until<T>(
     lab: &Lab,
     what: &str,
@@ -22,7 +31,7 @@ pub fn until<T>(
     mut look: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let started = Instant::now();
-    let limit = limit * crate::guest::patience();
+    let limit = bound(limit);
     loop {
         if let Some(found) = look()? {
             return Ok(found);

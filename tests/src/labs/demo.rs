@@ -5,14 +5,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, ID, Settings};
 use crate::lab::http;
 use crate::lab::pkitool::{self, P256};
 use crate::lab::world::{FORBIDDEN, GATEWAY, STORE, STORE_PORT, Shape, World};
-use crate::lab::{Lab, cleanup};
+use crate::lab::{Lab, cleanup, wait};
 
 use super::bench::handshake_ms;
 use super::daemon::{difference, footprint};
@@ -161,8 +161,10 @@ fn story(lab: &Lab) -> Result<()> {
     if said.ok() {
         bail!("the released certificate opened another tunnel");
     }
-    let refusals = scene.gateway.refusals()?;
-    let refusal = refusals.first().context("the refusal is not listed")?;
+    let refusal =
+        wait::until(&scene.lab, "the refusal to be listed", Duration::from_secs(45), || {
+            Ok(scene.gateway.refusals()?.first().cloned())
+        })?;
     tell.say(&format!("runner:  {}", refusal_line(&said.all())));
     tell.done(&format!("gateway: {}; {}", text(&refusal["what"]), text(&refusal["fix"])));
 

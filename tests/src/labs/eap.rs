@@ -45,10 +45,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     if log.contains("authentication of 'gw.example.com' with ECDSA") {
         bail!("the gateway signed, though EAP alone was asked for");
     }
-    let lease = scene.gateway.lease(&credentials.serial)?;
-    if lease["state"] != "active" {
-        bail!("the certificate's lease is not in use: {lease}");
-    }
+    scene.lease_in_state("active", || scene.gateway.lease(&credentials.serial))?;
     charon.terminate("net")?;
 
     lab.step("a key on P-521, with which this client's TLS stops at 1.2");

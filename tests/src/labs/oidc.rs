@@ -131,10 +131,13 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     let id = lease["lease"]["id"].as_str().context("no lease id")?.to_owned();
     let release = lease["release_token"].as_str().context("no release token")?.to_owned();
     let url = format!("{AUDIENCE}/v1/leases/{id}");
-    let (status, shown) = curl(&est, &host, &release, &[&url])?;
-    if status != 200 || shown["lease"]["state"] != "active" {
-        bail!("the release token should show the lease: {status} {shown}");
-    }
+    scene.lease_in_state("active", || {
+        let (status, shown) = curl(&est, &host, &release, &[&url])?;
+        if status != 200 {
+            bail!("the release token should show the lease: {status} {shown}");
+        }
+        Ok(shown["lease"].clone())
+    })?;
     let other = format!("{AUDIENCE}/v1/leases/{}", scene.gateway.lease(&first.serial)?["id"]);
     let other = other.replace('"', "");
     if curl(&est, &host, &release, &["-X", "DELETE", &other])?.0 != 403 {
@@ -168,6 +171,9 @@ fn issuer(lab: &Lab, host: &Host, key: &IssuerKey) -> Result<(PathBuf, Process)>
     command.current_dir(&site).args(["s_server", "-HTTP", "-accept", "127.0.0.1:9443"]);
     command.arg("-key").arg(private).arg("-cert").arg(cert);
     let process = Process::start(lab, "the issuer", command, &dir.join("s_server.log"))?;
+    wait::holds(lab, "the issuer to listen", Duration::from_secs(45), || {
+        Ok(process.log().contains("ACCEPT"))
+    })?;
     Ok((authority.cert.clone(), process))
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::refusals::{expect_refusal, warnings};
+use super::refusals::{expect_refusal, refusal_lines};
 use super::scene::Scene;
 use crate::lab::Lab;
 use crate::lab::charon::{Charon, Options};
@@ -41,8 +41,8 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     if !sas.contains("ESTABLISHED") || !sas.contains(CLIENT) {
         bail!("strongSwan lists no SA of {CLIENT}: {sas}");
     }
-    let first = lease(&scene, CLIENT)?;
-    if first["door"] != "psk" || first["state"] != "active" || first["role"] != "builder" {
+    let first = scene.lease_in_state("active", || lease(&scene, CLIENT))?;
+    if first["door"] != "psk" || first["role"] != "builder" {
         bail!("odd lease: {first}");
     }
     let address = charon.virtual_addresses()?;
@@ -147,13 +147,13 @@ fn load(charon: &Charon, id: &str, remote_auth: &str, key: &str) -> Result<()> {
 }
 
 fn refused(scene: &Scene, charon: &Charon, what: &str, code: &str) -> Result<()> {
-    let before = warnings(&scene.gateway.log()).len();
+    let before = refusal_lines(&scene.gateway.log()).len();
     expect_refusal(scene, charon, what, "AUTH_FAILED")?;
     let newest = scene.gateway.refusals()?.into_iter().next().context("no refusal")?;
     if newest["code"] != code {
         bail!("{what}: the refusal is {newest}, expected {code}");
     }
-    if warnings(&scene.gateway.log()).len() != before + 1 {
+    if refusal_lines(&scene.gateway.log()).len() != before + 1 {
         bail!("{what}: not exactly one line for the operator");
     }
     Ok(())

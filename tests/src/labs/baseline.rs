@@ -85,7 +85,7 @@ fn over(lab: &Lab, shape: Shape) -> Result<()> {
     let peers = Baseline::start(&world)?;
     peers.runner.initiate("net")?;
     lab.step("connected");
-    let got = http::download(world.runner(), &server.url(1_000_000), Duration::from_secs(10))?;
+    let got = http::download(world.runner(), &server.url(1_000_000), Duration::from_secs(60))?;
     lab.step(&format!("downloaded {} bytes in {:.3} s", got.bytes, got.total));
     peers.runner.terminate("net")?;
     capture.stop()?;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -26,6 +26,12 @@ const OFTEN: &[&str] = &["store.before_commit", "store.after_commit", "audit.aft
 
 /// How many passes of those.
 const PASSES: u32 = 8;
+
+/// How long a process that aborted may take to be gone.
+const DEATH_LIMIT: Duration = Duration::from_secs(45);
+
+/// A look at a process that probably lives.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// What the gateway has acknowledged and must therefore still know.
 #[derive(Default, Clone)]
@@ -177,7 +183,7 @@ impl Crasher {
         if let Ok(made) = &made {
             known.token = made["token"].as_str().map(str::to_owned);
         }
-        if self.died()? {
+        if self.died(made.is_err())? {
             return Ok(Some("in token create"));
         }
         made?;
@@ -192,13 +198,13 @@ impl Crasher {
         }
         let (id, _) = known.leases[3].clone();
         let outcome = self.release(&id, known);
-        if self.died()? {
+        if self.died(outcome.is_err())? {
             return Ok(Some("in release"));
         }
         outcome?;
         let (id, serial) = known.leases[4].clone();
         let outcome = self.revoke(&id, &serial, known);
-        if self.died()? {
+        if self.died(outcome.is_err())? {
             return Ok(Some("in revoke"));
         }
         outcome?;
@@ -220,7 +226,7 @@ impl Crasher {
             fs::write(&cert, &said.out)?;
             known.enrolled = Some(pkitool::serial(&cert)?);
         }
-        let dead = self.died()?;
+        let dead = self.died(!said.ok())?;
         if !dead && !said.ok() {
             bail!("enrolment failed without a crash: {}\n{}", said.all(), self.scene.lab.tails());
         }
@@ -242,7 +248,7 @@ impl Crasher {
             fs::write(&cert, &said.out)?;
             known.leases[0].1 = pkitool::serial(&cert)?;
         }
-        let dead = self.died()?;
+        let dead = self.died(!said.ok())?;
         if !dead && !said.ok() {
             bail!("renewal failed without a crash: {}\n{}", said.all(), self.scene.lab.tails());
         }
@@ -269,20 +275,21 @@ impl Crasher {
             chain: [chain, more].into_iter().filter(|file| file.exists()).collect(),
             token: String::new(),
         };
-        let options =
-            Options { retransmit_timeout: 0.2, retransmit_tries: 2, ..Options::default() };
-        let mut charon = Charon::start(&host, &options)?;
+        let mut charon = Charon::start(&host, &Options::default())?;
         install(&charon, &credentials)?;
         charon.load(&[self.scene.connection(&credentials)], "")?;
         let said = charon.try_initiate("net")?;
-        let mut dead = self.died()?;
+        let mut dead = self.died(!said.ok())?;
         if !dead && !said.ok() {
             bail!("cannot connect without a crash: {}\n{}", said.all(), self.scene.lab.tails());
         }
         if !dead {
             // The SA ends by the client's DELETE: its lease is lost, which is written too.
-            charon.terminate("net")?;
-            dead = self.died()?;
+            let ended = charon.terminate("net");
+            dead = self.died(ended.is_err())?;
+            if !dead {
+                ended?;
+            }
         }
         charon.stop()?;
         Ok(dead)
@@ -384,18 +391,24 @@ impl Crasher {
         Ok(dir)
     }
 
-    /// A death is visible a moment after the command that caused it has failed.
-    fn died(&mut self) -> Result<bool> {
-        for _ in 0..10 {
+    /// Whether the gateway is dead. A death is visible a moment after the command that caused it
+    /// has `failed`; one that succeeded need not have caused any, and what it did cause is seen at
+    /// the next.
+    fn died(&mut self, failed: bool) -> Result<bool> {
+        let limit = if failed { DEATH_LIMIT } else { GLANCE };
+        let started = Instant::now();
+        loop {
             if let Some(code) = self.scene.gateway.process()?.ended()? {
                 if code != ABORTED {
                     bail!("runnel ended with code {code}\n{}", self.scene.lab.tails());
                 }
                 return Ok(true);
             }
+            if started.elapsed() >= limit {
+                return Ok(false);
+            }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(false)
     }
 }
 

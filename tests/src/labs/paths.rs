@@ -117,12 +117,12 @@ fn too_big(scene: &Scene, charon: &Charon) -> Result<()> {
     const SIZE: usize = 1440;
     let (private, runner) = (&scene.world.private, scene.world.runner());
     let server = private.enter(|| UdpSocket::bind((STORE, 7777)))??;
-    server.set_read_timeout(Some(Duration::from_secs(3)))?;
+    server.set_read_timeout(Some(Duration::from_secs(30)))?;
     let client = runner.enter(|| UdpSocket::bind(("0.0.0.0", 0)))??;
-    client.set_read_timeout(Some(Duration::from_millis(500)))?;
+    client.set_read_timeout(Some(Duration::from_secs(2)))?;
     let address = charon.virtual_addresses()?.first().cloned().context("no virtual address")?;
     let mut buffer = [0; 2048];
-    for attempt in 1..=6 {
+    for attempt in 1..=15 {
         client.send_to(b"hello", (STORE, 7777))?;
         let (_, from) = server.recv_from(&mut buffer).context("the store hears nothing")?;
         // Linux sets "don't fragment" until it has learnt the path.
@@ -157,7 +157,7 @@ pub(super) fn ipv6(lab: &Lab) -> Result<()> {
         bail!("expected one address of each family: {addresses:?}");
     }
     scene.download(host, 2_000_000)?;
-    let got = http::download(host, &server6.url(2_000_000), Duration::from_secs(20))
+    let got = http::download(host, &server6.url(2_000_000), Duration::from_secs(60))
         .with_context(|| format!("over IPv6\n{}", lab.tails()))?;
     lab.step(&format!("2 MB over IPv6 in {:.3} s", got.total));
     charon.terminate("net")?;
@@ -245,7 +245,7 @@ pub(super) fn allow_list(lab: &Lab) -> Result<()> {
     let host = scene.world.runner();
     scene.download(host, 10_000)?;
     lab.step("the pool's DNS server is implied, its port 53 only");
-    http::download(host, &dns.url(100), Duration::from_secs(3))?;
+    http::download(host, &dns.url(100), Duration::from_secs(60))?;
     for (what, server) in [
         ("another port of the DNS server", &dns_other),
         ("a forbidden host", &scene.forbidden),

@@ -43,6 +43,13 @@ fn only_sa(scene: &Scene) -> Result<(u64, String)> {
     Ok((sa["id"].as_u64().context("no id")?, sa["addresses"].to_string()))
 }
 
+/// Waits until the only IKE SA is another than `first`, and tells as [`only_sa`] does.
+fn other_sa(scene: &Scene, first: u64) -> Result<(u64, String)> {
+    wait::until(&scene.lab, "another SA in place of the first", SOON, || {
+        Ok(only_sa(scene).ok().filter(|(id, _)| *id != first))
+    })
+}
+
 fn reauthenticate(charon: &Charon) -> Result<()> {
     let said = charon.swanctl(&["--rekey", "--ike", "net", "--reauth"])?;
     if !said.ok() {
@@ -64,18 +71,16 @@ pub(super) fn make_before_break(lab: &Lab) -> Result<()> {
         pinging.join().map_err(|_| anyhow!("ping panicked"))?
     })?;
     lab.step(&format!("{received} of {sent} pings answered"));
-    wait::holds(lab, "the first SA to be gone", SOON, || Ok(scene.gateway.sas()?.len() == 1))?;
-    let (second, after) = only_sa(&scene)?;
-    if second == first || after != address || charon.virtual_addresses()? != here {
+    let (second, after) = other_sa(&scene, first)?;
+    if after != address || charon.virtual_addresses()? != here {
         bail!("SA {first} with {address} became SA {second} with {after}");
     }
     if sent != received {
         bail!("{} of {sent} pings were lost", sent - received);
     }
-    let log = scene.gateway.log();
-    if !log.contains("peer deleted it") {
-        bail!("the client did not delete its first SA\n{}", lab.tails());
-    }
+    wait::holds(lab, "the client to have deleted its first SA", SOON, || {
+        Ok(scene.gateway.log().contains("peer deleted it"))
+    })?;
     scene.download(scene.world.runner(), 1_000_000)?;
     charon.terminate("net")?;
     scene.no_sas(SOON)?;
@@ -95,14 +100,9 @@ pub(super) fn early(lab: &Lab) -> Result<()> {
     let (charon, _) = connected(&scene, |connection| {
         connection.extra.push(("over_time".to_owned(), "48s".to_owned()));
     })?;
-    if !charon.log().contains("AUTH_LFT") {
-        bail!("no AUTH_LIFETIME arrived\n{}", lab.tails());
-    }
+    charon.expect_log(0, "AUTH_LFT", SOON)?;
     let (first, address) = only_sa(&scene)?;
-    wait::holds(lab, "the client to authenticate again", Duration::from_secs(25), || {
-        Ok(only_sa(&scene).is_ok_and(|(id, _)| id != first))
-    })?;
-    let (_, after) = only_sa(&scene)?;
+    let (_, after) = other_sa(&scene, first)?;
     if after != address {
         bail!("the address changed from {address} to {after}");
     }
@@ -179,15 +179,16 @@ pub(super) fn revoked(lab: &Lab) -> Result<()> {
         Ok(!sas.contains("ESTABLISHED") && !sas.contains("INSTALLED"))
     })?;
     scene.no_download(host)?;
-    let refused = scene.gateway.refusals()?;
+    let refused = wait::until(lab, "a refusal", SOON, || {
+        Ok(Some(scene.gateway.refusals()?).filter(|refused| !refused.is_empty()))
+    })?;
     let [refusal] = refused.as_slice() else { bail!("expected one refusal: {refused:?}") };
     let what = refusal["what"].as_str().unwrap_or_default();
     if refusal["code"] != "certificate_revoked" || !what.contains("CN=job was revoked at") {
         bail!("odd refusal: {refusal}");
     }
-    let lease = scene.gateway.json(&["lease", "list", "--all"])?;
-    if lease[0]["state"] != "revoked" {
-        bail!("the lease is not revoked: {lease}");
-    }
+    wait::holds(lab, "the lease to be revoked", SOON, || {
+        Ok(scene.gateway.json(&["lease", "list", "--all"])?[0]["state"] == "revoked")
+    })?;
     scene.finish()
 }

@@ -160,16 +160,19 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
         bail!("the client did not connect to the first gateway");
     }
     let address = charon.virtual_addresses()?;
+    // The second gateway counts the SA before the client has read its answer.
+    let moved = || -> Result<bool> {
+        let sas = charon.sas()?;
+        Ok((count(&scene.gateway)?, count(&second)?) == (0, 1)
+            && sas.contains("INSTALLED")
+            && sas.contains(SECOND)
+            && charon.virtual_addresses().is_ok_and(|now| now == address))
+    };
 
     lab.step("the first gateway is drained: the connected client moves");
     scene.gateway.told(&["drain", "--to", SECOND])?;
-    wait::holds(lab, "the client at the second gateway", SOON, || {
-        Ok((count(&scene.gateway)?, count(&second)?) == (0, 1))
-    })?;
-    at(&charon, SECOND)?;
-    if charon.virtual_addresses()? != address {
-        bail!("the address changed from {address:?} to {:?}", charon.virtual_addresses()?);
-    }
+    let what = format!("the client at the second gateway with the same address {address:?}");
+    wait::holds(lab, &what, SOON, moved)?;
     let (sent, received) = ping(&host, STORE, 5, 0.1)?;
     if sent != received {
         bail!("{received} of {sent} pings through the second gateway\n{}", lab.tails());
@@ -184,10 +187,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     let from = charon.log().len();
     charon.initiate("net")?;
     charon.expect_log(from, "REDIR", SOON)?;
-    wait::holds(lab, "the new connection at the second gateway", SOON, || {
-        Ok((count(&scene.gateway)?, count(&second)?) == (0, 1))
-    })?;
-    at(&charon, SECOND)?;
+    wait::holds(lab, "the new connection at the second gateway", SOON, moved)?;
 
     lab.step("when draining is over, new connections stay");
     charon.terminate("net")?;

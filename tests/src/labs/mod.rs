@@ -269,7 +269,7 @@ pub const ALL: &[Entry] = &[
     ),
     entry(
         "flood",
-        "20,000 IKE_SA_INIT per second from spoofed addresses for a minute",
+        "up to 20,000 IKE_SA_INIT per second from spoofed addresses for a minute",
         hostile::flood,
     ),
 ];

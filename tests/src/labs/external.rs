@@ -17,6 +17,7 @@ use crate::lab::http::Shelf;
 use crate::lab::pkitool::{Authority, P256, P521, RSA2048};
 use crate::lab::responder::Responder;
 use crate::lab::swanctl::Connection;
+use crate::lab::wait;
 use crate::lab::world::{GATEWAY, PRIVATE_NET, Shape};
 
 /// Where the revocation list of the external CA is served.

@@ -53,8 +53,8 @@ pub(super) fn runners(lab: &Lab) -> Result<()> {
     let shape = Shape { runner_nat: true, ..Shape::default() };
     let ike = format!("max_half_open = {PLACES}\n");
     // They enrol from one address; the limit for strangers is another matter.
-    let enrol = "rate = 10000\nburst = 10000".to_owned();
-    let scene = Scene::new(lab, shape, &Settings { ike, enrol, ..Settings::default() })?;
+    let limit = "rate = 10000\nburst = 10000".to_owned();
+    let scene = Scene::new(lab, shape, &Settings { ike, enrol: limit, ..Settings::default() })?;
     lab.step(&format!("enrolling {RUNNERS} runners"));
     let identities = enrol(&scene)?;
     lab.step("enrolled");

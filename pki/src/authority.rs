@@ -1,14 +1,15 @@
 //! The facade: one open authority over one store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::audit::chain::ChainReport;
 use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::bar::Bar;
-use crate::ca::{Ca, CaRecord, CaStatus};
+use crate::ca::{Ca, CaRecord, CaStatus, Maker};
 use crate::enrol::jwt::Keyring;
 use crate::enrol::refused::RefusedTokens;
 use crate::entropy::Entropy;
@@ -21,12 +22,16 @@ use crate::ocsp;
 use crate::profile::{Options, Settings};
 use crate::record::{self, key};
 use crate::revoke::RevocationReason;
-use crate::seal::{self, Sealer};
+use crate::seal::{self, SealKey, Sealer};
 use crate::serial::Serial;
 use crate::signer::FileSigner;
 use crate::store::{self, Outcome, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
 use crate::validate::{self, IkeId, PeerError, VerifiedPeer};
+
+/// How long the lock of the state directory is waited for: one second.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The store's file in the state directory.
 pub(crate) const DATABASE: &str = "runnel.db";
@@ -165,22 +170,26 @@ const MARK: &[u8] = b"runnel 2";
 /// The same of versions that did not seal the ends of logs.
 const MARK_BEFORE_SEALS: &[u8] = b"runnel";
 
-impl Authority {
-    /// Opens the state directory, creating it, its keys and the CA at the first start.
-    ///
-    /// Leases that were active when the last process ended become lost (their tunnels died with
-    /// it); a gateway that restores tunnels calls [`connected`](Self::connected) for them.
-    ///
-    /// # Errors
-    /// One sentence saying what is wrong and what to do; nothing half-created is left behind.
-    pub fn open(state_dir: &Path, mut options: Options, now: UnixTime) -> Result<Self, Error> {
-        options.settings.validate()?;
+/// A state directory that this process alone has open.
+#[derive(Debug)]
+pub(crate) struct StateDirectory {
+    path: PathBuf,
+    pub(crate) store: SqliteStore,
+    pub(crate) key: SealKey,
+    /// The sealing key lies in the directory.
+    key_beside: bool,
+    lock: std::fs::File,
+}
+
+impl StateDirectory {
+    /// Opens it, creating it and its sealing key when they are missing.
+    pub(crate) fn open(path: &Path, options: &mut Options) -> Result<Self, Error> {
         let given_key = options.seal_key.as_deref().map(seal::read_key).transpose()?;
-        create_directory(state_dir)?;
-        let lock = lock_directory(state_dir)?;
-        let store = SqliteStore::open(&state_dir.join(DATABASE))?;
-        let key_file = state_dir.join(seal::KEY_FILE);
-        let beside = given_key.is_none();
+        create_directory(path)?;
+        let lock = lock_directory(path)?;
+        let store = SqliteStore::open(&path.join(DATABASE))?;
+        let key_file = path.join(seal::KEY_FILE);
+        let key_beside = given_key.is_none();
         let key = match given_key {
             Some(key) => key,
             None if key_file.exists() => seal::read_key(&key_file)?,
@@ -191,14 +200,52 @@ impl Authority {
                     key_file.display()
                 )));
             }
-            None => seal::create_key(state_dir, options.entropy.as_mut())?,
+            None => seal::create_key(path, options.entropy.as_mut())?,
         };
+        Ok(Self { path: path.to_owned(), store, key, key_beside, lock })
+    }
+
+    /// Makes the names in it durable.
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        sync(&self.path)
+    }
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    seal::sync_directory(path).map_err(|cause| Error::file("sync", path, &cause, "check the disk"))
+}
+
+impl Authority {
+    /// Opens the state directory, creating it, its keys and the CA at the first start.
+    ///
+    /// Leases that were active when the last process ended become lost (their tunnels died with
+    /// it); a gateway that restores tunnels calls [`connected`](Self::connected) for them.
+    ///
+    /// # Errors
+    /// One sentence saying what is wrong and what to do; nothing half-created is left behind.
+    pub fn open(state_dir: &Path, mut options: Options, now: UnixTime) -> Result<Self, Error> {
+        options.settings.validate()?;
+        let state = StateDirectory::open(state_dir, &mut options)?;
+        Self::over(state, options, now)
+    }
+
+    /// Opens over an opened state directory.
+    pub(crate) fn over(
+        state: StateDirectory,
+        options: Options,
+        now: UnixTime,
+    ) -> Result<Self, Error> {
+        let StateDirectory { path, store, key, key_beside, lock } = state;
         let mut authority = Self::with_store(Arc::new(store), &key, options, now)?;
-        seal::sync_directory(state_dir)
-            .map_err(|cause| Error::file("sync", state_dir, &cause, "check the disk"))?;
-        authority.startup.seal_key_beside_state = beside;
+        sync(&path)?;
+        authority.startup.seal_key_beside_state = key_beside;
         authority.lock = Some(lock);
         Ok(authority)
+    }
+
+    /// What is kept to recognise the sealing key.
+    pub(crate) fn mark(sealer: &Sealer, entropy: &mut dyn Entropy) -> Result<Vec<u8>, Error> {
+        sealer.seal(key::SEAL_CHECK, MARK, entropy)
     }
 
     /// Opens over a given store and sealing key; used by tests and by other backends.
@@ -285,33 +332,45 @@ impl Authority {
 
     /// The root certificate, PEM.
     pub fn root_pem(&self) -> String {
-        issue::pem(&self.ca().root_der, "CERTIFICATE")
+        issue::pem(&self.ca().root().der, "CERTIFICATE")
     }
 
     /// The issuing certificate, PEM.
     pub fn issuing_pem(&self) -> String {
-        issue::pem(&self.ca().issuing_der, "CERTIFICATE")
+        issue::pem(&self.ca().current().der, "CERTIFICATE")
     }
 
     /// The root certificate, DER.
     pub fn root_der(&self) -> Vec<u8> {
-        self.ca().root_der.clone()
+        self.ca().root().der.clone()
     }
 
     /// The issuing certificate, DER.
     pub fn issuing_der(&self) -> Vec<u8> {
-        self.ca().issuing_der.clone()
+        self.ca().current().der.clone()
     }
 
-    /// Root and issuing certificate, DER, root first.
+    /// Every CA certificate in use, DER, the root that runners pin first.
     pub fn ca_certificates(&self) -> Vec<Vec<u8>> {
+        self.ca().certificates()
+    }
+
+    /// What goes with a certificate that is issued now, PEM: the issuing CA first, roots not.
+    pub fn chain_pem(&self) -> Vec<String> {
+        self.ca().chain().iter().map(|der| issue::pem(der, "CERTIFICATE")).collect()
+    }
+
+    /// The certificate of one of our CAs (DER) by its name in URLs.
+    pub fn ca_certificate_at(&self, place: &str) -> Option<Vec<u8>> {
         let ca = self.ca();
-        vec![ca.root_der.clone(), ca.issuing_der.clone()]
+        let root = ca.roots.iter().find(|root| root.place == place).map(|root| &root.der);
+        let issuing = ca.issuing.iter().find(|issuing| issuing.place == place);
+        root.or(issuing.map(|issuing| &issuing.der)).cloned()
     }
 
     /// The SHA-256 fingerprint of the root certificate's DER, lower-case hexadecimal.
     pub fn root_fingerprint(&self) -> String {
-        issue::sha256_hex(&self.ca().root_der)
+        issue::sha256_hex(&self.ca().root().der)
     }
 
     /// Names, fingerprints and validity of the CA certificates.
@@ -319,7 +378,7 @@ impl Authority {
         self.ca().status()
     }
 
-    /// Verifies a peer's chain up to the embedded root and, when given, that its IKE identity is
+    /// Verifies a peer's chain up to a root of the embedded CA and, when given, that its IKE identity is
     /// the certificate's. The issuing CA's certificate need not be sent.
     ///
     /// `chain` is as sent: the first certificate is the leaf (RFC 7296 3.6), the rest in any
@@ -333,8 +392,8 @@ impl Authority {
         id: Option<IkeId<'_>>,
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerError> {
-        let anchors = [self.ca().root_der.clone()];
-        validate::verify_peer(&self.complete_chain(chain), &anchors, id, now)
+        let ca = self.ca();
+        validate::verify_peer(&ca.complete(chain), &ca.anchors(), id, now)
     }
 
     /// The certificates on record, by issuer and serial.
@@ -353,8 +412,13 @@ impl Authority {
     /// # Errors
     /// When the store fails.
     pub fn certificate(&self, serial: &Serial) -> Result<Option<CertRecord>, Error> {
-        let cert_key = key::cert(&self.ca().issuer_id, serial);
-        Ok(record::read(self.store.as_ref(), &cert_key)?.map(|stored| stored.value))
+        for issuer in self.ca().issuer_ids() {
+            let stored = record::read(self.store.as_ref(), &key::cert(issuer, serial))?;
+            if let Some(stored) = stored {
+                return Ok(Some(stored.value));
+            }
+        }
+        Ok(None)
     }
 
     /// Audit events after a position, oldest first. What stands behind the trail's end was put
@@ -466,25 +530,20 @@ impl Authority {
         Ok(config.networks.iter().map(gateway_address).collect())
     }
 
-    /// The root's key, opened for one use.
-    pub(crate) fn root_signer(&self) -> Result<FileSigner, Error> {
+    /// The key of a root by its short name, opened for one use.
+    pub(crate) fn root_signer(&self, root_id: &str) -> Result<FileSigner, Error> {
         let stored = record::read::<CaRecord>(self.store.as_ref(), key::CA)?
             .ok_or_else(|| Error::not_found("record", key::CA))?;
-        stored.value.open_root(&self.sealer)
+        stored.value.open_root(root_id, &self.sealer)
+    }
+
+    /// Takes a changed CA into use.
+    pub(crate) fn use_ca(&self, ca: Ca) {
+        *self.ca.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ca);
     }
 
     pub(crate) fn ca(&self) -> Arc<Ca> {
         Arc::clone(&self.ca.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// A peer's chain with the issuing CA's certificate added when the peer left it out.
-    pub(crate) fn complete_chain(&self, chain: &[Vec<u8>]) -> Vec<Vec<u8>> {
-        let ca = self.ca();
-        let mut chain = chain.to_vec();
-        if (1..validate::MAX_CHAIN).contains(&chain.len()) && !chain.contains(&ca.issuing_der) {
-            chain.push(ca.issuing_der.clone());
-        }
-        chain
     }
 
     pub(crate) fn with_entropy<T>(
@@ -519,8 +578,9 @@ fn load_or_create_ca(
             return Ok((stored.value.load(sealer)?, false));
         }
         let entropy = options.entropy.as_mut();
-        let ca = CaRecord::create(&options.settings, options.key_algorithm, sealer, entropy, now)?;
-        let check = sealer.seal(key::SEAL_CHECK, MARK, entropy)?;
+        let maker = Maker { settings: &options.settings, sealer, entropy: &mut *entropy, now };
+        let ca = CaRecord::create(maker, options.key)?;
+        let check = Authority::mark(sealer, entropy)?;
         let mut txn = Txn::new();
         txn.absent(key::CA).put(key::CA, record::encode(&ca)).put(key::SEAL_CHECK, check);
         AuditEvent::new("ca.create", &Actor::System, now).record(&mut txn);
@@ -554,11 +614,16 @@ fn lock_directory(path: &Path) -> Result<std::fs::File, Error> {
         Error::file("lock", &file, cause, "check the owner and permissions of the state directory")
     };
     let lock = options.open(&file).map_err(|cause| failed(&cause))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::InUse(path.to_owned())),
-        Err(std::fs::TryLockError::Error(cause)) => Err(failed(&cause)),
+    // A process that is just ending, or a child that it has forked and that has not started its
+    // program yet, holds the lock a little longer.
+    for _ in 0..LOCK_TRIES {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(std::fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(std::fs::TryLockError::Error(cause)) => return Err(failed(&cause)),
+        }
     }
+    Err(Error::InUse(path.to_owned()))
 }
 
 #[cfg(test)]

@@ -10,10 +10,13 @@ use rcgen::{
     SerialNumber,
 };
 use serde::{Deserialize, Serialize};
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::time::ASN1Time;
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
-use crate::ca::CaKey;
+use crate::ca::{CaKey, Issuing, Root, key_identifier};
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{asn1_time, base64_bytes};
@@ -67,19 +70,44 @@ impl Authority {
     /// # Errors
     /// When the store or the signer fails.
     pub fn crl(&self, now: UnixTime) -> Result<Crl, Error> {
-        let ca = self.ca();
-        self.current_crl(&ca.issuer_id, ISSUING, now, |listing| build(ca.issuing(), listing))
+        self.issuing_crl(self.ca().current(), now)
     }
 
-    /// The current revocation list of the root, which says whether the issuing CA is good.
+    /// The current revocation list of the root that runners pin, which says whether the issuing CA
+    /// is good.
     ///
     /// # Errors
-    /// When the store fails or the root's key cannot be opened.
+    /// When the store fails, or the root is kept offline and its list was not imported.
     pub fn root_crl(&self, now: UnixTime) -> Result<Crl, Error> {
+        self.list_of_root(self.ca().root(), now)
+    }
+
+    /// The current revocation list of the CA with this name in URLs; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the store or the signer fails.
+    pub fn crl_at(&self, place: &str, now: UnixTime) -> Result<Option<Crl>, Error> {
         let ca = self.ca();
-        self.current_crl(&ca.root_id, ROOT, now, |listing| {
-            let signer = self.root_signer()?;
-            build(CaKey { certificate: &ca.root_der, signer: &signer }, listing)
+        if let Some(issuing) = ca.issuing.iter().find(|issuing| issuing.place == place) {
+            return self.issuing_crl(issuing, now).map(Some);
+        }
+        let root = ca.roots.iter().find(|root| root.place == place);
+        root.map(|root| self.list_of_root(root, now)).transpose()
+    }
+
+    fn issuing_crl(&self, issuing: &Issuing, now: UnixTime) -> Result<Crl, Error> {
+        self.current_crl(&issuing.id, ISSUING, now, |listing| build(issuing.key(), listing))
+    }
+
+    fn list_of_root(&self, root: &Root, now: UnixTime) -> Result<Crl, Error> {
+        if root.offline {
+            let der = root.crl.as_ref().ok_or(Error::NoRootList)?;
+            return imported(der);
+        }
+        self.current_crl(&root.id, ROOT, now, |listing| {
+            let signer = self.root_signer(&root.id)?;
+            let key = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
+            build(key, listing)
         })
     }
 
@@ -144,6 +172,21 @@ impl Authority {
     }
 }
 
+/// A list that was made where the root's key is.
+fn imported(der: &[u8]) -> Result<Crl, Error> {
+    let unreadable = |_| Error::Encode("the imported list does not parse".to_owned());
+    let (_, list) = CertificateRevocationList::from_der(der).map_err(unreadable)?;
+    let at = |time: ASN1Time| UnixTime::from_secs(time.timestamp());
+    Ok(Crl {
+        number: list.crl_number().and_then(|number| number.try_into().ok()).unwrap_or(0),
+        this_update: at(list.last_update()),
+        next_update: list.next_update().map_or(UnixTime::MAX, at),
+        entries: list.iter_revoked_certificates().count(),
+        der: der.to_vec(),
+        covers: Revision::default(),
+    })
+}
+
 /// What a list says.
 struct Listing<'a> {
     number: u64,
@@ -173,7 +216,9 @@ fn build(ca: CaKey<'_>, listing: &Listing<'_>) -> Result<Vec<u8>, Error> {
         crl_number: SerialNumber::from(listing.number),
         issuing_distribution_point: None,
         revoked_certs,
-        key_identifier_method: KeyIdMethod::Sha256,
+        // The key identifier of the CA as its own certificate has it: another CA may have chosen it.
+        key_identifier_method: key_identifier(ca.certificate)
+            .map_or(KeyIdMethod::Sha256, KeyIdMethod::PreSpecified),
     };
     Ok(params.signed_by(&issuer)?.der().to_vec())
 }

@@ -75,6 +75,18 @@ pub enum Error {
          required = false in [audit]"
     )]
     Held(String),
+    /// The root's key is not in this state directory.
+    #[error(
+        "the root's key is kept elsewhere, so nothing is signed with it here: make a request with \
+         `runnel ca csr`, have it signed there and bring it in with `runnel ca import`"
+    )]
+    RootOffline,
+    /// The root's revocation list was not imported.
+    #[error(
+        "the root's key is kept elsewhere and its revocation list is not here: make it there and \
+         bring it in with `runnel ca import --crl FILE`"
+    )]
+    NoRootList,
     /// The pool has no free address.
     #[error(
         "pool {pool} has no free IPv{family} address ({in_use} leased, {quarantined} in \

@@ -6,6 +6,8 @@ pub const LIST: &[&str] = &[
     "seal.after_rename",
     "ca.before_commit",
     "ca.after_commit",
+    "ca.before_change",
+    "ca.after_change",
     "server.before_commit",
     "server.after_commit",
     "token.create.before_commit",

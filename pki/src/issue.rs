@@ -157,7 +157,7 @@ fn sign(
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     if let Some(url) = &terms.status_url {
-        status(&mut params, url, "issuing")?;
+        status(&mut params, url, ca.place)?;
     }
     let subject_key = SubjectPublicKeyInfo::from_der(spki)?;
     let key = RcgenKey::new(ca.signer)?;
@@ -165,7 +165,7 @@ fn sign(
     Ok(params.signed_by(&subject_key, &issuer)?.der().to_vec())
 }
 
-/// Names the places where the status of a certificate is told: `issuer` is "issuing" or "root".
+/// Names the places where the status of a certificate is told; `issuer` is its issuer's name in URLs.
 pub(crate) fn status(params: &mut CertificateParams, url: &str, issuer: &str) -> Result<(), Error> {
     let url = url.trim_end_matches('/');
     params.crl_distribution_points =

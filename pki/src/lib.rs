@@ -43,7 +43,10 @@ pub use audit::chain::{ChainFault, ChainReport, FaultKind};
 pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord, Carried, TunnelFacts};
 pub use authority::{Access, AccessError, Authority, Startup};
 pub use bar::{Bar, Barred, RunName};
-pub use ca::{CaCertificate, CaStatus, ServerIdentity, ServerNames, issuer_id};
+pub use ca::{
+    CaCertificate, CaChange, CaSetup, CaStatus, Imported, ServerIdentity, ServerNames,
+    certificates_of, issuer_id,
+};
 pub use crl::Crl;
 pub use csr::{Csr, CsrError, challenge_password};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};

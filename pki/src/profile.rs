@@ -10,7 +10,7 @@ use crate::enrol::jwt::{ClaimRule, Issuer, Pin};
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::error::Error;
 use crate::lease::LeaseTimers;
-use crate::signer::KeyAlgorithm;
+use crate::signer::KeyKind;
 
 /// What a role's leases and certificates look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,8 +195,8 @@ pub struct Options {
     pub settings: Settings,
     /// A file with the sealing key; without it `seal.key` in the state directory is used.
     pub seal_key: Option<PathBuf>,
-    /// The algorithm of keys created at the first start.
-    pub key_algorithm: KeyAlgorithm,
+    /// The kind of the CA's keys created at the first start.
+    pub key: KeyKind,
     /// Where serials, names and token secrets get their randomness.
     pub entropy: Box<dyn Entropy>,
 }
@@ -207,7 +207,7 @@ impl Options {
         Self {
             settings,
             seal_key: None,
-            key_algorithm: KeyAlgorithm::EcdsaP256,
+            key: KeyKind::EcdsaP256,
             entropy: Box::new(SystemEntropy::new()),
         }
     }
@@ -218,7 +218,7 @@ impl std::fmt::Debug for Options {
         f.debug_struct("Options")
             .field("settings", &self.settings)
             .field("seal_key", &self.seal_key)
-            .field("key_algorithm", &self.key_algorithm)
+            .field("key", &self.key)
             .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! Requests and answers of the admin socket.
 
+use pki::signer::KeyKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -105,6 +106,34 @@ pub enum Request {
     CaStatus,
     /// The issuing CA's CRL.
     CaCrl,
+    /// A request for a certificate of another issuing CA.
+    CaCsr {
+        /// The kind of key; none: the configured one.
+        key: Option<KeyKind>,
+        /// The common name to ask for.
+        common_name: Option<String>,
+        /// Another request than the one that waits.
+        anew: bool,
+    },
+    /// Take the certificate that was asked for into use.
+    CaImport {
+        /// PEM: the certificate with its chain.
+        certificates: String,
+    },
+    /// Keep the revocation list of a root that is kept elsewhere.
+    CaImportCrl {
+        /// The list, DER, base64.
+        crl: String,
+    },
+    /// Another issuing CA from now on.
+    CaRotate {
+        /// The kind of key; none: the configured one.
+        key: Option<KeyKind>,
+        /// Another root as well.
+        root: bool,
+    },
+    /// The oldest root leaves.
+    CaRetire,
     /// IKE SAs with their children.
     SaList,
     /// One IKE SA.

@@ -244,6 +244,28 @@ pub struct Authority {
     pub not_before: String,
     /// End.
     pub not_after: String,
+    /// Its key is kept elsewhere.
+    #[serde(default)]
+    pub offline: bool,
+    /// It issues no more, and goes when what it issued has ended: then.
+    #[serde(default)]
+    pub retires: Option<String>,
+    /// Its name in the URLs `/crl/PLACE.crl` and `/PLACE.cer` of the status service.
+    #[serde(default)]
+    pub place: String,
+}
+
+/// What a change of the CA did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaChange {
+    /// SHA-256 of the root that runners pin, hexadecimal.
+    pub root_sha256: String,
+    /// The CA that issues now.
+    pub issuing: String,
+    /// SHA-256 of the root that runners learn to know, hexadecimal.
+    pub next_root_sha256: Option<String>,
+    /// What the operator should know.
+    pub notes: Vec<String>,
 }
 
 /// `runnel ca status`.

@@ -1,11 +1,20 @@
 //! `runnel ca`
 
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
+use pki::signer::KeyKind;
+use pki::{Actor, CaSetup, UnixTime};
 
 use super::output::{self, OutputArg, pairs};
 use super::{Context, Failure};
-use crate::admin::proto::Request;
-use crate::admin::view::{CaStatus, Pem};
+use crate::admin::proto::{MAX_LINE, Request};
+use crate::admin::view::{CaChange, CaStatus, Pem};
+use crate::service;
+use crate::sys::clock;
 
 const ROOT: &str = "\
 Examples:
@@ -17,11 +26,40 @@ Examples:
 const CRL: &str = "\
 Examples:
   runnel ca crl | openssl crl -noout -text";
+const CSR: &str = "\
+Examples:
+  runnel ca csr > issuing.csr              before the first `up`: no root is made here then
+  runnel ca csr --key rsa-4096 --new       another key than the one that waits
+
+The key stays here, sealed. Sign the request as a CA (basicConstraints CA:TRUE, keyUsage keyCertSign
+and cRLSign) with a name that no other CA has, then `runnel ca import`.";
+const IMPORT: &str = "\
+Examples:
+  runnel ca import chain.pem               the issuing CA, the CAs between, the root; in any order
+  runnel ca import --crl root.crl          the list of a root that is kept elsewhere
+  cat issuing.pem root.pem | runnel ca import -
+
+Runners that trust only an older root must accept the new one: the older root's key certifies it if
+it is here, else add the new root's certificate by the older one to the file.";
+const ROTATE: &str = "\
+Examples:
+  runnel ca rotate                         another issuing CA below the same root
+  runnel ca rotate --root                  another root too, certified by the one runners know
+  runnel ca rotate --key ecdsa-p384
+
+What was issued before stays valid until it ends, a day later at most; then its CA's key is
+destroyed. After --root hand the new pin to runners, then `runnel ca retire`.";
+const RETIRE: &str = "\
+Examples:
+  runnel ca status                         two roots: the first is the one to retire
+  runnel ca retire
+
+Runners that trust only the retired root do not accept this gateway any more.";
 
 /// The certificate authority
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// The root certificate, PEM
+    /// The root certificate that runners pin, PEM
     #[command(after_help = ROOT)]
     Root,
     /// Authorities, their ends and the CRL
@@ -33,39 +71,229 @@ pub(super) enum Command {
     /// The current CRL, PEM
     #[command(after_help = CRL)]
     Crl,
+    /// A request for an issuing CA below a root that is kept elsewhere, PEM
+    #[command(after_help = CSR)]
+    Csr {
+        /// Kind of key: ecdsa-p256, ecdsa-p384, ed25519, rsa-3072, rsa-4096 [default: as configured]
+        #[arg(long, value_name = "KIND")]
+        key: Option<KeyKind>,
+        /// The common name to ask for [default: one that no other CA has]
+        #[arg(long, value_name = "NAME")]
+        common_name: Option<String>,
+        /// Make another request than the one that waits
+        #[arg(long)]
+        new: bool,
+        #[command(flatten)]
+        sealed: Sealed,
+    },
+    /// Bring in the certificate that was asked for, or a root's revocation list
+    #[command(after_help = IMPORT)]
+    Import {
+        /// PEM file with the issuing CA's certificate and its chain; - is standard input
+        #[arg(value_name = "FILE", required_unless_present = "crl")]
+        file: Option<PathBuf>,
+        /// Revocation list of a root that is kept elsewhere, PEM or DER
+        #[arg(long, value_name = "FILE")]
+        crl: Option<PathBuf>,
+        #[command(flatten)]
+        sealed: Sealed,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Issue with another CA from now on
+    #[command(after_help = ROTATE)]
+    Rotate {
+        /// Make another root as well
+        #[arg(long)]
+        root: bool,
+        /// Kind of key: ecdsa-p256, ecdsa-p384, ed25519, rsa-3072, rsa-4096 [default: as configured]
+        #[arg(long, value_name = "KIND")]
+        key: Option<KeyKind>,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Stop trusting the older of two roots
+    #[command(after_help = RETIRE)]
+    Retire {
+        #[command(flatten)]
+        output: OutputArg,
+    },
 }
 
-pub(super) fn run(context: &Context, command: &Command) -> Result<(), Failure> {
-    let mut client = context.client()?;
+/// Needed only while no gateway runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Sealed {
+    /// File with the key that seals the CA's keys, while no gateway runs
+    #[arg(long, value_name = "FILE")]
+    seal_key: Option<PathBuf>,
+}
+
+pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Root => {
-            let pem: Pem = client.ask(Request::CaRoot)?;
+            let pem: Pem = context.client()?.ask(Request::CaRoot)?;
             output::line(&pem.pem);
         }
         Command::Crl => {
-            let pem: Pem = client.ask(Request::CaCrl)?;
+            let pem: Pem = context.client()?.ask(Request::CaCrl)?;
             output::line(&pem.pem);
         }
         Command::Status { output } => {
-            let status: CaStatus = client.ask(Request::CaStatus)?;
-            output.print(&status, |status| {
-                let mut text = String::new();
-                for authority in &status.authorities {
-                    text.push_str(&pairs(&[
-                        ("authority", authority.name.clone()),
-                        ("subject", authority.subject.clone()),
-                        ("sha256", authority.sha256.clone()),
-                        ("valid", format!("{} to {}", authority.not_before, authority.not_after)),
-                    ]));
-                    text.push('\n');
+            let status: CaStatus = context.client()?.ask(Request::CaStatus)?;
+            output.print(&status, status_text);
+        }
+        Command::Csr { key, common_name, new, sealed } => {
+            let pem = match context.client() {
+                Ok(mut client) => {
+                    let pem: Pem = client.ask(Request::CaCsr { key, common_name, anew: new })?;
+                    pem.pem
                 }
-                text.push_str(&format!(
-                    "CRL number {}, {} entries, good until {}\n",
-                    status.crl_number, status.crl_entries, status.crl_next_update
-                ));
-                text
-            });
+                Err(Failure::NotRunning(_)) => {
+                    let (mut setup, configured) = open(context, &sealed)?;
+                    let kind = key.unwrap_or(configured);
+                    let name = common_name.as_deref();
+                    setup.request(kind, name, new, &actor(), now()).map_err(Failure::failed)?
+                }
+                Err(other) => return Err(other),
+            };
+            output::line(&pem);
+        }
+        Command::Import { file, crl, sealed, output } => {
+            if let Some(file) = file {
+                let change = import(context, &sealed, &file)?;
+                output.print(&change, change_text);
+            }
+            if let Some(crl) = crl {
+                let change = import_crl(context, &sealed, &crl)?;
+                output.print(&change, change_text);
+            }
+        }
+        Command::Rotate { root, key, output } => {
+            let change: CaChange = context.client()?.ask(Request::CaRotate { key, root })?;
+            output.print(&change, change_text);
+        }
+        Command::Retire { output } => {
+            let change: CaChange = context.client()?.ask(Request::CaRetire)?;
+            output.print(&change, change_text);
         }
     }
     Ok(())
+}
+
+fn import(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChange, Failure> {
+    let bytes = read(file)?;
+    let certificates = pki::certificates_of(&bytes).map_err(Failure::failed)?;
+    match context.client() {
+        Ok(mut client) => {
+            let pem: String =
+                certificates.iter().map(|der| service::pem("CERTIFICATE", der)).collect();
+            Ok(client.ask(Request::CaImport { certificates: pem })?)
+        }
+        Err(Failure::NotRunning(_)) => {
+            let (mut setup, _) = open(context, sealed)?;
+            let imported = setup.import(&certificates, &actor(), now());
+            Ok(service::ca_change(&imported.map_err(Failure::failed)?))
+        }
+        Err(other) => Err(other),
+    }
+}
+
+fn import_crl(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChange, Failure> {
+    let bytes = read(file)?;
+    let der = match x509_parser::pem::parse_x509_pem(&bytes) {
+        Ok((_, pem)) if pem.label == "X509 CRL" => pem.contents,
+        _ => bytes,
+    };
+    match context.client() {
+        Ok(mut client) => {
+            let crl = STANDARD.encode(&der);
+            if crl.len() > MAX_LINE - 256 {
+                return Err(Failure::Usage(format!(
+                    "{} has {} octets, more than a root's list has",
+                    file.display(),
+                    der.len()
+                )));
+            }
+            Ok(client.ask(Request::CaImportCrl { crl })?)
+        }
+        Err(Failure::NotRunning(_)) => {
+            let (mut setup, _) = open(context, sealed)?;
+            let imported = setup.import_list(&der, &actor(), now());
+            Ok(service::ca_change(&imported.map_err(Failure::failed)?))
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// The state directory, of which no gateway runs; and the configured kind of key.
+fn open(context: &Context, sealed: &Sealed) -> Result<(CaSetup, KeyKind), Failure> {
+    let config = super::check::load(context)?;
+    let id = service::gateway_id(&config);
+    let mut options = pki::Options::new(service::pki_settings(&config, &id));
+    options.seal_key = sealed.seal_key.clone();
+    options.key = config.pki.ca_key;
+    let setup = CaSetup::open(&context.state, options, now()).map_err(Failure::failed)?;
+    Ok((setup, config.pki.ca_key))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().take(1 << 20).read_to_end(&mut bytes).map_err(Failure::failed)?;
+        return Ok(bytes);
+    }
+    std::fs::read(file)
+        .map_err(|cause| Failure::failed(format!("cannot read {}: {cause}", file.display())))
+}
+
+fn actor() -> Actor {
+    Actor::Uid(rustix::process::getuid().as_raw())
+}
+
+fn now() -> UnixTime {
+    UnixTime::from_micros(clock::wall().0)
+}
+
+fn status_text(status: &CaStatus) -> String {
+    let mut text = String::new();
+    for authority in &status.authorities {
+        let mut rows = vec![
+            ("authority", authority.name.clone()),
+            ("subject", authority.subject.clone()),
+            ("sha256", authority.sha256.clone()),
+            ("valid", format!("{} to {}", authority.not_before, authority.not_after)),
+            ("served as", format!("/{0}.cer, /crl/{0}.crl", authority.place)),
+        ];
+        if authority.offline {
+            rows.push(("key", "kept elsewhere".to_owned()));
+        }
+        if let Some(retires) = &authority.retires {
+            rows.push(("issues", format!("no more; forgotten after {retires}")));
+        }
+        text.push_str(&pairs(&rows));
+        text.push('\n');
+    }
+    text.push_str(&format!(
+        "CRL number {}, {} entries, good until {}\n",
+        status.crl_number, status.crl_entries, status.crl_next_update
+    ));
+    text
+}
+
+fn change_text(change: &CaChange) -> String {
+    let mut rows =
+        vec![("issues now", change.issuing.clone()), ("runners pin", change.root_sha256.clone())];
+    if let Some(next) = &change.next_root_sha256 {
+        rows.push(("next root", next.clone()));
+    }
+    let mut text = pairs(&rows);
+    for note in &change.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    if change.next_root_sha256.is_some() {
+        text.push_str(
+            "both roots are in force; when every runner trusts the next one: runnel ca retire\n",
+        );
+    }
+    text
 }

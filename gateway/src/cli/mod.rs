@@ -179,7 +179,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Token(command) => token::run(&context, command),
         Command::Lease(command) => lease::run(&context, command),
         Command::Cert(command) => cert::run(&context, command),
-        Command::Ca(command) => ca::run(&context, &command),
+        Command::Ca(command) => ca::run(&context, command),
         Command::Identity(command) => identity::run(&context, command),
         Command::Sa(command) => sa::run(&context, &command),
         Command::Site(command) => site::run(&context, &command),

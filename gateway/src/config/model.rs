@@ -7,6 +7,7 @@ use std::time::Duration;
 use ike::crypto::SecretBytes;
 use ike::wire::Identification;
 use ipnet::IpNet;
+use pki::signer::KeyKind;
 
 /// Everything `runnel up` needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,6 +131,8 @@ pub struct Pki {
     pub status_listen: SocketAddr,
     /// How long ended leases and tokens are remembered.
     pub keep_ended: Duration,
+    /// What kind of keys CAs get that are made here.
+    pub ca_key: KeyKind,
 }
 
 /// The enrolment service.

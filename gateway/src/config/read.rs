@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use pki::signer::KeyKind;
 use toml::de::DeTable;
 
 use super::audit;
@@ -135,7 +136,12 @@ pub(super) fn built_in() -> Config {
             eap_tls: false,
             eap_only: true,
         },
-        pki: Pki { trust_domain: None, status_listen: any(8080), keep_ended: 7 * DAY },
+        pki: Pki {
+            trust_domain: None,
+            status_listen: any(8080),
+            keep_ended: 7 * DAY,
+            ca_key: KeyKind::EcdsaP256,
+        },
         enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
         audit: audit::Audit::default(),
         roles: default_roles(&pools),
@@ -320,6 +326,12 @@ fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {
     }
     if let Some(keep) = section.duration("keep_ended", HOUR..=3650 * DAY, found) {
         out.keep_ended = keep;
+    }
+    if let Some((name, at)) = section.string("ca_key", found) {
+        match name.parse() {
+            Ok(kind) => out.ca_key = kind,
+            Err(error) => found.error(at, format!("`ca_key`: {error}")),
+        }
     }
     section.finish(&[], found);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use pki::{Authority, Crl, OcspStatus, UnixTime};
+use pki::{Authority, OcspStatus, UnixTime};
 
 use super::{Reply, Request, Service};
 use crate::sys::clock;
@@ -46,22 +46,24 @@ impl StatusService {
         match path {
             "/root.pem" => pem(self.authority.root_pem()),
             "/issuing.pem" => pem(self.authority.issuing_pem()),
-            "/root.cer" => cer(self.authority.root_der()),
-            "/issuing.cer" => cer(self.authority.issuing_der()),
-            "/crl/issuing.crl" => self.crl(Authority::crl).await,
-            "/crl/root.crl" => self.crl(Authority::root_crl).await,
-            _ => Reply::text(
-                404,
-                "here are /root.pem, /issuing.pem, /crl/issuing.crl, /crl/root.crl and /ocsp\n",
-            ),
+            _ => {
+                let list = path.strip_prefix("/crl/").and_then(|name| name.strip_suffix(".crl"));
+                let place = path.strip_prefix('/').and_then(|name| name.strip_suffix(".cer"));
+                match (list, place.and_then(|place| self.authority.ca_certificate_at(place))) {
+                    (Some(place), _) => self.crl(place.to_owned()).await,
+                    (None, Some(der)) => cer(der),
+                    (None, None) => nothing_here(),
+                }
+            }
         }
     }
 
-    async fn crl(&self, list: fn(&Authority, UnixTime) -> Result<Crl, pki::Error>) -> Reply {
+    async fn crl(&self, place: String) -> Reply {
         let authority = Arc::clone(&self.authority);
         let now = UnixTime::from_micros(clock::wall().0);
-        match super::blocking(move || list(&authority, now)).await {
-            Ok(Ok(crl)) => Reply::new(200, "application/pkix-crl", crl.der),
+        match super::blocking(move || authority.crl_at(&place, now)).await {
+            Ok(Ok(Some(crl))) => Reply::new(200, "application/pkix-crl", crl.der),
+            Ok(Ok(None)) => nothing_here(),
             Ok(Err(error)) => {
                 tracing::error!(%error, "CRL not available");
                 Reply::text(503, "the CRL is not available now\n")
@@ -101,6 +103,14 @@ impl StatusService {
         reply.headers.push(("cache-control", cache));
         reply
     }
+}
+
+fn nothing_here() -> Reply {
+    Reply::text(
+        404,
+        "here are /root.pem, /issuing.pem, /ocsp, and of each CA that `runnel ca status` names \
+         /PLACE.cer and /crl/PLACE.crl\n",
+    )
 }
 
 /// The request of a GET (RFC 6960 appendix A.1): base64, its `/`, `+` and `=` percent-encoded or

@@ -2,6 +2,7 @@
 //! plane.
 
 mod audit;
+mod ca;
 mod doctor;
 mod drain;
 mod identity;
@@ -26,6 +27,7 @@ use xfrm::model::Capabilities;
 pub use audit::{
     FILE as AUDIT_FILE, verify_file as verify_audit_file, verify_offline as verify_audit_offline,
 };
+pub(crate) use ca::ca_change;
 pub use drain::{gateway as redirect_gateway, host as redirect_host};
 pub use identity::GatewayIdentity;
 pub use setup::{
@@ -179,15 +181,14 @@ impl Instance {
                 let ended = self.ender.revoke(&Selector::Serial(serial), &reason, actor);
                 value(ended.map_err(end_error)?)
             }
-            Request::CaRoot => value(view::Pem { pem: self.authority.root_pem() }),
-            Request::CaCrl => {
-                let crl = self.authority.crl(now()).map_err(pki_error)?;
-                value(view::Pem { pem: views::pem("X509 CRL", &crl.der) })
-            }
-            Request::CaStatus => {
-                let crl = self.authority.crl(now()).map_err(pki_error)?;
-                value(views::ca(&self.authority.ca_status(), &crl))
-            }
+            Request::CaRoot
+            | Request::CaCrl
+            | Request::CaStatus
+            | Request::CaCsr { .. }
+            | Request::CaImport { .. }
+            | Request::CaImportCrl { .. }
+            | Request::CaRotate { .. }
+            | Request::CaRetire => self.ca(actor, request),
             Request::SaList => value(self.sas()?),
             Request::SaShow { id } => value(self.sa(id)?),
             Request::SaRekey { id } => value(self.sa_rekey(actor, id)?),
@@ -228,6 +229,14 @@ impl Instance {
     /// One sentence.
     pub fn prune(&self) -> Result<usize, String> {
         self.authority.prune(now()).map_err(|error| error.to_string())
+    }
+
+    /// Forgets issuing CAs when all that they issued has ended; how many.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn prune_cas(&self) -> Result<usize, String> {
+        self.authority.ca_prune(now()).map_err(|error| error.to_string())
     }
 
     /// Renews the OCSP answers that the gateway staples to its certificates (RFC 4806).
@@ -291,6 +300,7 @@ impl Instance {
             );
         }
         warnings.extend(self.audit_warnings().map_err(pki_error)?);
+        warnings.extend(self.ca_warnings(&ca));
         let uptime = clock::unix_seconds().saturating_sub(self.facts.started);
         Ok(view::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

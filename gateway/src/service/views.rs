@@ -111,6 +111,9 @@ pub(super) fn ca(status: &CaStatus, crl: &Crl) -> view::CaStatus {
                 sha256: certificate.sha256.clone(),
                 not_before: certificate.not_before.to_string(),
                 not_after: certificate.not_after.to_string(),
+                offline: certificate.offline,
+                retires: certificate.retires.map(|retires| retires.to_string()),
+                place: certificate.place.clone(),
             })
             .collect(),
         crl_number: crl.number,

@@ -43,6 +43,7 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
         if renewed.elapsed() >= RENEW_EVERY {
             renewed = Instant::now();
             troubled.say("identity", instance.renew_identity().map_err(|e| e.message));
+            troubled.say("authorities", instance.prune_cas());
         }
         if stapled.elapsed() >= STAPLE_EVERY {
             stapled = Instant::now();

@@ -131,6 +131,7 @@ async fn start(
     let now = UnixTime::from_micros(clock::wall().0);
     let mut pki_options = pki::Options::new(service::pki_settings(config, &id));
     pki_options.seal_key = options.seal_key.clone();
+    pki_options.key = config.pki.ca_key;
     let authority = Arc::new(Authority::open(state.path(), pki_options, now)?);
     failpoint::hit("up.after_authority");
     let names = service::server_names(config, &id);

@@ -1,33 +1,33 @@
-//! The embedded CA: root and issuing CA (`ca`), and the gateway's own certificate (`server`).
+//! The embedded CA: its stored form (`record`), how certificates of CAs are made (`make`), its life
+//! (`change`: first start, request and import, rotation, retirement), and the gateway's own
+//! certificate (`server`).
 //!
-//! Both CAs are created in one transaction of the store, so a crash leaves a whole CA or none.
+//! There is one issuing CA that issues, and there may be others whose certificates still live. There
+//! is one root, or two while runners learn to know the second. Every change is one transaction on
+//! one record, so a crash leaves the CA as it was before or as it is after.
 
+mod change;
+mod make;
+mod offline;
+mod record;
 mod server;
 
-use std::sync::Arc;
-
-use rcgen::{BasicConstraints, IsCa, KeyUsagePurpose};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
+pub use change::certificates_of;
+pub use change::{CaChange, Imported};
+pub(crate) use make::{Maker, key_identifier};
+pub use offline::CaSetup;
+pub(crate) use record::CaRecord;
 pub use server::{ServerIdentity, ServerNames};
 
-use crate::entropy::{Entropy, random_text};
-use crate::error::Error;
-use crate::issue::{self, BACKDATE, Terms, base64_bytes};
-use crate::profile::Settings;
-use crate::seal::Sealer;
+use crate::issue;
 use crate::serial::Serial;
-use crate::signer::{FileSigner, KeyAlgorithm, RcgenKey, SharedSigner, Signer};
+use crate::signer::{KeyAlgorithm, SharedSigner, Signer};
 use crate::time::UnixTime;
-use crate::validate::{name, path};
-
-const ROOT_DAYS: u64 = 20 * 365;
-const ISSUING_DAYS: u64 = 10 * 365;
-const DAY: u64 = 86_400;
-const ROOT_KEY: &str = "ca/root-key";
-const ISSUING_KEY: &str = "ca/issuing-key";
+use crate::validate::{MAX_CHAIN, name, path};
 
 /// One CA certificate for `ca status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,14 +44,20 @@ pub struct CaCertificate {
     pub not_before: UnixTime,
     /// Last instant of validity.
     pub not_after: UnixTime,
+    /// Its key is elsewhere.
+    pub offline: bool,
+    /// It issues no more, and goes when what it issued has ended, which is then.
+    pub retires: Option<UnixTime>,
+    /// Where its revocation list and its certificate are served, as `/crl/PLACE.crl`.
+    pub place: String,
 }
 
 /// The CA's certificates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CaStatus {
-    /// Root first.
+    /// Roots first, the oldest first; then issuing CAs, the current one first.
     pub certificates: Vec<CaCertificate>,
-    /// The issuing key's kind.
+    /// The current issuing key's kind.
     pub algorithm: KeyAlgorithm,
 }
 
@@ -63,146 +69,159 @@ pub fn issuer_id(issuer_name_der: &[u8]) -> String {
     hash
 }
 
-/// The stored CA. The root's key is only opened when it has something to sign.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct CaRecord {
-    #[serde(with = "base64_bytes")]
-    root_der: Vec<u8>,
-    #[serde(with = "base64_bytes")]
-    root_key: Vec<u8>,
-    #[serde(with = "base64_bytes")]
-    issuing_der: Vec<u8>,
-    #[serde(with = "base64_bytes")]
-    issuing_key: Vec<u8>,
-    created: UnixTime,
-}
-
 /// A CA's certificate with its key: what signs certificates, lists and delegations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CaKey<'a> {
     pub(crate) certificate: &'a [u8],
     pub(crate) signer: &'a dyn Signer,
+    /// Its name in the URLs that its certificates carry.
+    pub(crate) place: &'a str,
 }
 
-/// The loaded CA.
+/// A trust anchor.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub(crate) id: String,
+    pub(crate) der: Vec<u8>,
+    pub(crate) place: String,
+    pub(crate) offline: bool,
+    /// The same root, certified by older ones.
+    pub(crate) cross: Vec<Vec<u8>>,
+    /// The imported revocation list of an offline root.
+    pub(crate) crl: Option<Vec<u8>>,
+}
+
+/// An issuing CA with its key.
+#[derive(Debug)]
+pub(crate) struct Issuing {
+    pub(crate) id: String,
+    pub(crate) der: Vec<u8>,
+    /// CAs between it and its root, from below.
+    pub(crate) above: Vec<Vec<u8>>,
+    pub(crate) place: String,
+    pub(crate) signer: SharedSigner,
+    pub(crate) not_after: UnixTime,
+    pub(crate) ends: Option<UnixTime>,
+}
+
+impl Issuing {
+    pub(crate) fn key(&self) -> CaKey<'_> {
+        CaKey { certificate: &self.der, signer: self.signer.as_ref(), place: &self.place }
+    }
+}
+
+/// The loaded CA. Neither list is empty.
 #[derive(Debug)]
 pub(crate) struct Ca {
-    pub(crate) root_der: Vec<u8>,
-    pub(crate) root_id: String,
-    pub(crate) issuing_der: Vec<u8>,
-    pub(crate) issuing_signer: SharedSigner,
-    pub(crate) issuer_id: String,
-    pub(crate) not_after: UnixTime,
-}
-
-impl CaRecord {
-    /// Makes keys and certificates; nothing is stored yet.
-    pub(crate) fn create(
-        settings: &Settings,
-        algorithm: KeyAlgorithm,
-        sealer: &Sealer,
-        entropy: &mut dyn Entropy,
-        now: UnixTime,
-    ) -> Result<Self, Error> {
-        let trust_domain = &settings.trust_domain;
-        let now = now.floor_to_second();
-        // A rebuilt CA must not share its name with its predecessor: issuer and serial identify.
-        let mark = random_text(entropy, 6)?;
-        let mut terms = |days: u64| -> Result<Terms, Error> {
-            Ok(Terms {
-                serial: Serial::random(entropy)?,
-                not_before: now.minus(BACKDATE),
-                not_after: now.plus(std::time::Duration::from_secs(days * DAY)),
-                status_url: None,
-            })
-        };
-        let (root_terms, issuing_terms) = (terms(ROOT_DAYS)?, terms(ISSUING_DAYS)?);
-        let usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-
-        let root_signer = FileSigner::generate(algorithm)?;
-        let root_key = RcgenKey::new(&root_signer)?;
-        let root_name = format!("Runnel Root CA {mark}");
-        let mut root = issue::base(&root_terms, &root_name, trust_domain)?;
-        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        root.key_usages = usages.clone();
-        let root_der = root.self_signed(&root_key)?.der().to_vec();
-
-        let issuing_signer = FileSigner::generate(algorithm)?;
-        let issuing_name = format!("Runnel Issuing CA {mark}");
-        let mut issuing = issue::base(&issuing_terms, &issuing_name, trust_domain)?;
-        issuing.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        issuing.key_usages = usages;
-        issuing.use_authority_key_identifier_extension = true;
-        if let Some(url) = &settings.status_url {
-            issue::status(&mut issuing, url, "root")?;
-        }
-        let issuer = rcgen::Issuer::from_params(&root, &root_key);
-        let issuing_der =
-            issuing.signed_by(&RcgenKey::new(&issuing_signer)?, &issuer)?.der().to_vec();
-
-        Ok(Self {
-            root_key: sealer.seal(ROOT_KEY, root_signer.pkcs8(), entropy)?,
-            issuing_key: sealer.seal(ISSUING_KEY, issuing_signer.pkcs8(), entropy)?,
-            root_der,
-            issuing_der,
-            created: now,
-        })
-    }
-
-    /// Opens the issuing key and checks that key and certificates belong together.
-    pub(crate) fn load(&self, sealer: &Sealer) -> Result<Ca, Error> {
-        let damaged = |cause: &str| Error::Damaged {
-            key: crate::record::key::CA.to_owned(),
-            cause: cause.to_owned(),
-        };
-        let signer = FileSigner::from_pkcs8(sealer.open(ISSUING_KEY, &self.issuing_key)?)?;
-        let (_, issuing) = X509Certificate::from_der(&self.issuing_der)
-            .map_err(|_| damaged("the issuing certificate does not parse"))?;
-        if issuing.public_key().raw != signer.public_key_der() {
-            return Err(damaged("the issuing key does not belong to its certificate"));
-        }
-        let (_, root) = X509Certificate::from_der(&self.root_der)
-            .map_err(|_| damaged("the root certificate does not parse"))?;
-        Ok(Ca {
-            root_der: self.root_der.clone(),
-            root_id: issuer_id(root.subject().as_raw()),
-            issuing_der: self.issuing_der.clone(),
-            issuing_signer: Arc::new(signer),
-            issuer_id: issuer_id(issuing.subject().as_raw()),
-            not_after: path::validity(&issuing).1,
-        })
-    }
-
-    /// Opens the root's key, which signs once in a while: its revocation list and the certificate
-    /// of its OCSP signer.
-    pub(crate) fn open_root(&self, sealer: &Sealer) -> Result<FileSigner, Error> {
-        FileSigner::from_pkcs8(sealer.open(ROOT_KEY, &self.root_key)?)
-    }
+    /// The oldest first.
+    pub(crate) roots: Vec<Root>,
+    /// The current one first.
+    pub(crate) issuing: Vec<Issuing>,
 }
 
 impl Ca {
-    /// The issuing CA.
-    pub(crate) fn issuing(&self) -> CaKey<'_> {
-        CaKey { certificate: &self.issuing_der, signer: self.issuing_signer.as_ref() }
+    /// The root that runners pin.
+    #[expect(clippy::indexing_slicing, reason = "a loaded CA has a root")]
+    pub(crate) fn root(&self) -> &Root {
+        &self.roots[0]
+    }
+
+    /// The CA that issues.
+    #[expect(clippy::indexing_slicing, reason = "a loaded CA has an issuing CA")]
+    pub(crate) fn current(&self) -> &Issuing {
+        &self.issuing[0]
+    }
+
+    /// Every trust anchor.
+    pub(crate) fn anchors(&self) -> Vec<Vec<u8>> {
+        self.roots.iter().map(|root| root.der.clone()).collect()
+    }
+
+    /// The issuing CA of a short name.
+    pub(crate) fn issuing_of(&self, id: &str) -> Option<&Issuing> {
+        self.issuing.iter().find(|issuing| issuing.id == id)
+    }
+
+    /// The root of a short name.
+    pub(crate) fn root_of(&self, id: &str) -> Option<&Root> {
+        self.roots.iter().find(|root| root.id == id)
+    }
+
+    /// The short names of those that issue certificates, the current one first.
+    pub(crate) fn issuer_ids(&self) -> impl Iterator<Item = &str> {
+        let roots = self.roots.iter().map(|root| root.id.as_str());
+        self.issuing.iter().map(|issuing| issuing.id.as_str()).chain(roots)
+    }
+
+    /// What goes with a certificate that the current issuing CA issued: everything below a root
+    /// that whoever receives it may know. Roots themselves are not sent.
+    pub(crate) fn chain(&self) -> Vec<Vec<u8>> {
+        self.chain_of(self.current())
+    }
+
+    fn chain_of(&self, issuing: &Issuing) -> Vec<Vec<u8>> {
+        let mut chain = vec![issuing.der.clone()];
+        chain.extend(issuing.above.iter().cloned());
+        chain.extend(self.roots.iter().flat_map(|root| root.cross.iter().cloned()));
+        chain
+    }
+
+    /// Roots, what certifies one by another, and issuing CAs with what is above them: what EST
+    /// calls the CA certificates (RFC 7030 4.1.3).
+    pub(crate) fn certificates(&self) -> Vec<Vec<u8>> {
+        let mut all = self.anchors();
+        for issuing in &self.issuing {
+            for certificate in self.chain_of(issuing) {
+                if !all.contains(&certificate) {
+                    all.push(certificate);
+                }
+            }
+        }
+        all
+    }
+
+    /// A peer's chain with what the peer left out between its certificate and a root of ours.
+    pub(crate) fn complete(&self, chain: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let mut chain = chain.to_vec();
+        let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+        let issuer = leaf.map(|(_, leaf)| issuer_id(leaf.issuer().as_raw()));
+        let issuing = issuer.as_deref().and_then(|id| self.issuing_of(id));
+        for certificate in
+            issuing.into_iter().flat_map(|found| [&found.der].into_iter().chain(&found.above))
+        {
+            if chain.len() < MAX_CHAIN && !chain.contains(certificate) {
+                chain.push(certificate.clone());
+            }
+        }
+        chain
     }
 
     pub(crate) fn status(&self) -> CaStatus {
-        let kinds = [("root", &self.root_der), ("issuing", &self.issuing_der)];
-        let certificates = kinds.into_iter().filter_map(|(kind, der)| {
-            let (_, certificate) = X509Certificate::from_der(der).ok()?;
-            let (not_before, not_after) = path::validity(&certificate);
-            Some(CaCertificate {
-                kind,
-                subject: name::render(certificate.subject()),
-                serial: Serial::from_bytes(certificate.raw_serial()),
-                sha256: issue::sha256_hex(der),
-                not_before,
-                not_after,
-            })
-        });
+        let roots =
+            self.roots.iter().map(|root| (&root.der, "root", root.offline, None, &root.place));
+        let issuing = self
+            .issuing
+            .iter()
+            .map(|issuing| (&issuing.der, "issuing", false, issuing.ends, &issuing.place));
+        let certificates =
+            roots.chain(issuing).filter_map(|(der, kind, offline, retires, place)| {
+                let (_, certificate) = X509Certificate::from_der(der).ok()?;
+                let (not_before, not_after) = path::validity(&certificate);
+                Some(CaCertificate {
+                    kind,
+                    subject: name::render(certificate.subject()),
+                    serial: Serial::from_bytes(certificate.raw_serial()),
+                    sha256: issue::sha256_hex(der),
+                    not_before,
+                    not_after,
+                    offline,
+                    retires,
+                    place: place.clone(),
+                })
+            });
         CaStatus {
             certificates: certificates.collect(),
-            algorithm: self.issuing_signer.algorithm(),
+            algorithm: self.current().signer.algorithm(),
         }
     }
 }

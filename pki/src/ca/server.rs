@@ -14,7 +14,7 @@ use crate::failpoint;
 use crate::issue::{self, BACKDATE, CertRecord, Terms, base64_bytes};
 use crate::record::{self, key};
 use crate::serial::Serial;
-use crate::signer::{FileSigner, SharedSigner, Signer};
+use crate::signer::{FileSigner, KeyKind, SharedSigner, Signer};
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
 
@@ -77,7 +77,7 @@ impl ServerNames {
 /// The gateway's key and certificate.
 #[derive(Clone)]
 pub struct ServerIdentity {
-    /// Leaf, then issuing CA, DER.
+    /// Leaf, then issuing CA and what is above it, DER; no root.
     pub chain: Vec<Vec<u8>>,
     /// The private key; [`FileSigner::pkcs8`] is for TLS stacks that want the key itself.
     pub signer: Arc<FileSigner>,
@@ -148,7 +148,7 @@ impl Authority {
                 .certificate(&record.serial)?
                 .is_some_and(|certificate| certificate.revoked.is_some());
             if record.names == *names
-                && record.issuer == ca.issuer_id
+                && record.issuer == ca.current().id
                 && (record.not_before..record.renew_at()).contains(&now)
                 && !revoked
             {
@@ -156,18 +156,19 @@ impl Authority {
             }
         }
 
-        let signer = FileSigner::generate(ca.issuing_signer.algorithm())?;
+        let issuing = ca.current();
+        let signer = FileSigner::generate(KeyKind::beside(issuing.signer.algorithm()))?;
         let now = now.floor_to_second();
         let settings = self.settings();
         let terms = Terms {
             serial: self.with_entropy(Serial::random)?,
             not_before: now.minus(BACKDATE),
-            not_after: now.plus(LIFE).min(ca.not_after),
+            not_after: now.plus(LIFE).min(issuing.not_after),
             status_url: settings.status_url.clone(),
         };
         let (dns, addresses) = names.sans();
         let der = issue::server(
-            ca.issuing(),
+            issuing.key(),
             &names.id,
             &settings.trust_domain,
             &dns,
@@ -180,7 +181,7 @@ impl Authority {
             self.with_entropy(|entropy| self.sealer.seal(KEY_PURPOSE, signer.pkcs8(), entropy))?;
         let record = ServerRecord {
             names: names.clone(),
-            issuer: ca.issuer_id.clone(),
+            issuer: issuing.id.clone(),
             serial: terms.serial.clone(),
             der,
             sealed_key,
@@ -193,7 +194,7 @@ impl Authority {
             Some(stored) => txn.at(&stored_key, stored.revision),
             None => txn.absent(&stored_key),
         };
-        let cert_key = key::cert(&ca.issuer_id, &terms.serial);
+        let cert_key = key::cert(&issuing.id, &terms.serial);
         txn.absent(&cert_key)
             .put(cert_key, record::encode(&certificate))
             .put(&stored_key, record::encode(&record));
@@ -217,8 +218,10 @@ impl Authority {
         issued_now: bool,
     ) -> Result<ServerIdentity, Error> {
         let pkcs8 = self.sealer.open(KEY_PURPOSE, &record.sealed_key)?;
+        let mut chain = vec![record.der.clone()];
+        chain.extend(self.ca().chain());
         Ok(ServerIdentity {
-            chain: vec![record.der.clone(), self.ca().issuing_der.clone()],
+            chain,
             signer: Arc::new(FileSigner::from_pkcs8(pkcs8)?),
             not_after: record.not_after,
             renew_at: record.renew_at(),

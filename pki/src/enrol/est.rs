@@ -237,8 +237,8 @@ impl Authority {
         }
         match path.operation {
             Operation::CaCerts => {
-                let ca = self.ca();
-                let body = pkcs7::certs_only(&[&ca.root_der, &ca.issuing_der])?;
+                let certificates = self.ca_certificates();
+                let body = pkcs7::certs_only(&certificates)?;
                 Ok(EstReply {
                     status: 200,
                     headers: pkcs7_headers("application/pkcs7-mime"),
@@ -339,8 +339,9 @@ impl Authority {
     }
 
     fn issued(&self, enrolled: &Enrolled, renewed: bool) -> Result<EstReply, Refusal> {
-        let ca = self.ca();
-        let body = pkcs7::certs_only(&[&enrolled.certificate, &ca.issuing_der])?;
+        let mut certificates = vec![enrolled.certificate.clone()];
+        certificates.extend(self.ca().chain());
+        let body = pkcs7::certs_only(&certificates)?;
         let serial = validate::serial_of(&enrolled.certificate)
             .ok_or_else(|| Error::Encode("the certificate does not parse".to_owned()))?;
         Ok(EstReply {

@@ -432,10 +432,10 @@ impl Authority {
         let terms = Terms {
             serial: self.with_entropy(Serial::random)?,
             not_before: now.minus(BACKDATE).floor_to_second(),
-            not_after: now.plus(ttl).min(hard_cap).min(ca.not_after).floor_to_second(),
+            not_after: now.plus(ttl).min(hard_cap).min(ca.current().not_after).floor_to_second(),
             status_url: settings.status_url.clone(),
         };
-        let der = issue::client(ca.issuing(), names, &terms, &csr.spki)?;
+        let der = issue::client(ca.current().key(), names, &terms, &csr.spki)?;
         failpoint::hit("enrol.after_signing");
         CertRecord::from_der(der, lease_id.map(str::to_owned))
     }

@@ -147,8 +147,8 @@ impl Authority {
             Some(Some(not_after)) => now.min(not_after),
             _ => now,
         };
-        let anchors = [self.ca().root_der.clone()];
-        validate::verify_peer(&self.complete_chain(chain), &anchors, None, at)
+        let ca = self.ca();
+        validate::verify_peer(&ca.complete(chain), &ca.anchors(), None, at)
             .map_err(|error| Refusal::new(RefusalCode::CertificateUnusable, error.to_string()))
     }
 

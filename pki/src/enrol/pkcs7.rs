@@ -9,7 +9,7 @@ use crate::error::Error;
 ///
 /// # Errors
 /// [`Error::Encode`] when a certificate does not parse.
-pub fn certs_only(certificates: &[&[u8]]) -> Result<Vec<u8>, Error> {
+pub fn certs_only(certificates: &[Vec<u8>]) -> Result<Vec<u8>, Error> {
     let failed = |cause: der::Error| Error::Encode(cause.to_string());
     let path: Vec<x509_cert::Certificate> = certificates
         .iter()

@@ -184,10 +184,15 @@ impl Authority {
         issuer_id: Option<&str>,
         serial: &Serial,
     ) -> Result<Option<Lease>, Error> {
-        let ca = self.ca();
-        let cert_key = key::cert(issuer_id.unwrap_or(&ca.issuer_id), serial);
-        let certificate = record::read::<CertRecord>(self.store.as_ref(), &cert_key)?;
-        match certificate.and_then(|stored| stored.value.lease_id) {
+        let certificate = match issuer_id {
+            Some(issuer) => {
+                let cert_key = key::cert(issuer, serial);
+                record::read::<CertRecord>(self.store.as_ref(), &cert_key)?
+                    .map(|stored| stored.value)
+            }
+            None => self.certificate(serial)?,
+        };
+        match certificate.and_then(|certificate| certificate.lease_id) {
             Some(lease_id) => self.lease(&lease_id),
             None => Ok(None),
         }

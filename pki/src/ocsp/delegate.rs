@@ -14,7 +14,7 @@ use crate::failpoint;
 use crate::issue::{self, BACKDATE, CertRecord, Terms, base64_bytes};
 use crate::record::{self, key};
 use crate::serial::Serial;
-use crate::signer::{FileSigner, KeyAlgorithm, Signer};
+use crate::signer::{FileSigner, KeyKind, Signer};
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
 
@@ -24,15 +24,6 @@ const LIFE: Duration = Duration::from_secs(14 * 86_400);
 /// Times another process may win before this one gives up.
 const ATTEMPTS: usize = 4;
 const KEY_PURPOSE: &str = "ocsp/signer-key";
-
-/// Which CA's certificates an answer is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Issuer {
-    /// The issuing CA: peers and the gateway.
-    Issuing,
-    /// The root: the issuing CA itself.
-    Root,
-}
 
 /// An opened signer.
 #[derive(Debug)]
@@ -62,17 +53,14 @@ impl Delegate {
 }
 
 impl Authority {
-    /// The signer for a CA's answers; the first call and every renewal issue a certificate.
+    /// The signer for a CA's answers, by the CA's short name; the first call and every renewal
+    /// issue a certificate.
     pub(super) fn ocsp_delegate(
         &self,
-        issuer: Issuer,
+        issuer_id: &str,
         now: UnixTime,
     ) -> Result<Arc<Delegate>, Error> {
         let ca = self.ca();
-        let issuer_id = match issuer {
-            Issuer::Issuing => &ca.issuer_id,
-            Issuer::Root => &ca.root_id,
-        };
         let known = lock(&self.ocsp).delegates.get(issuer_id).cloned();
         if let Some(delegate) = known.filter(|delegate| delegate.is_fresh(now)) {
             return Ok(delegate);
@@ -86,13 +74,16 @@ impl Authority {
                     return Ok(self.remember(issuer_id, delegate));
                 }
             }
-            let (record, certificate) = match issuer {
-                Issuer::Issuing => self.new_delegate(ca.issuing(), "OCSP", ca.not_after, now)?,
-                Issuer::Root => {
-                    let signer = self.root_signer()?;
-                    let root = CaKey { certificate: &ca.root_der, signer: &signer };
-                    self.new_delegate(root, "Root OCSP", UnixTime::MAX, now)?
+            let (record, certificate) = match (ca.issuing_of(issuer_id), ca.root_of(issuer_id)) {
+                (Some(issuing), _) => {
+                    self.new_delegate(issuing.key(), "OCSP", issuing.not_after, now)?
                 }
+                (None, Some(root)) => {
+                    let signer = self.root_signer(issuer_id)?;
+                    let key = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
+                    self.new_delegate(key, "Root OCSP", UnixTime::MAX, now)?
+                }
+                (None, None) => return Err(Error::not_found("CA", issuer_id)),
             };
             let mut txn = Txn::new();
             match &stored {
@@ -124,12 +115,7 @@ impl Authority {
         ca_end: UnixTime,
         now: UnixTime,
     ) -> Result<(DelegateRecord, CertRecord), Error> {
-        let algorithm = match ca.signer.algorithm() {
-            // RSA keys are imported, not generated.
-            KeyAlgorithm::Rsa => KeyAlgorithm::EcdsaP256,
-            other => other,
-        };
-        let signer = FileSigner::generate(algorithm)?;
+        let signer = FileSigner::generate(KeyKind::beside(ca.signer.algorithm()))?;
         let now = now.floor_to_second();
         let (serial, mark) = self.with_entropy(|entropy| {
             Ok((Serial::random(entropy)?, crate::entropy::random_text(entropy, 6)?))

@@ -15,7 +15,7 @@ use x509_ocsp::{
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::delegate::{Delegate, Issuer};
+use super::delegate::Delegate;
 use super::request::{self, Asked};
 use crate::authority::{Authority, lock};
 use crate::error::Error;
@@ -65,7 +65,8 @@ pub enum OcspStatus {
 /// What an answer without nonce depends on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Question {
-    issuer: Issuer,
+    /// The short name of the CA.
+    issuer: String,
     /// The CertID as it was asked: its hash algorithm and parameters are echoed.
     cert_id: Vec<u8>,
 }
@@ -140,19 +141,21 @@ impl Authority {
 
     /// `None` when no CA of ours is meant.
     fn ocsp_answer(&self, asked: &Asked, now: UnixTime) -> Result<Option<Signed>, Error> {
-        let found: Vec<Option<Issuer>> =
+        let found: Vec<Option<String>> =
             asked.certificates.iter().map(|id| self.issuer_of(id)).collect::<Result<_, _>>()?;
-        let Some(issuer) = found.iter().copied().flatten().next() else { return Ok(None) };
+        let Some(issuer) = found.iter().flatten().next() else { return Ok(None) };
         let now = now.floor_to_second();
         let mut statuses = Vec::with_capacity(found.len());
         for (id, of) in asked.certificates.iter().zip(&found) {
             // One signer speaks for one CA: what others issued is unknown to it.
-            let record = if *of == Some(issuer) { self.status_record(issuer, id)? } else { None };
+            let record =
+                if of.as_ref() == Some(issuer) { self.status_record(issuer, id)? } else { None };
             statuses.push(record);
         }
         let question = match (asked.certificates.as_slice(), statuses.as_slice(), &asked.nonce) {
             ([id], [Some(record)], None) => {
-                let question = Question { issuer, cert_id: id.to_der().map_err(encoding)? };
+                let question =
+                    Question { issuer: issuer.clone(), cert_id: id.to_der().map_err(encoding)? };
                 let small = question.cert_id.len() <= MAX_KEPT_ID;
                 small.then_some((question, record.revoked.is_some()))
             }
@@ -178,37 +181,41 @@ impl Authority {
         Ok(Some((der, Some(now.plus(KEEP)))))
     }
 
-    /// Which of our CAs a CertID means, by the hashes of name and key.
-    fn issuer_of(&self, id: &CertId) -> Result<Option<Issuer>, Error> {
+    /// Which of our CAs a CertID means, by the hashes of name and key; its short name. A root that
+    /// is kept offline is answered for elsewhere.
+    fn issuer_of(&self, id: &CertId) -> Result<Option<String>, Error> {
         let Some(algorithm) = hash_algorithm(&id.hash_algorithm.oid) else { return Ok(None) };
         let ca = self.ca();
-        for (issuer, der) in [(Issuer::Issuing, &ca.issuing_der), (Issuer::Root, &ca.root_der)] {
+        let issuing = ca.issuing.iter().map(|issuing| (&issuing.id, &issuing.der));
+        let roots = ca.roots.iter().filter(|root| !root.offline).map(|root| (&root.id, &root.der));
+        for (issuer, der) in issuing.chain(roots) {
             let (_, certificate) = X509Certificate::from_der(der)
                 .map_err(|_| Error::Encode("the CA does not parse".to_owned()))?;
             let name = digest_of(algorithm, certificate.subject().as_raw());
             let key = digest_of(algorithm, &certificate.public_key().subject_public_key.data);
             if id.issuer_name_hash.as_bytes() == name && id.issuer_key_hash.as_bytes() == key {
-                return Ok(Some(issuer));
+                return Ok(Some(issuer.clone()));
             }
         }
         Ok(None)
     }
 
     /// The record of a certificate; `None` when we issued none of that serial.
-    fn status_record(&self, issuer: Issuer, id: &CertId) -> Result<Option<Known>, Error> {
+    fn status_record(&self, issuer_id: &str, id: &CertId) -> Result<Option<Known>, Error> {
         let ca = self.ca();
         let serial = Serial::from_bytes(id.serial_number.as_bytes());
-        if issuer == Issuer::Root {
-            // The root issued itself, the issuing CA, and what is on record.
-            let own = [&ca.issuing_der, &ca.root_der];
-            if own.iter().any(|der| crate::validate::serial_of(der).as_ref() == Some(&serial)) {
+        if let Some(root) = ca.root_of(issuer_id) {
+            // A root issued itself, issuing CAs, other roots' cross certificates, and what is on
+            // record.
+            let issuing = ca.issuing.iter().map(|issuing| &issuing.der);
+            let cross = ca.roots.iter().flat_map(|root| &root.cross);
+            let mut own = [&root.der].into_iter().chain(issuing).chain(cross);
+            if own.any(|der| {
+                crate::validate::issued_as(der) == Some((issuer_id.to_owned(), serial.clone()))
+            }) {
                 return Ok(Some(Known { revoked: None }));
             }
         }
-        let issuer_id = match issuer {
-            Issuer::Issuing => &ca.issuer_id,
-            Issuer::Root => &ca.root_id,
-        };
         let cert_key = key::cert(issuer_id, &serial);
         let record = record::read::<CertRecord>(self.store.as_ref(), &cert_key)?;
         Ok(record.map(|stored| Known { revoked: stored.value.revoked }))

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::KeySize;
 use ring::rand::SystemRandom;
 use ring::signature::{
     self, ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256_SHA256_FIXED_SIGNING,
@@ -10,7 +12,7 @@ use ring::signature::{
 };
 use zeroize::Zeroizing;
 
-use super::{KeyAlgorithm, SignatureScheme, Signer};
+use super::{KeyAlgorithm, KeyKind, SignatureScheme, Signer};
 use crate::error::Error;
 
 /// A private key held in memory.
@@ -29,30 +31,34 @@ enum Key {
 }
 
 impl FileSigner {
-    /// Generates a key with the system's random generator.
+    /// Generates a key with the system's random generator. RSA takes a second or several.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for RSA, which is only imported.
-    pub fn generate(algorithm: KeyAlgorithm) -> Result<Self, Error> {
+    /// When the generator fails.
+    pub fn generate(kind: KeyKind) -> Result<Self, Error> {
         let random = SystemRandom::new();
         let failed = |_| Error::Crypto("generating a key failed");
-        let document = match algorithm {
-            KeyAlgorithm::EcdsaP256 => {
+        let document = match kind {
+            KeyKind::EcdsaP256 => {
                 EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random)
             }
-            KeyAlgorithm::EcdsaP384 => {
+            KeyKind::EcdsaP384 => {
                 EcdsaKeyPair::generate_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, &random)
             }
-            KeyAlgorithm::Ed25519 => Ed25519KeyPair::generate_pkcs8(&random),
-            KeyAlgorithm::Rsa => {
-                return Err(Error::Invalid(
-                    "RSA keys are imported, not generated: create one with openssl genpkey"
-                        .to_owned(),
-                ));
-            }
+            KeyKind::Ed25519 => Ed25519KeyPair::generate_pkcs8(&random),
+            KeyKind::Rsa3072 => return Self::generate_rsa(KeySize::Rsa3072),
+            KeyKind::Rsa4096 => return Self::generate_rsa(KeySize::Rsa4096),
         }
         .map_err(failed)?;
         Self::from_pkcs8(Zeroizing::new(document.as_ref().to_vec()))
+    }
+
+    /// By aws-lc: ring makes no RSA keys.
+    fn generate_rsa(size: KeySize) -> Result<Self, Error> {
+        let failed = |_| Error::Crypto("generating an RSA key failed");
+        let key = aws_lc_rs::rsa::KeyPair::generate(size).map_err(failed)?;
+        let pkcs8: Pkcs8V1Der<'_> = key.as_der().map_err(failed)?;
+        Self::from_pkcs8(Zeroizing::new(pkcs8.as_ref().to_vec()))
     }
 
     /// Loads a key from unencrypted PKCS#8 DER.

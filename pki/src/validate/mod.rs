@@ -222,6 +222,13 @@ pub fn end_of_validity(der: &[u8]) -> Option<UnixTime> {
     Some(path::validity(&certificate).1)
 }
 
+/// The issuer's short name and the serial number of a certificate, if it parses.
+pub(crate) fn issued_as(der: &[u8]) -> Option<(String, Serial)> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let issuer = crate::ca::issuer_id(certificate.issuer().as_raw());
+    Some((issuer, Serial::from_bytes(certificate.raw_serial())))
+}
+
 /// The serial number of a certificate, if it parses.
 pub fn serial_of(der: &[u8]) -> Option<Serial> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;

@@ -61,6 +61,8 @@ fn main() {
         .unwrap();
     tell(format!("revoked {revoked}"));
     tell(format!("crl {}", authority.crl(after(5)).unwrap().number));
+    let change = authority.ca_rotate(signer::KeyKind::EcdsaP256, false, &OPERATOR, after(6));
+    tell(format!("rotated {}", change.unwrap().issuing));
     authority.disconnected(&kept, "dead peer", after(299)).unwrap();
     tell(format!("lost {kept}"));
     authority.expire_due(after(300)).unwrap();

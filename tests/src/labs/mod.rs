@@ -3,6 +3,7 @@
 mod badinput;
 mod baseline;
 pub mod bench;
+mod ca;
 mod choices;
 mod crash;
 mod critical;
@@ -70,6 +71,16 @@ pub const ALL: &[Entry] = &[
         "oidc",
         "CI tokens: stock pki and curl enrol and connect; replay, kill, release by token",
         oidc::run,
+    ),
+    entry(
+        "ca-offline",
+        "an issuing CA below a root that is kept elsewhere: csr, import, list; a strict client",
+        ca::offline,
+    ),
+    entry(
+        "ca-rotation",
+        "issuing CA and root rotate while a stock client is connected; nothing breaks",
+        ca::rotation,
     ),
     entry(
         "bad-input",

@@ -1,0 +1,549 @@
+//! The CA's life: first start, a request and the import of its certificate, rotation, retirement.
+//!
+//! Each is a function from the record to the next record; [`Authority`] commits the next one with
+//! its audit event and takes it into use.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use super::make::{self, Maker};
+use super::record::{
+    self, CaRecord, ISSUING_KEY, IssuingRecord, Octets, PendingRecord, RootRecord,
+};
+use super::{Ca, CaKey};
+use crate::audit::{Actor, AuditEvent};
+use crate::authority::Authority;
+use crate::error::Error;
+use crate::failpoint;
+use crate::issue::{self, BACKDATE, ClientNames, Terms, sha256_hex};
+use crate::record::{self as records, key};
+use crate::serial::Serial;
+use crate::signer::{FileSigner, KeyKind, Signer};
+use crate::store::{Outcome, Txn};
+use crate::time::UnixTime;
+use crate::validate::{self, RevocationList, Standing};
+
+/// How long what an issuing CA issued may live after it stopped: a day is the longest life of a
+/// certificate, and renewal has its grace.
+const OVERLAP: Duration = Duration::from_secs(25 * 3_600);
+/// Certificates in an imported file at most.
+const MAX_IMPORT: usize = 16;
+/// Roots in force at most: the old and the new.
+const MAX_ROOTS: usize = 2;
+/// Issuing CAs on record at most; each is checked for with every certificate.
+const MAX_ISSUING: usize = 8;
+
+/// What a change of the CA did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CaChange {
+    /// SHA-256 of the root that runners pin, hexadecimal.
+    pub root_sha256: String,
+    /// The CA that issues from now on.
+    pub issuing: String,
+    /// SHA-256 of a second root, which runners learn to know, hexadecimal.
+    pub next_root_sha256: Option<String>,
+}
+
+/// What an import brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Imported {
+    /// The CA as it is now.
+    pub change: CaChange,
+    /// What the operator should know.
+    pub notes: Vec<String>,
+}
+
+impl CaRecord {
+    /// A root and an issuing CA below it; nothing is stored yet.
+    pub(crate) fn create(maker: Maker<'_>, kind: KeyKind) -> Result<Self, Error> {
+        let mut maker = maker;
+        let (root, signer) = maker.root(kind, Some("root"))?;
+        let by = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
+        let issuing = maker.issuing(kind, by, Some("issuing"))?;
+        Ok(Self { roots: vec![root], issuing: vec![issuing], pending: None, created: maker.now })
+    }
+
+    /// A CA that has nothing but a request.
+    pub(super) fn awaiting(pending: PendingRecord) -> Self {
+        let created = pending.created;
+        Self { roots: Vec::new(), issuing: Vec::new(), pending: Some(pending), created }
+    }
+
+    /// Nothing of it is there but a request.
+    pub(super) fn is_awaiting(&self) -> bool {
+        self.issuing.is_empty()
+    }
+
+    /// The request, PEM.
+    pub(super) fn pending_pem(&self) -> Option<String> {
+        self.pending.as_ref().map(|pending| issue::pem(&pending.csr, "CERTIFICATE REQUEST"))
+    }
+
+    /// Another issuing CA below the newest root whose key is here; with `root` below a new root,
+    /// which the old one certifies.
+    fn rotate(&mut self, maker: &mut Maker<'_>, kind: KeyKind, root: bool) -> Result<(), Error> {
+        let newest = self.roots.last().ok_or(Error::RootOffline)?;
+        let signer = newest.open(maker.sealer)?.ok_or(Error::RootOffline)?;
+        let by = CaKey { certificate: &newest.der, signer: &signer, place: &newest.place };
+        let issuing = if root {
+            self.room_for_root()?;
+            let (mut next, next_signer) = maker.root(kind, None)?;
+            // What we made ourselves can be written again.
+            next.cross.extend(maker.cross(&next.der, by)?.map(Octets));
+            let by = CaKey { certificate: &next.der, signer: &next_signer, place: &next.place };
+            let issuing = maker.issuing(kind, by, None)?;
+            self.roots.push(next);
+            issuing
+        } else {
+            maker.issuing(kind, by, None)?
+        };
+        self.succeed(issuing, maker.now)
+    }
+
+    fn room_for_root(&self) -> Result<(), Error> {
+        if self.roots.len() < MAX_ROOTS {
+            return Ok(());
+        }
+        Err(Error::Invalid(
+            "two roots are in force already: retire the older one with `runnel ca retire` when all \
+             runners know the newer"
+                .to_owned(),
+        ))
+    }
+
+    /// The given one issues from now on; the one before stays until what it issued has ended.
+    fn succeed(&mut self, issuing: IssuingRecord, now: UnixTime) -> Result<(), Error> {
+        if self.issuing.len() >= MAX_ISSUING {
+            return Err(Error::Invalid(format!(
+                "{MAX_ISSUING} issuing CAs are on record, the older of them for the certificates \
+                 they issued: wait until some of those have ended (`runnel ca status`)"
+            )));
+        }
+        if let Some(before) = self.issuing.first_mut() {
+            let (_, end) = validate::path::validity(&record::parse(&before.der)?);
+            before.ends = Some(now.plus(OVERLAP).min(end));
+        }
+        self.issuing.insert(0, issuing);
+        Ok(())
+    }
+
+    /// Removes issuing CAs whose certificates have ended; true when there were some.
+    fn prune(&mut self, now: UnixTime) -> bool {
+        let before = self.issuing.len();
+        self.issuing.retain(|issuing| issuing.ends.is_none_or(|ends| now <= ends));
+        self.issuing.len() != before
+    }
+
+    /// The oldest root leaves, and with it what was only there for those who knew nothing else.
+    fn retire(&mut self, now: UnixTime) -> Result<(), Error> {
+        let [oldest, _, ..] = self.roots.as_slice() else {
+            return Err(Error::Invalid(
+                "there is one root, which cannot retire: bring in another first with `runnel ca \
+                 rotate --root` or `runnel ca import`"
+                    .to_owned(),
+            ));
+        };
+        let (oldest, parsed) = (make::id_of(&oldest.der)?, record::parse(&oldest.der)?);
+        let name = validate::name::render(parsed.subject());
+        self.prune(now);
+        let below = self.issuing.iter().filter(|issuing| issuing.root == oldest);
+        if let Some(last) = below.map(|issuing| issuing.ends).max() {
+            return Err(Error::Invalid(match last {
+                Some(ends) => format!(
+                    "certificates issued below {name} may live until {ends}: retire it after that"
+                ),
+                None => format!(
+                    "the CA that issues is below {name}: rotate it first with `runnel ca rotate`"
+                ),
+            }));
+        }
+        self.roots.remove(0);
+        for root in &mut self.roots {
+            root.cross.clear();
+        }
+        Ok(())
+    }
+
+    /// Takes the certificate that was asked for into use.
+    pub(super) fn import(
+        &mut self,
+        maker: &mut Maker<'_>,
+        certificates: &[Vec<u8>],
+    ) -> Result<Vec<String>, Error> {
+        let pending = self.pending.take().ok_or_else(nothing_awaited)?;
+        if certificates.len() > MAX_IMPORT {
+            return Err(Error::Invalid(format!(
+                "the file has {} certificates: give the issuing CA's with its chain, at most \
+                 {MAX_IMPORT}",
+                certificates.len()
+            )));
+        }
+        let signer = FileSigner::from_pkcs8(maker.sealer.open(ISSUING_KEY, &pending.key)?)?;
+        let own = own_certificate(certificates, &signer)?;
+        let id = make::id_of(own)?;
+        for known in
+            self.issuing.iter().map(|known| &known.der).chain(self.roots.iter().map(|r| &r.der))
+        {
+            if make::id_of(known)? == id {
+                return Err(Error::Invalid(
+                    "the certificate has the name of a CA that is here already, and issuer and \
+                     serial identify certificates: have the request signed with its own name"
+                        .to_owned(),
+                ));
+            }
+        }
+        let place = if self.issuing.is_empty() { "issuing" } else { id.as_str() };
+        let mut issuing = IssuingRecord::new(own.clone(), pending.key.clone(), place, "");
+        let trial = trial(maker, &issuing, &signer)?;
+        let chain: Vec<Vec<u8>> = std::iter::once(&trial)
+            .chain([own])
+            .chain(certificates.iter().filter(|certificate| *certificate != own))
+            .cloned()
+            .collect();
+        let known: Vec<Vec<u8>> = self.roots.iter().map(|root| root.der.clone()).collect();
+        let brought: Vec<Vec<u8>> =
+            certificates.iter().filter(|der| is_self_signed(der)).cloned().collect();
+        let judge = |anchors: &[Vec<u8>]| validate::verify_peer(&chain, anchors, None, maker.now);
+        let peer = match judge(&known) {
+            Ok(peer) => peer,
+            Err(_) => judge(&brought).map_err(|error| {
+                Error::Invalid(format!(
+                    "certificates of this CA would not be accepted ({error}): put the issuing CA's \
+                     certificate, the CAs between and the root into one file"
+                ))
+            })?,
+        };
+        let (root, between) = match peer.path.as_slice() {
+            [_, _, between @ .., root] => (root.clone(), between),
+            _ => return Err(Error::Invalid("the issuing CA must not be its own root".to_owned())),
+        };
+        issuing.above = between.iter().cloned().map(Octets).collect();
+        issuing.root = make::id_of(&root)?;
+        if !known.contains(&root) {
+            self.room_for_root()?;
+            let place = if self.roots.is_empty() { "root".to_owned() } else { make::id_of(&root)? };
+            let mut record = RootRecord::offline(root, &place);
+            for old in &self.roots {
+                record
+                    .cross
+                    .extend(bridge(maker, old, &record.der, &chain)?.into_iter().map(Octets));
+            }
+            self.roots.push(record);
+        }
+        self.succeed(issuing, maker.now)?;
+        let missing = self.roots.iter().any(|root| root.key.is_none() && root.crl.is_none());
+        Ok(missing.then(|| NO_ROOT_LIST.to_owned()).into_iter().collect())
+    }
+
+    /// Keeps the revocation list of a root that is kept offline.
+    pub(super) fn import_list(
+        &mut self,
+        der: Vec<u8>,
+        now: UnixTime,
+    ) -> Result<Vec<String>, Error> {
+        let unusable = |error: &dyn std::fmt::Display| {
+            Error::Invalid(format!("the revocation list is not taken: {error}"))
+        };
+        let list = RevocationList::parse(der.clone()).map_err(|error| unusable(&error))?;
+        let next = list.next_update();
+        let mut refused = None;
+        for root in self.roots.iter_mut().filter(|root| root.key.is_none()) {
+            for issuing in &self.issuing {
+                // What the root issued itself: the issuing CA, or the highest of those above it.
+                let below = issuing.above.last().map_or(&issuing.der, |above| &above.0);
+                let path = [below.clone(), root.der.clone()];
+                let Some(question) = validate::questions(&path).into_iter().next() else {
+                    continue;
+                };
+                match question.listed(&list, now) {
+                    Ok(standing) => {
+                        root.crl = Some(Octets(der));
+                        let mut notes = Vec::new();
+                        if let Standing::Revoked { .. } = standing {
+                            notes.push(
+                                "the list says that the issuing CA is revoked: strict clients \
+                                 refuse this gateway from now on"
+                                    .to_owned(),
+                            );
+                        }
+                        notes.extend(next.map(|next| format!("the list is good until {next}")));
+                        return Ok(notes);
+                    }
+                    Err(error) => refused = Some(error),
+                }
+            }
+        }
+        Err(match refused {
+            Some(error) => unusable(&error),
+            None => unusable(&"no root of this CA is kept offline, so its list is made here"),
+        })
+    }
+
+    pub(super) fn change(&self) -> Result<CaChange, Error> {
+        let hash = |root: Option<&RootRecord>| root.map(|root| sha256_hex(&root.der));
+        let issuing =
+            self.issuing.first().map(|issuing| record::parse(&issuing.der)).transpose()?;
+        Ok(CaChange {
+            root_sha256: hash(self.roots.first()).unwrap_or_default(),
+            issuing: issuing
+                .map(|issuing| validate::name::render(issuing.subject()))
+                .unwrap_or_default(),
+            next_root_sha256: hash(self.roots.get(1)),
+        })
+    }
+}
+
+pub(super) fn nothing_awaited() -> Error {
+    Error::Invalid("no certificate is awaited: make a request with `runnel ca csr`".to_owned())
+}
+
+/// Said when an offline root's list is missing.
+const NO_ROOT_LIST: &str = "the root's revocation list is not here: strict clients want it; import \
+                            it with `runnel ca import --crl FILE`";
+
+fn own_certificate<'a>(
+    certificates: &'a [Vec<u8>],
+    signer: &FileSigner,
+) -> Result<&'a Vec<u8>, Error> {
+    for certificate in certificates {
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| {
+            Error::Invalid("the file has a certificate that does not parse".to_owned())
+        })?;
+        if parsed.public_key().raw == signer.public_key_der() {
+            return Ok(certificate);
+        }
+    }
+    Err(Error::Invalid(
+        "no certificate of the file has the key of the request: have the output of `runnel ca csr` \
+         signed (a newer request replaces the one before)"
+            .to_owned(),
+    ))
+}
+
+fn is_self_signed(der: &[u8]) -> bool {
+    X509Certificate::from_der(der)
+        .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
+}
+
+/// A certificate as the CA would issue it, to see that peers accept it.
+fn trial(
+    maker: &mut Maker<'_>,
+    issuing: &IssuingRecord,
+    signer: &FileSigner,
+) -> Result<Vec<u8>, Error> {
+    let now = maker.now.floor_to_second();
+    let terms = Terms {
+        serial: Serial::random(maker.entropy)?,
+        not_before: now.minus(BACKDATE),
+        not_after: now.plus(BACKDATE),
+        status_url: None,
+    };
+    let names = ClientNames {
+        common_name: "trial".to_owned(),
+        organisation: maker.settings.trust_domain.clone(),
+        dns: format!("trial.{}", maker.settings.trust_domain),
+        uri: format!("spiffe://{}/trial", maker.settings.trust_domain),
+    };
+    let by = CaKey { certificate: &issuing.der, signer, place: &issuing.place };
+    issue::client(by, &names, &terms, signer.public_key_der())
+}
+
+/// What makes a new root acceptable to those who know only an old one: certificates that came along,
+/// or one that the old root's key makes now.
+fn bridge(
+    maker: &mut Maker<'_>,
+    old: &RootRecord,
+    root: &[u8],
+    chain: &[Vec<u8>],
+) -> Result<Vec<Vec<u8>>, Error> {
+    if let Ok(peer) = validate::verify_peer(chain, std::slice::from_ref(&old.der), None, maker.now)
+    {
+        // Leaf, issuing CA, those between, the new root certified by the old one, the old one.
+        return Ok(peer.path.into_iter().rev().skip(1).take(1).collect());
+    }
+    let Some(signer) = old.open(maker.sealer)? else {
+        return Err(Error::Invalid(format!(
+            "runners that trust only {} would not accept the new root: add the new root's \
+             certificate issued by the old one to the file",
+            validate::name::render(record::parse(&old.der)?.subject())
+        )));
+    };
+    let by = CaKey { certificate: &old.der, signer: &signer, place: &old.place };
+    match maker.cross(root, by)? {
+        Some(cross) => Ok(vec![cross]),
+        None => Err(Error::Invalid(
+            "the new root's name cannot be written into another certificate here: add the new \
+             root's certificate issued by the old one to the file"
+                .to_owned(),
+        )),
+    }
+}
+
+impl Authority {
+    /// Another issuing CA, and with `root` another root, from now on. Nothing breaks: what was
+    /// issued before stays valid until it ends, and the old root certifies the new one for those
+    /// who know only the old one.
+    ///
+    /// # Errors
+    /// [`Error::RootOffline`] when the root's key is not here; [`Error::Invalid`] when two roots
+    /// are in force already.
+    pub fn ca_rotate(
+        &self,
+        kind: KeyKind,
+        root: bool,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<CaChange, Error> {
+        let action = if root { "ca.rotate_root" } else { "ca.rotate" };
+        self.change_ca(action, actor, now, |record, maker| {
+            record.prune(now);
+            record.rotate(maker, kind, root)?;
+            record.change()
+        })
+    }
+
+    /// The oldest root leaves.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when it is the only one or certificates in use depend on it.
+    pub fn ca_retire(&self, actor: &Actor, now: UnixTime) -> Result<CaChange, Error> {
+        self.change_ca("ca.retire_root", actor, now, |record, maker| {
+            record.retire(maker.now)?;
+            record.change()
+        })
+    }
+
+    /// A request (PKCS#10, PEM) for a certificate of another issuing CA, to be signed elsewhere. The
+    /// same is given again until its certificate is imported; `anew` makes another.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn ca_request(
+        &self,
+        kind: KeyKind,
+        common_name: Option<&str>,
+        anew: bool,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<String, Error> {
+        if !anew && let Some(pem) = self.ca_record()?.value.pending_pem() {
+            return Ok(pem);
+        }
+        self.change_ca("ca.request", actor, now, |record, maker| {
+            let pending = maker.request(kind, common_name)?;
+            let pem = issue::pem(&pending.csr, "CERTIFICATE REQUEST");
+            record.pending = Some(pending);
+            Ok(pem)
+        })
+    }
+
+    /// Takes the certificate that was requested into use, with its chain (DER, in any order).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with what is wrong with the file.
+    pub fn ca_import(
+        &self,
+        certificates: &[Vec<u8>],
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<Imported, Error> {
+        self.change_ca("ca.import", actor, now, |record, maker| {
+            record.prune(now);
+            let notes = record.import(maker, certificates)?;
+            Ok(Imported { change: record.change()?, notes })
+        })
+    }
+
+    /// Keeps the revocation list (DER) of a root that is kept offline, and serves it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with what is wrong with the list.
+    pub fn ca_import_list(
+        &self,
+        list: &[u8],
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<Imported, Error> {
+        self.change_ca("ca.import_crl", actor, now, |record, _| {
+            let notes = record.import_list(list.to_vec(), now)?;
+            Ok(Imported { change: record.change()?, notes })
+        })
+    }
+
+    /// Forgets issuing CAs with their keys when all that they issued has ended. Returns how many.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn ca_prune(&self, now: UnixTime) -> Result<usize, Error> {
+        let ended = |ca: &Ca| {
+            ca.issuing.iter().filter(|issuing| issuing.ends.is_some_and(|ends| ends < now)).count()
+        };
+        let count = ended(&self.ca());
+        if count > 0 {
+            self.change_ca("ca.forget", &Actor::System, now, |record, _| {
+                record.prune(now);
+                Ok(())
+            })?;
+        }
+        Ok(count)
+    }
+
+    pub(super) fn ca_record(&self) -> Result<records::Stored<CaRecord>, Error> {
+        records::read(self.store.as_ref(), key::CA)?
+            .ok_or_else(|| Error::not_found("record", key::CA))
+    }
+
+    fn change_ca<T>(
+        &self,
+        action: &'static str,
+        actor: &Actor,
+        now: UnixTime,
+        change: impl FnOnce(&mut CaRecord, &mut Maker<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let stored = self.ca_record()?;
+        let mut next = stored.value;
+        let settings = self.settings();
+        let result = self.with_entropy(|entropy| {
+            let mut maker = Maker { settings: &settings, sealer: &self.sealer, entropy, now };
+            change(&mut next, &mut maker)
+        })?;
+        let ca = next.load(&self.sealer)?;
+        let mut txn = Txn::new();
+        txn.at(key::CA, stored.revision).put(key::CA, records::encode(&next));
+        let name = next.change()?.issuing;
+        AuditEvent::new(action, actor, now).reason(name).record(&mut txn);
+        failpoint::hit("ca.before_change");
+        match self.store.transact(txn)? {
+            Outcome::Committed(_) => {
+                failpoint::hit("ca.after_change");
+                self.use_ca(ca);
+                Ok(result)
+            }
+            Outcome::Conflict(_) => Err(Error::Contended("the CA")),
+        }
+    }
+}
+
+/// The certificates of a PEM text, or the one of a DER file.
+///
+/// # Errors
+/// [`Error::Invalid`] when there is none.
+pub fn certificates_of(file: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+    let of_label = |pem: Result<x509_parser::pem::Pem, _>| {
+        pem.ok().filter(|pem| pem.label == "CERTIFICATE").map(|pem| pem.contents)
+    };
+    let found: Vec<Vec<u8>> = x509_parser::pem::Pem::iter_from_buffer(file)
+        .filter_map(of_label)
+        .take(MAX_IMPORT + 1)
+        .collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    if X509Certificate::from_der(file).is_ok() {
+        return Ok(vec![file.to_vec()]);
+    }
+    Err(Error::Invalid("the file has no certificate, neither PEM nor DER".to_owned()))
+}

@@ -1,0 +1,267 @@
+//! The stored CA: roots, issuing CAs, and a request that waits for its certificate.
+
+use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use super::{Ca, Issuing, Root, issuer_id, make};
+use crate::error::Error;
+use crate::issue::base64_bytes;
+use crate::record::key;
+use crate::seal::Sealer;
+use crate::signer::{FileSigner, Signer};
+use crate::time::UnixTime;
+use crate::validate::path;
+
+pub(super) const ROOT_KEY: &str = "ca/root-key";
+pub(super) const ISSUING_KEY: &str = "ca/issuing-key";
+
+/// Everything about the CA in one record, so that every change of it is whole or not there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "Stored")]
+pub(crate) struct CaRecord {
+    /// Those in force, the oldest first: it is the one that runners pin.
+    pub(super) roots: Vec<RootRecord>,
+    /// The one that issues first, then those whose certificates still live.
+    pub(super) issuing: Vec<IssuingRecord>,
+    /// A key whose certificate was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pending: Option<PendingRecord>,
+    pub(super) created: UnixTime,
+}
+
+/// A trust anchor of ours.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct RootRecord {
+    #[serde(with = "base64_bytes")]
+    pub(super) der: Vec<u8>,
+    /// Sealed; a root that is kept offline has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<Octets>,
+    /// Its name in URLs.
+    pub(super) place: String,
+    /// The same root certified by older ones, for those who know only these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) cross: Vec<Octets>,
+    /// The revocation list of a root that is kept offline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) crl: Option<Octets>,
+}
+
+/// An issuing CA.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct IssuingRecord {
+    #[serde(with = "base64_bytes")]
+    pub(super) der: Vec<u8>,
+    /// CAs between it and its root, from below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) above: Vec<Octets>,
+    /// Sealed.
+    #[serde(with = "base64_bytes")]
+    pub(super) key: Vec<u8>,
+    /// Its name in URLs.
+    pub(super) place: String,
+    /// The short name of its root.
+    pub(super) root: String,
+    /// It issues no more, and what it issued has ended then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ends: Option<UnixTime>,
+}
+
+/// A key that waits for its certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct PendingRecord {
+    /// Sealed.
+    #[serde(with = "base64_bytes")]
+    pub(super) key: Vec<u8>,
+    /// The certification request, DER.
+    #[serde(with = "base64_bytes")]
+    pub(super) csr: Vec<u8>,
+    pub(super) created: UnixTime,
+}
+
+/// Octets, as base64 in the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Octets(#[serde(with = "base64_bytes")] pub(super) Vec<u8>);
+
+/// What may lie in the store.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Now {
+        roots: Vec<RootRecord>,
+        issuing: Vec<IssuingRecord>,
+        #[serde(default)]
+        pending: Option<PendingRecord>,
+        created: UnixTime,
+    },
+    /// Before there could be several of each.
+    One {
+        #[serde(with = "base64_bytes")]
+        root_der: Vec<u8>,
+        #[serde(with = "base64_bytes")]
+        root_key: Vec<u8>,
+        #[serde(with = "base64_bytes")]
+        issuing_der: Vec<u8>,
+        #[serde(with = "base64_bytes")]
+        issuing_key: Vec<u8>,
+        created: UnixTime,
+    },
+}
+
+impl From<Stored> for CaRecord {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Now { roots, issuing, pending, created } => {
+                Self { roots, issuing, pending, created }
+            }
+            Stored::One { root_der, root_key, issuing_der, issuing_key, created } => {
+                // A root that does not parse is found when the CA is loaded.
+                let root = make::id_of(&root_der).unwrap_or_default();
+                Self {
+                    roots: vec![RootRecord::own(root_der, root_key, "root")],
+                    issuing: vec![IssuingRecord::new(issuing_der, issuing_key, "issuing", &root)],
+                    pending: None,
+                    created,
+                }
+            }
+        }
+    }
+}
+
+impl RootRecord {
+    pub(super) fn own(der: Vec<u8>, key: Vec<u8>, place: &str) -> Self {
+        let place = place.to_owned();
+        Self { der, key: Some(Octets(key)), place, cross: Vec::new(), crl: None }
+    }
+
+    pub(super) fn offline(der: Vec<u8>, place: &str) -> Self {
+        Self { der, key: None, place: place.to_owned(), cross: Vec::new(), crl: None }
+    }
+
+    /// Opens the key, which signs once in a while: issuing CAs, the revocation list, the
+    /// certificate of its OCSP signer. `None` for a root that is kept offline.
+    pub(super) fn open(&self, sealer: &Sealer) -> Result<Option<FileSigner>, Error> {
+        let Some(key) = &self.key else { return Ok(None) };
+        let signer = FileSigner::from_pkcs8(sealer.open(ROOT_KEY, &key.0)?)?;
+        if parse(&self.der)?.public_key().raw != signer.public_key_der() {
+            return Err(damaged("a root's key does not belong to its certificate"));
+        }
+        Ok(Some(signer))
+    }
+}
+
+impl IssuingRecord {
+    pub(super) fn new(der: Vec<u8>, key: Vec<u8>, place: &str, root: &str) -> Self {
+        let (place, root) = (place.to_owned(), root.to_owned());
+        Self { der, above: Vec::new(), key, place, root, ends: None }
+    }
+}
+
+impl CaRecord {
+    /// Opens the issuing keys and checks that keys and certificates belong together.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] while the CA waits for its certificate.
+    pub(crate) fn load(&self, sealer: &Sealer) -> Result<Ca, Error> {
+        if self.issuing.is_empty() || self.roots.is_empty() {
+            return Err(Error::Invalid(
+                "the CA waits for its certificate: print the request with `runnel ca csr`, have it \
+                 signed, and bring the certificate with its chain by `runnel ca import FILE`"
+                    .to_owned(),
+            ));
+        }
+        let roots = self.roots.iter().map(Root::load).collect::<Result<_, _>>()?;
+        let issuing = self.issuing.iter().map(|issuing| Issuing::load(issuing, sealer));
+        Ok(Ca { roots, issuing: issuing.collect::<Result<_, _>>()? })
+    }
+
+    /// Opens the key of a root by its short name.
+    ///
+    /// # Errors
+    /// When there is no such root or it is kept offline.
+    pub(crate) fn open_root(&self, root_id: &str, sealer: &Sealer) -> Result<FileSigner, Error> {
+        for root in &self.roots {
+            if issuer_id(parse(&root.der)?.subject().as_raw()) == root_id {
+                return root.open(sealer)?.ok_or(Error::RootOffline);
+            }
+        }
+        Err(Error::not_found("root", root_id))
+    }
+}
+
+impl Root {
+    fn load(record: &RootRecord) -> Result<Self, Error> {
+        let certificate = parse(&record.der)?;
+        Ok(Self {
+            id: issuer_id(certificate.subject().as_raw()),
+            der: record.der.clone(),
+            place: record.place.clone(),
+            offline: record.key.is_none(),
+            cross: record.cross.iter().map(|cross| cross.0.clone()).collect(),
+            crl: record.crl.as_ref().map(|crl| crl.0.clone()),
+        })
+    }
+}
+
+impl Issuing {
+    fn load(record: &IssuingRecord, sealer: &Sealer) -> Result<Self, Error> {
+        let signer = FileSigner::from_pkcs8(sealer.open(ISSUING_KEY, &record.key)?)?;
+        let certificate = parse(&record.der)?;
+        if certificate.public_key().raw != signer.public_key_der() {
+            return Err(damaged("an issuing key does not belong to its certificate"));
+        }
+        Ok(Self {
+            id: issuer_id(certificate.subject().as_raw()),
+            der: record.der.clone(),
+            above: record.above.iter().map(|above| above.0.clone()).collect(),
+            place: record.place.clone(),
+            signer: std::sync::Arc::new(signer),
+            not_after: path::validity(&certificate).1,
+            ends: record.ends,
+        })
+    }
+}
+
+pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {
+    X509Certificate::from_der(der)
+        .map(|(_, certificate)| certificate)
+        .map_err(|_| damaged("a CA's certificate does not parse"))
+}
+
+fn damaged(cause: &str) -> Error {
+    Error::Damaged { key: key::CA.to_owned(), cause: cause.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::Maker;
+    use crate::entropy::SystemEntropy;
+    use crate::profile::Settings;
+    use crate::signer::KeyKind;
+
+    #[test]
+    fn a_ca_of_before_there_could_be_several_is_read() {
+        let sealer = Sealer::new(&[7; 32]).unwrap();
+        let settings = Settings::new("example.com");
+        let now = UnixTime::from_secs(1_800_000_000);
+        let mut entropy = SystemEntropy::new();
+        let maker = Maker { settings: &settings, sealer: &sealer, entropy: &mut entropy, now };
+        let made = CaRecord::create(maker, KeyKind::EcdsaP256).unwrap();
+        let octets = |octets: &[u8]| serde_json::to_value(Octets(octets.to_vec())).unwrap();
+        let (root, issuing) = (&made.roots[0], &made.issuing[0]);
+        let before = serde_json::json!({
+            "root_der": octets(&root.der),
+            "root_key": root.key,
+            "issuing_der": octets(&issuing.der),
+            "issuing_key": octets(&issuing.key),
+            "created": now,
+        });
+        let read: CaRecord = serde_json::from_value(before).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&made).unwrap());
+        let ca = read.load(&sealer).unwrap();
+        assert_eq!((ca.root().place.as_str(), ca.current().place.as_str()), ("root", "issuing"));
+        assert!(read.open_root(&ca.root().id, &sealer).is_ok());
+    }
+}

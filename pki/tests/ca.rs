@@ -1,0 +1,419 @@
+//! The CA's life: kinds of keys, an issuing CA below a root kept elsewhere, rotation, retirement.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::*;
+use pki::signer::KeyKind;
+use pki::store::{MemoryStore, Store};
+use pki::*;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+};
+
+const HOUR: u64 = 3_600;
+
+/// Settings whose certificates say where their status is told.
+fn with_status() -> Options {
+    let mut settings = settings();
+    settings.status_url = Some("http://gw.example.com:8080".to_owned());
+    Options::new(settings)
+}
+
+fn running() -> Authority {
+    Authority::with_store(Arc::new(MemoryStore::new()), &[7; 32], with_status(), NOW).unwrap()
+}
+
+/// A CA that somebody keeps elsewhere.
+struct Elsewhere {
+    key: KeyPair,
+    params: CertificateParams,
+    der: Vec<u8>,
+}
+
+impl Elsewhere {
+    fn root(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let params = ca_params(name);
+        let der = params.self_signed(&key).unwrap().der().to_vec();
+        Self { key, params, der }
+    }
+
+    fn below(name: &str, above: &Self) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = ca_params(name);
+        params.use_authority_key_identifier_extension = true;
+        let der = params.signed_by(&key, &above.issuer()).unwrap().der().to_vec();
+        Self { key, params, der }
+    }
+
+    fn issuer(&self) -> rcgen::Issuer<'_, &KeyPair> {
+        rcgen::Issuer::from_params(&self.params, &self.key)
+    }
+
+    /// Signs what `ca csr` printed, with a name and key identifier of its own choice.
+    fn sign(&self, request: &str, name: &str) -> Vec<u8> {
+        let mut params = ca_params(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_identifier_method = KeyIdMethod::PreSpecified(vec![0xa5; 20]);
+        self.sign_as(request, params)
+    }
+
+    fn sign_as(&self, request: &str, mut params: CertificateParams) -> Vec<u8> {
+        let (_, request) = x509_parser::pem::parse_x509_pem(request.as_bytes()).unwrap();
+        assert_eq!(request.label, "CERTIFICATE REQUEST");
+        let csr = Csr::from_der(&request.contents).unwrap();
+        let subject = rcgen::SubjectPublicKeyInfo::from_der(&csr.spki).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        params.signed_by(&subject, &self.issuer()).unwrap().der().to_vec()
+    }
+
+    /// Its revocation list, good for a month.
+    fn list(&self, revoked: &[u8]) -> Vec<u8> {
+        let time = |at: UnixTime| {
+            x509_parser::time::ASN1Time::from_timestamp(at.secs()).unwrap().to_datetime()
+        };
+        let entry = |der: &[u8]| rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(
+                validate::serial_of(der).unwrap().as_bytes(),
+            ),
+            revocation_time: time(NOW),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: time(NOW),
+            next_update: time(after(30 * 24 * HOUR)),
+            crl_number: 41u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: if revoked.is_empty() { Vec::new() } else { vec![entry(revoked)] },
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer()).unwrap().der().to_vec()
+    }
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CountryName, "DE");
+    params.distinguished_name.push(DnType::OrganizationName, "Example GmbH");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2060, 1, 1);
+    params
+}
+
+fn pem(der: &[u8]) -> String {
+    let body = base64(der);
+    format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+}
+
+/// What a client that trusts one root, and knows nothing else, says of a certificate that comes
+/// with this chain: OpenSSL's verdict, strict about extensions.
+fn openssl_verifies(root: &[u8], chain: &[Vec<u8>], lists: &[Vec<u8>]) -> bool {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("root.pem"), pem(root)).unwrap();
+    std::fs::write(at("leaf.pem"), pem(&chain[0])).unwrap();
+    let rest: String = chain[1..].iter().map(|der| pem(der)).collect();
+    std::fs::write(at("chain.pem"), rest).unwrap();
+    let list = |der: &Vec<u8>| {
+        format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", base64(der))
+    };
+    std::fs::write(at("lists.pem"), lists.iter().map(list).collect::<String>()).unwrap();
+    let mut command = std::process::Command::new("openssl");
+    command.args(["verify", "-x509_strict", "-attime", &after(60).secs().to_string()]);
+    command.arg("-CAfile").arg(at("root.pem")).arg("-untrusted").arg(at("chain.pem"));
+    if !lists.is_empty() {
+        command.arg("-crl_check_all").arg("-CRLfile").arg(at("lists.pem"));
+    }
+    command.arg(at("leaf.pem")).output().unwrap().status.success()
+}
+
+#[test]
+fn every_kind_of_key_issues_lists_and_answers() {
+    for kind in KeyKind::ALL {
+        let mut options = with_status();
+        options.key = kind;
+        let store = Arc::new(MemoryStore::new());
+        let authority = Authority::with_store(store, &[7; 32], options, NOW).unwrap();
+        let (_, enrolled) = enrolled(&authority);
+        let peer = peer(&authority, &enrolled, after(1));
+        assert!(authority.authorise(&peer, after(1)).is_ok(), "{kind}");
+        let chain = [vec![enrolled.certificate.clone()], chain_of(&authority)].concat();
+        let lists = [authority.crl(NOW).unwrap().der, authority.root_crl(NOW).unwrap().der];
+        assert!(openssl_verifies(&authority.root_der(), &chain, &lists), "{kind}");
+        assert!(authority.ocsp_for(&enrolled.certificate, NOW).unwrap().is_some(), "{kind}");
+        let identity = authority.server_identity(&ServerNames::new("gw.example.com"), NOW).unwrap();
+        assert!(openssl_verifies(&authority.root_der(), &identity.chain, &[]), "{kind}");
+        assert_eq!(kind.name().parse::<KeyKind>().unwrap(), kind);
+    }
+    let error = "rsa-1024".parse::<KeyKind>().unwrap_err().to_string();
+    assert!(error.contains("choose one of ecdsa-p256, "), "{error}");
+}
+
+/// The chain that goes with a certificate, DER.
+fn chain_of(authority: &Authority) -> Vec<Vec<u8>> {
+    let of = |pem: &String| x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap().1.contents;
+    authority.chain_pem().iter().map(of).collect()
+}
+
+fn open(directory: &Path) -> Result<Authority, Error> {
+    Authority::open(directory, with_status(), NOW)
+}
+
+fn setup(directory: &Path) -> CaSetup {
+    CaSetup::open(directory, with_status(), NOW).unwrap()
+}
+
+fn request(setup: &mut CaSetup) -> String {
+    setup.request(KeyKind::EcdsaP256, None, false, &OPERATOR, NOW).unwrap()
+}
+
+#[test]
+fn an_issuing_ca_below_a_root_that_is_kept_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let (root, policy) = {
+        let root = Elsewhere::root("Example Root");
+        let policy = Elsewhere::below("Example Policy CA", &root);
+        (root, policy)
+    };
+    let pem = request(&mut setup(directory.path()));
+    assert_eq!(request(&mut setup(directory.path())), pem, "asked again, it is the same request");
+    let error = open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("waits for its certificate"), "no root of its own appears: {error}");
+
+    let issuing = policy.sign(&pem, "Runnel Issuing");
+    let import = |files: &[&Vec<u8>]| {
+        let files: Vec<Vec<u8>> = files.iter().map(|der| (*der).clone()).collect();
+        setup(directory.path()).import(&files, &OPERATOR, NOW)
+    };
+    for (files, words) in [
+        (vec![&root.der, &policy.der], "no certificate of the file has the key"),
+        (vec![&issuing], "would not be accepted"),
+        (vec![&issuing, &root.der], "would not be accepted"),
+        (vec![&issuing, &policy.der], "would not be accepted"),
+    ] {
+        let error = import(&files).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let leaf = policy.sign_as(&pem, {
+        let mut params = ca_params("no CA");
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params
+    });
+    let error = import(&[&leaf, &policy.der, &root.der]).unwrap_err().to_string();
+    assert!(error.contains("would not be accepted"), "{error}");
+
+    let imported = import(&[&root.der, &issuing, &policy.der]).unwrap();
+    assert!(imported.notes[0].contains("ca import --crl"), "{:?}", imported.notes);
+    let authority = open(directory.path()).unwrap();
+    assert_eq!(authority.root_der(), root.der);
+    assert!(authority.ca_status().certificates[0].offline);
+    let (_, enrolled) = enrolled(&authority);
+    let alone = std::slice::from_ref(&enrolled.certificate);
+    let peer = authority.verify_peer(alone, None, after(1)).unwrap();
+    assert!(authority.authorise(&peer, after(1)).is_ok(), "the peer sends its certificate alone");
+
+    // The root's list is made where its key is.
+    assert_eq!(authority.root_crl(NOW).unwrap_err(), Error::NoRootList);
+    assert!(authority.ocsp_for(&issuing, NOW).unwrap().is_none(), "nor is it answered for here");
+    let stranger = Elsewhere::root("Example Root");
+    for (list, words) in [
+        (stranger.list(&[]), "not taken"),
+        (vec![0x30, 0], "does not parse"),
+        (authority.crl(NOW).unwrap().der, "not taken"),
+    ] {
+        let error = authority.ca_import_list(&list, &OPERATOR, NOW).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let list = root.list(&[]);
+    authority.ca_import_list(&list, &OPERATOR, NOW).unwrap();
+    assert_eq!(authority.root_crl(NOW).unwrap().der, list);
+    assert_eq!(authority.crl_at("root", NOW).unwrap().unwrap().number, 41);
+    let chain = [vec![enrolled.certificate.clone()], chain_of(&authority)].concat();
+    assert_eq!(chain.len(), 3, "certificate, issuing CA and policy CA; no root");
+    let lists = [list, policy.list(&[]), authority.crl(NOW).unwrap().der];
+    assert!(openssl_verifies(&root.der, &chain, &lists));
+
+    // Nothing can be signed with a key that is not here.
+    let rotated = authority.ca_rotate(KeyKind::EcdsaP256, false, &OPERATOR, NOW);
+    assert_eq!(rotated.unwrap_err(), Error::RootOffline);
+    drop(authority);
+    assert_eq!(open(directory.path()).unwrap().root_crl(NOW).unwrap().number, 41);
+}
+
+#[test]
+fn a_running_ca_changes_to_an_issuing_ca_of_another_root() {
+    let authority = running();
+    let (client, before) = enrolled(&authority);
+    let own_root = authority.root_der();
+    let root = Elsewhere::root("Example Root");
+    let ask = |anew| authority.ca_request(KeyKind::EcdsaP384, Some("Second"), anew, &OPERATOR, NOW);
+    let first = ask(false).unwrap();
+    assert_eq!(ask(false).unwrap(), first);
+    let second = ask(true).unwrap();
+    let import = |files: &[Vec<u8>]| authority.ca_import(files, &OPERATOR, NOW);
+    let replaced = import(&[root.sign(&first, "Second"), root.der.clone()]).unwrap_err();
+    assert!(replaced.to_string().contains("a newer request replaces"), "{replaced}");
+    let issuing = root.sign(&second, "Second");
+    import(&[issuing.clone(), root.der.clone()]).unwrap();
+    let again = import(&[issuing, root.der.clone()]).unwrap_err();
+    assert!(again.to_string().contains("no certificate is awaited"), "{again}");
+
+    assert_eq!(authority.root_der(), own_root, "runners pin the old root");
+    let secret = token(&authority);
+    let after_it = Client::new().enrol(&authority, &secret, NOW);
+    let chain = [vec![after_it.certificate.clone()], chain_of(&authority)].concat();
+    assert!(openssl_verifies(&own_root, &chain, &[]), "known by the old root's certificate");
+    assert!(openssl_verifies(&root.der, &chain, &[]));
+    for certificate in [before.certificate.clone(), after_it.certificate] {
+        let peer = authority.verify_peer(&[certificate], None, after(60)).unwrap();
+        assert!(authority.authorise(&peer, after(60)).is_ok());
+    }
+    // Renewal moves to the new CA.
+    let peer = authority.verify_peer(&[before.certificate], None, after(60)).unwrap();
+    let renewed = authority.renew(&peer, &client.csr(), None, after(60)).unwrap();
+    let chain = [vec![renewed.certificate], chain_of(&authority)].concat();
+    assert!(openssl_verifies(&root.der, &chain, &[]));
+}
+
+#[test]
+fn rotation_breaks_nothing_that_was_issued() {
+    let authority = running();
+    let names = ServerNames::new("gw.example.com");
+    let server = authority.server_identity(&names, NOW).unwrap();
+    let (_, before) = enrolled(&authority);
+    let old_issuing = authority.issuing_der();
+    let change = authority.ca_rotate(KeyKind::EcdsaP384, false, &OPERATOR, after(10)).unwrap();
+    assert_eq!(change.root_sha256, authority.root_fingerprint());
+    assert_ne!(authority.issuing_der(), old_issuing);
+
+    // The gateway shows a certificate of the new CA; both are accepted below the same root.
+    let next = authority.server_identity(&names, after(10)).unwrap();
+    assert!(next.issued_now);
+    for chain in [&server.chain, &next.chain] {
+        assert!(openssl_verifies(&authority.root_der(), chain, &[]));
+    }
+    let secret = token(&authority);
+    let later = Client::new().enrol(&authority, &secret, after(10));
+    for enrolled in [&before, &later] {
+        let peer = peer(&authority, enrolled, after(20));
+        assert!(authority.authorise(&peer, after(20)).is_ok());
+        assert!(authority.certificate(&peer.serial).unwrap().is_some());
+        assert!(authority.ocsp_for(&enrolled.certificate, after(20)).unwrap().is_some());
+    }
+
+    // A certificate of the old CA is revoked on the old CA's list, where it says that it is.
+    let text = String::from_utf8_lossy(&before.certificate).into_owned();
+    assert!(text.contains("/crl/issuing.crl"));
+    let place = authority.ca_status().certificates[1].place.clone();
+    let text = String::from_utf8_lossy(&later.certificate).into_owned();
+    assert!(text.contains(&format!("/crl/{place}.crl")) && text.contains(&format!("/{place}.cer")));
+    assert_eq!(authority.ca_certificate_at(&place).unwrap(), authority.issuing_der());
+    let selector = RevokeSelector::Lease(before.lease.id.clone());
+    let reason = RevocationReason::KeyCompromise;
+    authority.revoke(&selector, reason, &OPERATOR, after(30)).unwrap();
+    let old = authority.crl_at("issuing", after(31)).unwrap().unwrap();
+    let new = authority.crl_at(&place, after(31)).unwrap().unwrap();
+    assert_eq!((old.entries, new.entries), (1, 0));
+    assert!(authority.crl_at("other", NOW).unwrap().is_none());
+    let lists = [old.der, new.der, authority.root_crl(after(31)).unwrap().der];
+    let root = authority.root_der();
+    let revoked = [before.certificate.clone(), old_issuing.clone()];
+    assert!(openssl_verifies(&root, &revoked, &[]) && !openssl_verifies(&root, &revoked, &lists));
+    let good = [vec![later.certificate], chain_of(&authority)].concat();
+    assert!(openssl_verifies(&root, &good, &lists));
+
+    // When what it issued has ended, the old CA's key goes.
+    assert_eq!(authority.ca_prune(after(24 * HOUR)).unwrap(), 0);
+    assert_eq!(authority.ca_status().certificates.len(), 3);
+    assert_eq!(authority.ca_prune(after(26 * HOUR)).unwrap(), 1);
+    assert_eq!(authority.ca_status().certificates.len(), 2);
+    assert!(authority.crl_at("issuing", after(26 * HOUR)).unwrap().is_none());
+    assert!(authority.verify_peer(&[before.certificate], None, after(60)).is_err());
+}
+
+#[test]
+fn a_new_root_is_known_by_the_old_one_until_that_retires() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let open = |at| Authority::with_store(Arc::clone(&store), &[7; 32], with_status(), at).unwrap();
+    let authority = open(NOW);
+    let old_root = authority.root_der();
+    let (_, before) = enrolled(&authority);
+    let retired = authority.ca_retire(&OPERATOR, NOW).unwrap_err().to_string();
+    assert!(retired.contains("there is one root"), "{retired}");
+
+    let change = authority.ca_rotate(KeyKind::EcdsaP256, true, &OPERATOR, NOW).unwrap();
+    assert_eq!(authority.root_der(), old_root, "the pin of runners holds");
+    let new_root = authority.ca_certificates()[1].clone();
+    drop(authority);
+    let authority = open(after(5));
+    assert_eq!(change.root_sha256, authority.root_fingerprint());
+    let third = authority.ca_rotate(KeyKind::EcdsaP256, true, &OPERATOR, NOW).unwrap_err();
+    assert!(third.to_string().contains("two roots are in force"), "{third}");
+
+    let secret = token(&authority);
+    let later = Client::new().enrol(&authority, &secret, after(10));
+    let chain = [vec![later.certificate.clone()], chain_of(&authority)].concat();
+    let mut lists = vec![authority.crl(NOW).unwrap().der, authority.root_crl(NOW).unwrap().der];
+    let place = authority.ca_status().certificates[1].place.clone();
+    lists.push(authority.crl_at(&place, NOW).unwrap().unwrap().der);
+    for root in [&old_root, &new_root] {
+        assert!(openssl_verifies(root, &chain, &lists));
+    }
+    let identity =
+        authority.server_identity(&ServerNames::new("gw.example.com"), after(10)).unwrap();
+    assert!(!identity.chain.contains(&old_root) && !identity.chain.contains(&new_root));
+    // EST hands out both roots, and the one certified by the other (RFC 7030 4.1.3).
+    let reply = authority.est(&est_request("/.well-known/est/cacerts", None, b""), NOW);
+    assert_eq!(reply.status, 200);
+    assert_eq!(authority.ca_certificates().len(), 5);
+    // The answer about the new root's certificate by the old root is the old root's.
+    let cross = chain.last().unwrap();
+    assert!(authority.ocsp_for(cross, NOW).unwrap().is_some());
+
+    let early = authority.ca_retire(&OPERATOR, after(20 * HOUR)).unwrap_err().to_string();
+    assert!(early.contains("may live until"), "{early}");
+    let now = after(26 * HOUR);
+    let change = authority.ca_retire(&OPERATOR, now).unwrap();
+    assert_eq!((authority.root_der(), change.next_root_sha256), (new_root.clone(), None));
+    assert!(authority.verify_peer(&[before.certificate], None, after(60)).is_err());
+    let chain = [vec![later.certificate.clone()], chain_of(&authority)].concat();
+    assert_eq!(chain.len(), 2);
+    assert!(openssl_verifies(&new_root, &chain, &[]) && !openssl_verifies(&old_root, &chain, &[]));
+    let actions: Vec<String> =
+        authority.audit(0, 100).unwrap().into_iter().map(|record| record.event.action).collect();
+    for action in ["ca.create", "ca.rotate_root", "ca.retire_root"] {
+        assert!(actions.contains(&action.to_owned()), "{action}: {actions:?}");
+    }
+    assert!(authority.verify_audit().unwrap().is_sound());
+    // Nor do names come again: each CA is told from every other by its name.
+    let subjects: std::collections::BTreeSet<String> =
+        authority.ca_status().certificates.into_iter().map(|ca| ca.subject).collect();
+    assert_eq!(subjects.len(), 2);
+}
+
+#[test]
+fn issuing_cas_on_record_are_bounded() {
+    let authority = running();
+    let rotate = |hour: u64| {
+        let now = NOW.plus(Duration::from_secs(hour * HOUR));
+        authority.ca_rotate(KeyKind::EcdsaP256, false, &OPERATOR, now)
+    };
+    for _ in 0..7 {
+        rotate(0).unwrap();
+    }
+    let error = rotate(1).unwrap_err().to_string();
+    assert!(error.contains("issuing CAs are on record"), "{error}");
+    rotate(26).unwrap();
+    assert_eq!(authority.ca_status().certificates.len(), 3, "root, and two issuing CAs");
+}

@@ -131,3 +131,39 @@ fn failpoints_are_listed_and_absent_from_ordinary_builds() {
     assert!(names.lines().any(|name| name == "est.before_answer"), "{names}");
     assert_eq!(code(&output) == 0, cfg!(feature = "failpoints"));
 }
+
+#[test]
+fn a_ca_request_before_the_first_start_waits_for_its_certificate() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let config = dir.path().join("gw.toml");
+    std::fs::write(&config, "[pki]\ntrust_domain = \"ci.example.com\"\nca_key = \"ed25519\"\n")
+        .unwrap();
+    let config = ["--config", config.to_str().unwrap()];
+    let ca = |words: &[&str]| runnel(&state, &[&config[..], &["ca"], words].concat());
+
+    // A certificate that nobody asked for, and none at all.
+    let own = rcgen::generate_simple_self_signed(vec!["ca.example.com".to_owned()]).unwrap();
+    let file = dir.path().join("chain.pem");
+    std::fs::write(&file, own.cert.pem()).unwrap();
+    let import = ["import", file.to_str().unwrap()];
+    let output = ca(&import);
+    assert_eq!(code(&output), 1);
+    assert!(sentence(&output).contains("no certificate is awaited"));
+    assert!(!state.exists(), "nothing is left of what failed");
+    assert!(sentence(&ca(&["import", "missing.pem"])).contains("cannot read missing.pem"));
+    assert_eq!(code(&ca(&["csr", "--key", "rsa-512"])), 2);
+
+    let output = ca(&["csr"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    let request = String::from_utf8(output.stdout).unwrap();
+    assert!(request.starts_with("-----BEGIN CERTIFICATE REQUEST-----"), "{request}");
+    assert_eq!(std::fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(ca(&["csr"]).stdout, request.as_bytes(), "the same until it is answered");
+    assert_ne!(ca(&["csr", "--new"]).stdout, request.as_bytes());
+    assert!(sentence(&ca(&import)).contains("has the key of the request"));
+    assert!(sentence(&ca(&["import", "--crl", import[1]])).contains("there is no CA"));
+    // What acts on a CA that issues needs the gateway that does.
+    assert_eq!(code(&ca(&["rotate"])), 3);
+}

@@ -14,6 +14,7 @@ use super::{Context, Failure};
 use crate::admin::proto::{MAX_LINE, Request};
 use crate::admin::view::{CaChange, CaStatus, Pem};
 use crate::service;
+use crate::state::StateDir;
 use crate::sys::clock;
 
 const ROOT: &str = "\
@@ -149,10 +150,10 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
                     pem.pem
                 }
                 Err(Failure::NotRunning(_)) => {
-                    let (mut setup, configured) = open(context, &sealed)?;
-                    let kind = key.unwrap_or(configured);
                     let name = common_name.as_deref();
-                    setup.request(kind, name, new, &actor(), now()).map_err(Failure::failed)?
+                    offline(context, &sealed, |setup, configured| {
+                        setup.request(key.unwrap_or(configured), name, new, &actor(), now())
+                    })?
                 }
                 Err(other) => return Err(other),
             };
@@ -190,9 +191,9 @@ fn import(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChange, F
             Ok(client.ask(Request::CaImport { certificates: pem })?)
         }
         Err(Failure::NotRunning(_)) => {
-            let (mut setup, _) = open(context, sealed)?;
-            let imported = setup.import(&certificates, &actor(), now());
-            Ok(service::ca_change(&imported.map_err(Failure::failed)?))
+            let imported =
+                offline(context, sealed, |setup, _| setup.import(&certificates, &actor(), now()))?;
+            Ok(service::ca_change(&imported))
         }
         Err(other) => Err(other),
     }
@@ -217,23 +218,35 @@ fn import_crl(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChang
             Ok(client.ask(Request::CaImportCrl { crl })?)
         }
         Err(Failure::NotRunning(_)) => {
-            let (mut setup, _) = open(context, sealed)?;
-            let imported = setup.import_list(&der, &actor(), now());
-            Ok(service::ca_change(&imported.map_err(Failure::failed)?))
+            let imported =
+                offline(context, sealed, |setup, _| setup.import_list(&der, &actor(), now()))?;
+            Ok(service::ca_change(&imported))
         }
         Err(other) => Err(other),
     }
 }
 
-/// The state directory, of which no gateway runs; and the configured kind of key.
-fn open(context: &Context, sealed: &Sealed) -> Result<(CaSetup, KeyKind), Failure> {
+/// Works on the state directory while no gateway does; gives the configured kind of key as well.
+/// A directory that this creates goes again when the work fails.
+fn offline<T>(
+    context: &Context,
+    sealed: &Sealed,
+    work: impl FnOnce(&mut CaSetup, KeyKind) -> Result<T, pki::Error>,
+) -> Result<T, Failure> {
     let config = super::check::load(context)?;
     let id = service::gateway_id(&config);
     let mut options = pki::Options::new(service::pki_settings(&config, &id));
     options.seal_key = sealed.seal_key.clone();
     options.key = config.pki.ca_key;
-    let setup = CaSetup::open(&context.state, options, now()).map_err(Failure::failed)?;
-    Ok((setup, config.pki.ca_key))
+    let mut state = StateDir::inspect(&context.state).map_err(Failure::failed)?;
+    state.create().map_err(Failure::failed)?;
+    let done = CaSetup::open(state.path(), options, now())
+        .and_then(|mut setup| work(&mut setup, config.pki.ca_key));
+    match &done {
+        Ok(_) => state.keep(),
+        Err(_) => state.undo(),
+    }
+    done.map_err(Failure::failed)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {

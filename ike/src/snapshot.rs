@@ -24,8 +24,10 @@ use crate::wire::{
 pub struct Snapshot {
     /// Its name.
     pub ike: IkeSaId,
-    /// We were the original initiator.
+    /// We were the original initiator of this IKE SA.
     pub initiator: bool,
+    /// We began the connection; the IKE SA may have been rekeyed by the other side since.
+    pub client: bool,
     /// The original initiator's SPI.
     pub spi_i: IkeSpi,
     /// The original responder's SPI.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use ike::Command;
 use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, aws_lc, ring};
 use tests::sim::link::Weather;
-use tests::sim::node::{Kind, Node, config};
+use tests::sim::node::{Kind, Node};
+use tests::sim::setup::config;
 use tests::sim::world::{GATEWAY, World, client_address, gateway_address};
 
 const IKE: [&str; 6] = [

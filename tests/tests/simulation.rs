@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use tests::sim::link::Weather;
+use tests::sim::proof;
+use tests::sim::settle::settle;
 use tests::sim::walk::walk;
 use tests::sim::world::World;
 
@@ -87,7 +89,7 @@ fn a_client_that_moves_keeps_its_sas_with_mobike_and_connects_again_without() {
     for mobike in [true, false] {
         for behind_nat in [true, false] {
             let mut world = connected(1, |world| {
-                world.nodes.iter_mut().for_each(|node| node.mobike = mobike);
+                world.nodes.iter_mut().for_each(|node| node.habits.mobike = mobike);
             });
             let before = spis(&world, 1);
             let address = world.roam(1, behind_nat);
@@ -137,7 +139,7 @@ fn a_lease_that_shrinks_is_obeyed_at_the_next_rekey() {
     use ike::Command;
     let mut world = connected(1, |_| ());
     world.nodes[0].narrowed.insert("client-0".to_owned());
-    let grant = world.nodes[0].grant(world.now, "client-0");
+    let grant = world.nodes[0].grant("client-0").expect("a lease");
     world.command(0, Command::UpdateLease(grant.lease.clone(), grant.clone()));
     let child = *world.nodes[1].plane.keys().next().expect("a child");
     world.command(1, Command::RekeyChild(child));
@@ -146,7 +148,174 @@ fn a_lease_that_shrinks_is_obeyed_at_the_next_rekey() {
     assert_eq!(child.ts_remote, grant.allowed);
 }
 
+#[test]
+fn clients_connect_with_shared_and_with_post_quantum_keys() {
+    use ike::{Action, Output};
+    let used = |world: &World, wanted: fn(&Action) -> bool| {
+        let actions = world.nodes[1].outputs.iter().filter_map(|output| match output {
+            Output::Action(_, action) => Some(action),
+            _ => None,
+        });
+        actions.filter(|action| wanted(action)).count()
+    };
+    let world = connected(4, |world| {
+        let mut config = world.nodes[0].config.clone();
+        config.ppk = true;
+        world.command(0, ike::Command::Reconfigure(Box::new(config)));
+        for node in &mut world.nodes {
+            node.recording = true;
+            node.habits.shared_key = true;
+            node.habits.ppk = Some(true);
+        }
+    });
+    assert_eq!(used(&world, |action| matches!(action, Action::SharedKey(_))), 1);
+    assert_eq!(used(&world, |action| matches!(action, Action::Ppk(_))), 1);
+    // Each side has its own method: some clients want the gateway's certificate.
+    let by_key = |client: &str| proof::of_gateway(client) == ike::io::OwnProof::SharedKey;
+    assert!((0..4).any(|n| by_key(&format!("client-{n}"))));
+    assert!((0..4).any(|n| !by_key(&format!("client-{n}"))));
+}
+
+#[test]
+fn a_drained_gateway_has_none_of_the_clients_that_follow() {
+    let mut world = connected(2, |world| {
+        world.add_gateway();
+        world.nodes[1].habits.follows = true;
+    });
+    let to = world.named(3);
+    world.drain(0, Some((to, true)));
+    world.run(Duration::from_secs(40));
+    assert_eq!((world.home(1), world.home(2)), (3, 0));
+    assert_eq!((world.nodes[0].plane.len(), world.nodes[3].plane.len()), (1, 1));
+    assert_eq!((world.working_children(1), world.working_children(2)), (1, 1));
+    assert_eq!(world.leaks_after_shutdown(), Vec::<String>::new());
+}
+
+#[test]
+fn two_gateways_that_drain_to_each_other_keep_a_client_that_came_from_the_other() {
+    let mut world = connected(1, |world| {
+        world.add_gateway();
+        world.nodes[1].habits.follows = true;
+    });
+    for (from, to) in [(2, 0), (0, 2)] {
+        let to = world.named(to);
+        world.drain(from, Some((to, true)));
+    }
+    world.run(Duration::from_secs(60));
+    assert_eq!((world.home(1), world.working_children(1)), (2, 1));
+}
+
+#[test]
+fn a_lease_that_was_released_is_another_when_its_client_comes_again() {
+    use ike::Command;
+    use ike::event::CloseReason;
+    let mut world = connected(1, |_| ());
+    let first = world.nodes[0].pool.end("client-0").expect("a lease");
+    world.command(0, Command::CloseLease(first.clone(), CloseReason::Released));
+    world.run(Duration::from_secs(5));
+    assert_eq!((world.working_children(1), world.half_children(1)), (0, 0));
+    world.connect(1);
+    world.run(Duration::from_secs(5));
+    assert_ne!(world.nodes[0].pool.of("client-0").expect("a lease").id, first);
+    world.check_leases();
+    assert_eq!(world.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn a_lease_ends_at_its_time_also_when_the_clock_is_set() {
+    for by_clock in [false, true] {
+        let mut world = connected(1, |world| {
+            world.nodes[0].lease_life = Duration::from_secs(300);
+        });
+        if by_clock {
+            world.set_clock(301);
+        } else {
+            world.run(Duration::from_secs(301));
+        }
+        world.check_leases();
+        world.run(Duration::from_secs(5));
+        assert_eq!((world.working_children(1), world.half_children(1)), (0, 0));
+        assert_eq!(world.leaks_after_shutdown(), Vec::<String>::new());
+    }
+}
+
+/// RFC 6290: the token ends in seconds what retransmissions end in most of a minute.
+#[test]
+fn a_gateway_that_lost_everything_is_found_out_at_once_by_its_token() {
+    for token in [true, false] {
+        let mut world = connected(1, |world| {
+            let mut config = world.nodes[0].config.clone();
+            let secret = ike::crypto::SecretBytes::new(vec![7; 32]);
+            config.continuity.crash_secret = token.then_some(secret);
+            world.command(0, ike::Command::Reconfigure(Box::new(config)));
+        });
+        world.nodes[0].snapshots.clear();
+        world.crash(0);
+        world.restart(0);
+        // Silence until a liveness check, and no more.
+        world.run(Duration::from_secs(14));
+        assert_eq!(world.nodes[1].plane.is_empty(), token);
+        world.run(Duration::from_secs(60));
+        assert!(world.nodes[1].plane.is_empty());
+    }
+}
+
+/// RFC 7296 2.23: packets tell where a NAT box moved a client to, and those for nobody nothing.
+#[test]
+fn packets_from_behind_a_nat_box_that_forgot_move_the_client() {
+    let mut world = connected(3, |_| ());
+    let remote = |world: &World| {
+        let children = world.nodes[0].plane.values();
+        let mine = children.filter(|child| child.lease.0.starts_with("client-2/"));
+        mine.map(|child| child.hosts.remote).next().expect("a child")
+    };
+    let (before, address) = (remote(&world), world.nodes[3].address);
+    world.link.rebind(address);
+    world.send_esp(3);
+    assert_ne!(remote(&world), before);
+    world.nodes[0].plane.clear();
+    world.send_esp(3);
+    assert_eq!(world.nodes[0].engine.stats().children, 3);
+}
+
 /// The judge itself: what it must find, it finds.
+#[test]
+fn a_lease_without_its_sa_and_an_sa_without_its_lease_are_noticed() {
+    let mut world = connected(1, |_| ());
+    world.check_leases();
+    assert_eq!(world.violations(), Vec::<String>::new());
+    world.nodes[0].pool.end("client-0").expect("a lease");
+    world.check_leases();
+    world.check_leases();
+    let found = world.violations();
+    assert!(found.len() == 1 && found[0].contains("client-0/1 has ended"), "{found:?}");
+
+    // Its driver does not hear of the end.
+    let mut world = connected(1, |_| ());
+    let id = *world.nodes[0].snapshots.keys().next().expect("an SA");
+    let lease = world.nodes[0].pool.of("client-0").expect("a lease").clone();
+    let fake = ike::io::IkeSaId(id.0 + 1000);
+    let up = ike::Event::IkeUp {
+        ike: fake,
+        spis: (1, 2),
+        local: "192.0.2.1:500".parse().expect("an address"),
+        remote: "192.0.2.9:500".parse().expect("an address"),
+        identity: "client-0".to_owned(),
+        lease: lease.id,
+        role: String::new(),
+        suite: String::new(),
+        addresses: vec![lease.address],
+        connection: None,
+    };
+    let now = world.now;
+    assert_eq!(world.nodes[0].pool.event(now, &up), None);
+    let broken = settle(&mut world);
+    assert!(broken.len() == 1 && broken[0].contains("keeps addresses"), "{broken:?}");
+    let leaks = world.leaks_after_shutdown();
+    assert!(leaks.iter().any(|leak| leak.contains("lease is in use")), "{leaks:?}");
+}
+
+/// The judge itself, about children.
 #[test]
 fn a_child_that_lives_on_one_side_only_is_noticed() {
     let mut world = World::new(1, Weather::FINE, 1);

@@ -96,13 +96,13 @@ impl Engine {
     fn update_lease(&mut self, lease: &LeaseId, grant: &Grant) {
         for id in self.sas.ids() {
             self.with_sa(id, |ctx, sa| {
-                let initiator = sa.is_initiator();
+                let client = sa.is_client();
                 let Some(auth) = sa.auth.as_mut().filter(|auth| auth.grant.lease == *lease) else {
                     return;
                 };
                 let before = std::mem::replace(&mut auth.grant, grant.clone());
-                if initiator {
-                    // As initiator these came from the peer, and from what we were told.
+                if client {
+                    // As client these came from the peer, and from what we were told.
                     auth.grant.addresses = before.addresses;
                     auth.grant.dns = before.dns;
                     auth.grant.transport = before.transport;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::event::{Blame, Refusal};
-use crate::exchange::{self, crash, init, mobility, rekey_child, sync};
+use crate::exchange::{self, auth, crash, init, mobility, rekey_child, sync};
 use crate::io::{Datagram, IkeSaId, TimerKind};
 use crate::sa::context::{Ctx, refusal};
 use crate::sa::protect::{Protection, Received};
@@ -222,7 +222,7 @@ impl Engine {
                     if sa.is_established() {
                         ctx.checkpoint(sa);
                     }
-                } else {
+                } else if !auth::is_too_early(sa, &opened) {
                     sa.reply = path;
                     sa.answering = header.exchange;
                     sa.window.accept();

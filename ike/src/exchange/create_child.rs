@@ -122,10 +122,19 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     if !sa.is_established() {
         return respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
     }
-    if followup::is_awaited(sa) {
+    let given_up = followup::is_awaited(sa);
+    if given_up {
         // The peer has given up what it began before.
         abandon_response(ctx, sa);
     }
+    serve(ctx, sa, payloads);
+    if given_up && sa.responding.is_none() {
+        // Our own exchange may have waited for what is not to come.
+        answered(ctx, sa);
+    }
+}
+
+fn serve(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
     let (Some(offer), Some(ni)) = (payloads.sa(), payloads.nonce()) else {
         let what = "CREATE_CHILD_SA without proposals or nonce";
         let notify = Notify::new(NotifyType::InvalidSyntax);

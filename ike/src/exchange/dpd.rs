@@ -9,7 +9,11 @@ use crate::sa::IkeSa;
 use crate::sa::child::ChildState;
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::timers::TimerKey;
-use crate::wire::{ExchangeType, Payloads};
+use crate::wire::{ExchangeType, Payload, Payloads, VendorId};
+
+/// What a liveness check is filled up with: a payload that any message may carry and that means
+/// nothing to others (RFC 7296 3.12).
+const ROOM: &[u8] = b"room for a crash token ";
 
 /// Arms the timer for the next check.
 pub(crate) fn arm(ctx: &mut Ctx, sa: &IkeSa, after: Duration) {
@@ -68,8 +72,14 @@ fn ask(ctx: &mut Ctx, sa: &mut IkeSa) {
     advance(ctx, sa);
 }
 
-/// Our request.
+/// Our request. A peer that has lost the SA answers with no more octets than it got, so what is
+/// asked of one that makes crash tokens is long enough for its token (RFC 6290 5).
 pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
-    send_request(ctx, sa, ExchangeType::Informational, &Payloads::new());
+    let mut payloads = Payloads::new();
+    if let Some(token) = &sa.peer_token {
+        let room = ROOM.iter().copied().cycle().take(token.len());
+        payloads.push(Payload::VendorId(VendorId(room.collect())));
+    }
+    send_request(ctx, sa, ExchangeType::Informational, &payloads);
     true
 }

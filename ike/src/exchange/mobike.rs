@@ -29,7 +29,7 @@ pub(crate) fn process_update(
     payloads: &Payloads,
     answer: &mut Payloads,
 ) {
-    if !sa.traits.mobike || sa.is_initiator() || !sa.is_established() {
+    if !sa.traits.mobike || sa.is_client() || !sa.is_established() {
         return;
     }
     let path = sa.reply;
@@ -129,7 +129,7 @@ fn no_nats(payloads: &Payloads, path: Path) -> bool {
 
 /// Our own address changed.
 pub(crate) fn roam(ctx: &mut Ctx, sa: &mut IkeSa, local: SocketAddr) {
-    if !sa.traits.mobike || !sa.is_initiator() || !sa.is_established() || local == sa.path.local {
+    if !sa.traits.mobike || !sa.is_client() || !sa.is_established() || local == sa.path.local {
         return;
     }
     sa.path.local = local;

@@ -28,7 +28,7 @@ pub(crate) fn set(engine: &mut Engine, to: Option<RedirectGateway>, existing: bo
     }
     for id in engine.sas.ids() {
         engine.with_sa(id, |ctx, sa| {
-            if sa.is_established() && !sa.is_initiator() && sa.traits.redirect {
+            if sa.is_established() && !sa.is_client() && sa.traits.redirect {
                 sa.enqueue(Task::Redirect);
                 advance(ctx, sa);
             }
@@ -111,5 +111,9 @@ pub(crate) fn follow(ctx: &mut Ctx, sa: &mut IkeSa, to: RedirectGateway, tell: T
     if let Some(connection) = sa.connection() {
         ctx.event(Event::Redirected { ike: sa.id, connection, to });
     }
+    // It was to replace another, which is not tried again: every try would be sent away, too, and
+    // make one more connection. The other lives on until its end, since a redirect in IKE_SA_INIT
+    // is anybody's who saw our nonce, and must not cost an established SA.
+    sa.replaces = None;
     lifecycle::close(ctx, sa, CloseReason::Redirected, tell);
 }

@@ -345,6 +345,7 @@ fn successor(
     let mut new = Box::new(IkeSa::new(id, role, spis, old.path, rng, Phase::Established, now));
     new.window = Window::at(0, 0);
     new.protection = Some(Box::new(protection));
+    new.connected_as = old.connected_as;
     new.traits = old.traits.clone();
     new.auth = old.auth.clone();
     new.peer = old.peer.clone();

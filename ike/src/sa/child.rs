@@ -152,7 +152,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         lease: grant.lease.clone(),
         role: grant.role.clone(),
         reqid: grant.reqid,
-        addresses: if sa.is_initiator() { Vec::new() } else { grant.addresses.clone() },
+        addresses: if sa.is_client() { Vec::new() } else { grant.addresses.clone() },
         networks: grant.networks.clone(),
         spi_in: new.spi_in,
         spi_out: new.spi_out,

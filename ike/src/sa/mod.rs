@@ -121,7 +121,10 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct IkeSa {
     pub(crate) id: IkeSaId,
+    /// Of this SA: of a rekeyed one who rekeyed is the initiator (RFC 7296 2.18).
     pub(crate) role: SaRole,
+    /// Of the connection: in the first exchange, whoever rekeyed since.
+    pub(crate) connected_as: SaRole,
     pub(crate) spi_i: IkeSpi,
     pub(crate) spi_r: IkeSpi,
     pub(crate) path: Path,
@@ -197,6 +200,7 @@ impl IkeSa {
         Self {
             id,
             role,
+            connected_as: role,
             spi_i: spis.0,
             spi_r: spis.1,
             path,
@@ -243,9 +247,15 @@ impl IkeSa {
         }
     }
 
-    /// Whether we are the original initiator.
+    /// Whether we are the original initiator of this SA.
     pub(crate) fn is_initiator(&self) -> bool {
         self.role == SaRole::Initiator
+    }
+
+    /// Whether we began the connection: with MOBIKE, redirection and leases it does not matter who
+    /// rekeyed the IKE SA (RFC 4555 1.3, RFC 5685 3).
+    pub(crate) fn is_client(&self) -> bool {
+        self.connected_as == SaRole::Initiator
     }
 
     /// The header of our next message of this kind.
@@ -308,7 +318,7 @@ impl IkeSa {
             id: self.id,
             spis: (self.spi_i.0, self.spi_r.0),
             state: self.state(),
-            role: self.role,
+            role: self.connected_as,
             local: self.path.local,
             remote: self.path.remote,
             encap: self.path.encap,

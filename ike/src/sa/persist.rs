@@ -34,6 +34,7 @@ impl IkeSa {
         Some(Snapshot {
             ike: self.id,
             initiator: self.is_initiator(),
+            client: self.is_client(),
             spi_i: self.spi_i,
             spi_r: self.spi_r,
             local: self.path.local,
@@ -158,11 +159,13 @@ impl Engine {
             Protection::from_keys(self.ctx.crypto, saved.suite, saved.initiator, saved.keys)
                 .map_err(|_| SnapshotError::Unsupported)?;
         let now = self.ctx.now.mono;
-        let role = if saved.initiator { SaRole::Initiator } else { SaRole::Responder };
+        let role = |initiator| if initiator { SaRole::Initiator } else { SaRole::Responder };
+        let (role, connected_as) = (role(saved.initiator), role(saved.client));
         let path = Path { local: saved.local, remote: saved.remote, encap: saved.encap };
         let spis = (saved.spi_i, saved.spi_r);
         let rng = self.ctx.seed.stream(id.0);
         let mut sa = Box::new(IkeSa::new(id, role, spis, path, rng, Phase::Established, now));
+        sa.connected_as = connected_as;
         sa.protection = Some(Box::new(protection));
         sa.orphan = saved
             .outstanding
@@ -261,7 +264,7 @@ impl Engine {
             lease: grant.lease.clone(),
             role: grant.role.clone(),
             reqid: grant.reqid,
-            addresses: if sa.is_initiator() { Vec::new() } else { grant.addresses.clone() },
+            addresses: if sa.is_client() { Vec::new() } else { grant.addresses.clone() },
             networks: grant.networks.clone(),
             spi_in: saved.spi_in,
             spi_out: saved.spi_out,

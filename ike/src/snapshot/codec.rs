@@ -14,7 +14,7 @@ use crate::time::WallTime;
 use crate::wire::{Identification, IkeSpi, MessageIdSync, TrafficSelector};
 
 /// The version written.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 impl Snapshot {
     /// The octets; erased when dropped.
@@ -23,6 +23,7 @@ impl Snapshot {
         w.u8(VERSION);
         w.u64(self.ike.0);
         w.bool(self.initiator);
+        w.bool(self.client);
         w.u64(self.spi_i.0);
         w.u64(self.spi_r.0);
         w.socket(self.local);
@@ -88,6 +89,7 @@ impl Snapshot {
         let snapshot = Self {
             ike: IkeSaId(r.u64()?),
             initiator: r.bool()?,
+            client: r.bool()?,
             spi_i: IkeSpi(r.u64()?),
             spi_r: IkeSpi(r.u64()?),
             local: r.socket()?,

@@ -47,6 +47,19 @@ fn a_client_learns_at_once_that_the_server_has_lost_its_sas() {
 }
 
 #[test]
+fn a_liveness_check_leaves_room_for_the_token() {
+    let mut setup = setup();
+    setup.client.timers.dpd = Duration::from_secs(10);
+    let mut pair = Pair::connected_with(setup);
+    lose_memory(&mut pair);
+
+    pair.run_for(Duration::from_secs(11));
+
+    assert_eq!(pair.client.ends(), [CloseReason::PeerDead]);
+    assert_eq!(pair.client.codes(), ["peer_restarted"]);
+}
+
+#[test]
 fn a_token_shown_again_neither_reports_nor_keeps_anything() {
     let mut pair = Pair::connected_with(setup());
     lose_memory(&mut pair);

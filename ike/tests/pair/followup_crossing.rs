@@ -71,6 +71,38 @@ fn a_child_made_meanwhile_does_not_send_the_last_public_value_again() {
     assert_eq!(next.ke().unwrap().method, KeMethod::Ecp384);
 }
 
+/// Both rekey the same child. The server is done and waits for the client's additional key exchange,
+/// to know which of the two new children stays; the client gives up and rekeys what it has.
+#[test]
+fn what_waits_for_a_crossing_rekey_goes_on_when_the_peer_begins_anew() {
+    let many = "aes256gcm16-prfsha384-x25519-ke1_ecp256";
+    let mut setup = Setup::new().quiet().suites(many, "aes256gcm16-x25519-ke1_ecp256-noesn");
+    setup.server.esp_suites = esp("aes256gcm16-noesn");
+    setup.client.esp_suites.extend(esp("aes256gcm16-noesn"));
+    let mut pair = Pair::connected_with(setup);
+    rekey_child(&mut pair, Side::Server);
+    rekey_child(&mut pair, Side::Client);
+    pair.client.hold = |action| matches!(action, Action::KeyExchange(KexRequest::Agree { .. }));
+    // Both requests and both answers.
+    for _ in 0..4 {
+        pair.step().unwrap();
+    }
+    assert_eq!((pair.wire.len(), pair.client.held.len()), (0, 1));
+    assert_eq!((pair.client.plane.len(), pair.server.plane.len()), (2, 1));
+
+    // The client's shared secret comes too late.
+    let made = *pair.client.plane.keys().last().unwrap();
+    pair.command(Side::Client, Command::RekeyChild(made));
+    pair.run_for(Duration::from_secs(20));
+    pair.client.hold = |_| false;
+    pair.release(Side::Client, 0);
+    pair.run_for(Duration::from_secs(60));
+
+    pair.assert_connected();
+    pair.assert_traffic_flows();
+    pair.assert_no_leaks();
+}
+
 /// RFC 7296 2.25.1: CHILD_SA_NOT_FOUND would have the peer remove what both have just made.
 #[test]
 fn a_child_whose_last_key_exchange_is_not_heard_of_yet_is_not_unknown() {

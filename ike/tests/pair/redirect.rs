@@ -137,6 +137,24 @@ fn a_client_is_redirected_in_ike_auth_when_draining_begins_meanwhile() {
 }
 
 #[test]
+fn who_is_redirected_when_it_authenticates_again_goes_once_and_keeps_what_it_has() {
+    let mut setup = Setup::new().quiet();
+    setup.target.follow_redirects = true;
+    let mut pair = Pair::connected_with(setup);
+    drain(&mut pair, false);
+    let ike = pair.client.established()[0].id;
+
+    pair.command(Side::Client, Command::Reauthenticate(ike));
+    pair.run_for(Duration::from_secs(120));
+
+    assert_eq!(sent_to(&pair), [elsewhere()]);
+    assert_eq!(pair.client.ends(), [CloseReason::Redirected]);
+    pair.assert_connected();
+    assert_eq!(pair.client.established()[0].id, ike);
+    pair.assert_no_leaks();
+}
+
+#[test]
 fn connected_clients_are_told_and_go() {
     let mut setup = Setup::new().quiet();
     setup.target.follow_redirects = true;

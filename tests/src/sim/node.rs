@@ -7,24 +7,24 @@
 #![allow(clippy::result_large_err)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use ike::config::{
-    Continuity, Credential, EngineConfig, Limits, LocalAuth, PeerConfig, RemoteAuth, Timers, Volume,
-};
-use ike::crypto::{CryptoProvider, EspSuite, IkeSuite, KeMethod, KexExecutor, SignatureScheme};
-use ike::event::{Blame, Refusal};
+use ike::config::EngineConfig;
+use ike::crypto::{CryptoProvider, KexExecutor};
+use ike::event::Refusal;
 use ike::io::{
-    Authorise, ChildSaId, ChildUse, CredentialId, Grant, IkeSaId, InstallChild, LeaseId, PeerProof,
-    UniquePolicy, VerifiedPeer, VerifyPeer,
+    Authorise, ChildSaId, ChildUse, Grant, IkeSaId, InstallChild, LeaseId, UniquePolicy,
 };
 use ike::snapshot::Snapshot;
-use ike::wire::{IdType, Identification, NotifyType, TrafficSelector};
-use ike::{Action, Completion, Engine, Event, Now, Output, Token, WallTime};
+use ike::wire::{RedirectGateway, TrafficSelector};
+use ike::{Action, Command, Completion, Engine, Event, Now, Output, Token};
 
 use super::crypto;
 use super::link::Packet;
+use super::pool::Pool;
+use super::proof::{self, FAR, refusal};
+use super::setup::{Habits, config};
 
 /// What kind of host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,8 +68,16 @@ pub struct Node {
     pub down: bool,
     /// How often its process began again: what older ones asked for is for nobody.
     pub life: u32,
-    /// As client: whether it says that it can move (RFC 4555).
-    pub mobike: bool,
+    /// As client: in what it differs from others.
+    pub habits: Habits,
+    /// As client: the gateway that sent it to its present one (RFC 5685).
+    pub sent_by: Option<RedirectGateway>,
+    /// As client: every gateway that ever did.
+    pub senders: Vec<RedirectGateway>,
+    /// As gateway: its leases.
+    pub pool: Pool,
+    /// As gateway: where it sends its clients, and whether those that are connected, too.
+    pub draining: Option<(RedirectGateway, bool)>,
     /// As gateway: who may reach less than others.
     pub narrowed: BTreeSet<String>,
     /// Everything that happened to it, with its time, for replay.
@@ -97,81 +105,11 @@ pub enum Effect {
     Send(Packet),
     /// Feed this back after a while.
     Complete(Token, Completion),
+    /// As client: connect to this gateway now, which the present one named.
+    Follow(RedirectGateway),
+    /// Give this back at once.
+    Command(Command),
 }
-
-/// The configuration of a simulated engine: short lists, real timers.
-pub fn config(name: &str) -> EngineConfig {
-    EngineConfig {
-        shard: 0,
-        identity: identity(name),
-        credentials: vec![Credential {
-            id: CredentialId(0),
-            chain: vec![certificate(name)],
-            authorities: vec![[7; 20]],
-            ocsp: Vec::new(),
-            schemes: vec![SignatureScheme::EcdsaSha256],
-        }],
-        trust_anchor_hashes: vec![[7; 20]],
-        request_ocsp: false,
-        ike_suites: ike_suites(),
-        esp_suites: esp_suites(name),
-        force_encap: false,
-        fragment_size: 1232,
-        eap_tls: false,
-        eap_only: false,
-        ppk: false,
-        timers: Timers::default(),
-        volume: Volume::default(),
-        limits: Limits::default(),
-        continuity: Continuity::default(),
-    }
-}
-
-fn ike_suites() -> Vec<IkeSuite> {
-    [SEVERAL, "aes256gcm16-prfsha384-curve25519", "aes128gcm16-prfsha256-ecp256"]
-        .into_iter()
-        .map(|text| text.parse().expect("a suite"))
-        .collect()
-}
-
-/// Two key exchanges (RFC 9370): every node accepts them, every second client offers them.
-const SEVERAL: &str = "aes256gcm16-prfsha384-curve25519-ke1_mlkem768";
-
-/// What a client offers: the even ones know one key exchange only.
-fn offered(kind: Kind) -> Vec<IkeSuite> {
-    let several = matches!(kind, Kind::Client(number) if number % 2 == 1);
-    ike_suites().into_iter().filter(|suite| several || suite.additional.is_empty()).collect()
-}
-
-/// One client rekeys its children with two key exchanges, the others with none.
-fn esp_suites(name: &str) -> Vec<EspSuite> {
-    let texts = match name {
-        "client-1" => ["aes256gcm16-curve25519-ke1_mlkem768", "aes128gcm16"],
-        _ => ["aes256gcm16", "aes128gcm16"],
-    };
-    texts.into_iter().map(|text| text.parse().expect("a suite")).collect()
-}
-
-/// The identity of a name.
-pub fn identity(name: &str) -> Identification {
-    Identification { id_type: IdType::Fqdn, data: name.as_bytes().to_vec() }
-}
-
-fn certificate(name: &str) -> Vec<u8> {
-    let mut der = b"simulated certificate of ".to_vec();
-    der.extend_from_slice(name.as_bytes());
-    der
-}
-
-fn private_key(name: &str) -> Vec<u8> {
-    crypto::mix(32, KEYS, &[name.as_bytes()])
-}
-
-/// Domain of private keys.
-const KEYS: u64 = 0x6b;
-
-/// A far wall time for what never ends in a walk.
-const FAR: WallTime = WallTime(i64::MAX / 2);
 
 impl Node {
     /// A host with a fresh engine.
@@ -212,7 +150,14 @@ impl Node {
             snapshots: BTreeMap::new(),
             down: false,
             life: 0,
-            mobike: false,
+            habits: Habits::default(),
+            sent_by: None,
+            senders: Vec::new(),
+            pool: Pool::new(match address {
+                IpAddr::V4(v4) => v4.octets()[3],
+                IpAddr::V6(_) => 0,
+            }),
+            draining: None,
             narrowed: BTreeSet::new(),
             kex: KexExecutor::new(provider),
             plane: BTreeMap::new(),
@@ -238,7 +183,7 @@ impl Node {
         self.kex = KexExecutor::new(self.provider);
     }
 
-    /// Its process begins again with what was checkpointed, as octets.
+    /// Its process begins again with what was checkpointed, as octets. Its leases are in its store.
     pub fn restart(&mut self, now: Now, seed: [u8; 32]) -> Vec<Effect> {
         self.down = false;
         let mut found = Vec::new();
@@ -257,41 +202,16 @@ impl Node {
             Ok(engine) => self.engine = engine,
             Err(error) => self.violations.push(format!("{}: no restart: {error}", self.name)),
         }
-        self.handle(now, ike::Input::Timeout)
+        self.pool.restarted(&self.engine);
+        let mut effects = self.handle(now, ike::Input::Timeout);
+        effects.extend(self.drain().map(Effect::Command));
+        effects
     }
 
-    /// What a client asks of a gateway.
-    pub fn peer(&self, gateway: IpAddr, gateway_name: &str) -> PeerConfig {
-        let any = |start: &str, end: &str| TrafficSelector {
-            protocol: 0,
-            start_port: 0,
-            end_port: u16::MAX,
-            start: start.parse().expect("an address"),
-            end: end.parse().expect("an address"),
-        };
-        PeerConfig {
-            name: gateway_name.to_owned(),
-            local: SocketAddr::new(self.address, 500),
-            remote: SocketAddr::new(gateway, 500),
-            identity: identity(&self.name),
-            expected: Some(identity(gateway_name)),
-            local_auth: LocalAuth::Certificate(CredentialId(0)),
-            remote_auth: RemoteAuth::Certificate,
-            ppk: None,
-            ike_suites: offered(self.kind),
-            esp_suites: esp_suites(&self.name),
-            first_ke: KeMethod::Curve25519,
-            request_ipv4: true,
-            request_ipv6: false,
-            ts_local: vec![any("0.0.0.0", "255.255.255.255")],
-            ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
-            first_child: ike::config::FirstChild::WithIkeAuth,
-            transport: false,
-            mobike: self.mobike,
-            follow_redirects: false,
-            redirected_from: None,
-            initial_contact: !self.engine.sas().any(|sa| sa.state == ike::SaState::Established),
-        }
+    /// The command that says where clients are sent.
+    pub fn drain(&self) -> Option<Command> {
+        let (to, existing) = self.draining.clone()?;
+        Some(Command::Redirect { to: Some(to), existing })
     }
 
     /// Gives the engine an input and collects what it wants of the world.
@@ -322,7 +242,10 @@ impl Node {
                     let completion = self.execute(now, action);
                     effects.push(Effect::Complete(token, completion));
                 }
-                Output::Event(event) => self.events.push(event),
+                Output::Event(event) => {
+                    effects.extend(self.follow_up(now, &event));
+                    self.events.push(event);
+                }
                 Output::Checkpoint(checkpoint) => {
                     match checkpoint.snapshot {
                         Some(snapshot) => self.snapshots.insert(checkpoint.ike, *snapshot),
@@ -334,17 +257,44 @@ impl Node {
         effects
     }
 
+    /// What a driver does about an event.
+    fn follow_up(&mut self, now: Now, event: &Event) -> Option<Effect> {
+        if let Event::Redirected { to, .. } = event {
+            return Some(Effect::Follow(to.clone()));
+        }
+        if self.kind != Kind::Gateway {
+            return None;
+        }
+        let fault = self.pool.event(now, event);
+        self.violations.extend(fault.map(|fault| format!("{}: {fault}", self.name)));
+        // What the lease allows may have changed since it was asked.
+        let Event::IkeUp { identity, lease, .. } = event else { return None };
+        let grant = self.grant(identity).filter(|grant| grant.lease == *lease)?;
+        Some(Effect::Command(Command::UpdateLease(lease.clone(), grant)))
+    }
+
     fn execute(&mut self, now: Now, action: Action) -> Completion {
         match action {
             Action::KeyExchange(request) => Completion::KeyExchange(Ok(self.kex.execute(request))),
             Action::Sign { message, .. } => {
-                Completion::Sign(Ok(crypto::sign(&private_key(&self.name), &message)))
+                Completion::Sign(Ok(crypto::sign(&proof::private_key(&self.name), &message)))
             }
-            Action::VerifyPeer(request) => Completion::VerifyPeer(self.verify(&request)),
-            // Simulated hosts have certificates only.
-            Action::SharedKey(_) => Completion::SharedKey(Err(nobody("unknown_identity"))),
-            Action::Ppk(_) => Completion::Ppk(Err(nobody("unknown_ppk"))),
-            Action::EapTls(_) => Completion::EapTls(Err(nobody("eap_tls"))),
+            Action::VerifyPeer(request) => Completion::VerifyPeer(proof::verify(&request)),
+            Action::SharedKey(request) => {
+                let gateway = self.kind == Kind::Gateway;
+                Completion::SharedKey(proof::shared_key(&self.name, gateway, &request))
+            }
+            Action::Ppk(request) => {
+                let known = self.kind != Kind::Gateway || self.config.ppk;
+                Completion::Ppk(proof::ppk(known, &request))
+            }
+            // Simulated clients speak no EAP.
+            Action::EapTls(request) => Completion::EapTls(Err(refusal(
+                "eap_tls",
+                request.ike,
+                request.remote,
+                Some(&request.identity),
+            ))),
             Action::Authorise(request) => Completion::Authorise(self.authorise(now, &request)),
             Action::AllocSpi => {
                 self.next_spi += 1;
@@ -375,9 +325,7 @@ impl Node {
                     Completion::RemoveChild(Err("not installed".to_owned()))
                 }
             },
-            Action::SolvePuzzle(_) => {
-                Completion::SolvePuzzle(Err("simulated hosts solve no puzzles".to_owned()))
-            }
+            Action::SolvePuzzle(puzzle) => Completion::SolvePuzzle(puzzle.solve(self.provider)),
             Action::QueryUse(_) => Completion::QueryUse(Ok(ChildUse::default())),
         }
     }
@@ -417,99 +365,57 @@ impl Node {
         }
     }
 
-    fn refusal(&self, code: &'static str, request: &VerifyPeer) -> Refusal {
-        Refusal {
-            ike: Some(request.ike),
-            remote: Some(request.remote),
-            identity: Some(request.identity.clone()),
-            blame: Blame::Incompatible,
-            notify: Some(NotifyType::AuthenticationFailed),
-            code,
-            what: code.to_owned(),
-            fix: String::new(),
-        }
-    }
-
-    fn verify(&self, request: &VerifyPeer) -> Result<Box<VerifiedPeer>, Refusal> {
-        let name = request
-            .certificates
-            .first()
-            .and_then(|der| der.strip_prefix(b"simulated certificate of ".as_slice()))
-            .and_then(|name| std::str::from_utf8(name).ok())
-            .ok_or_else(|| self.refusal("unknown_issuer", request))?;
-        if request.identity != identity(name) {
-            return Err(self.refusal("identity_mismatch", request));
-        }
-        if !crypto::verify(&private_key(name), &request.message, &request.signature) {
-            return Err(self.refusal("bad_signature", request));
-        }
+    /// Opens the lease of an authenticated peer.
+    fn authorise(&mut self, now: Now, request: &Authorise) -> Result<Box<Grant>, Refusal> {
+        let name = &request.peer.identity;
         if self.ended.contains(name) {
-            return Err(self.refusal("revoked", request));
+            let identity = Some(&request.identity);
+            return Err(refusal("lease_ended", request.ike, request.remote, identity));
         }
-        Ok(Box::new(VerifiedPeer {
-            identity: name.to_owned(),
-            proof: PeerProof::Certificate {
-                issuer: b"simulated CA".to_vec(),
-                serial: name.as_bytes().to_vec(),
-                not_after: FAR,
-            },
+        if self.kind == Kind::Gateway {
+            self.pool.open(now, name, self.lease_life);
+            let grant = self.grant(name).map(Box::new);
+            return grant.ok_or_else(|| refusal("no_lease", request.ike, request.remote, None));
+        }
+        Ok(Box::new(Grant {
+            lease: LeaseId(format!("to-{name}")),
+            role: "gateway".to_owned(),
+            reqid: 1,
+            addresses: Vec::new(),
+            dns: Vec::new(),
+            allowed: vec![network(255)],
+            networks: Vec::new(),
+            transport: false,
+            deadline: FAR,
+            unique: UniquePolicy::Replace,
         }))
     }
 
-    fn authorise(&self, now: Now, request: &Authorise) -> Result<Box<Grant>, Refusal> {
-        let name = request.peer.identity.clone();
-        if self.ended.contains(&name) {
-            return Err(Refusal {
-                ike: Some(request.ike),
-                remote: Some(request.remote),
-                identity: Some(request.identity.clone()),
-                blame: Blame::Incompatible,
-                notify: Some(NotifyType::AuthenticationFailed),
-                code: "lease_ended",
-                what: "its lease has ended".to_owned(),
-                fix: String::new(),
-            });
-        }
-        Ok(Box::new(self.grant(now, &name)))
-    }
-
-    /// What a name may do.
-    pub fn grant(&self, now: Now, name: &str) -> Grant {
-        let number: u8 = name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-        let gateway = self.kind == Kind::Gateway;
-        let life = i64::try_from(self.lease_life.as_micros()).unwrap_or(i64::MAX / 4);
-        let last = if self.narrowed.contains(name) { 0 } else { 255 };
-        Grant {
-            lease: LeaseId(format!("lease-{name}")),
+    /// As gateway: what a client's lease allows now.
+    pub fn grant(&self, client: &str) -> Option<Grant> {
+        let lease = self.pool.of(client)?;
+        Some(Grant {
+            lease: lease.id.clone(),
             role: "builder".to_owned(),
-            reqid: u32::from(number) + 1,
-            addresses: if gateway { vec![IpAddr::from([10, 77, 0, number + 2])] } else { vec![] },
+            reqid: lease.reqid,
+            addresses: vec![lease.address],
             dns: Vec::new(),
-            allowed: vec![TrafficSelector {
-                protocol: 0,
-                start_port: 0,
-                end_port: u16::MAX,
-                start: IpAddr::from([10, 20, 0, 0]),
-                end: IpAddr::from([10, 20, last, 255]),
-            }],
+            allowed: vec![network(if self.narrowed.contains(client) { 0 } else { 255 })],
             networks: Vec::new(),
             transport: false,
-            deadline: if gateway { WallTime(now.wall.0.saturating_add(life)) } else { FAR },
+            deadline: lease.deadline,
             unique: UniquePolicy::Replace,
-        }
+        })
     }
 }
 
-/// The refusal of what no simulated host has.
-fn nobody(code: &'static str) -> Refusal {
-    Refusal {
-        ike: None,
-        remote: None,
-        identity: None,
-        blame: Blame::Incompatible,
-        notify: Some(NotifyType::AuthenticationFailed),
-        code,
-        what: code.to_owned(),
-        fix: String::new(),
+/// Behind the gateways: 10.20.0.0 to 10.20.`last`.255.
+fn network(last: u8) -> TrafficSelector {
+    TrafficSelector {
+        protocol: 0,
+        start_port: 0,
+        end_port: u16::MAX,
+        start: IpAddr::from([10, 20, 0, 0]),
+        end: IpAddr::from([10, 20, last, 255]),
     }
 }

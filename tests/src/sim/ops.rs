@@ -3,32 +3,49 @@
 use std::time::Duration;
 
 use ike::event::CloseReason;
-use ike::io::{IkeSaId, LeaseId};
-use ike::{Command, SaState};
+use ike::io::{DataplaneEvent, IkeSaId};
+use ike::{Command, Input, SaState};
 
+use super::pool::after;
 use super::rng::Rng;
 use super::world::World;
 
 /// Operations to choose from; some stand more than once because they matter more.
-const OPERATIONS: [fn(&mut World, &mut Rng, usize) -> String; 20] = [
+const OPERATIONS: [fn(&mut World, &mut Rng, usize) -> String; 36] = [
     connect,
     connect,
     close,
     close_some,
+    close_children,
     revoke,
     cut_off,
+    cut_off,
+    drop_next,
     drop_next,
     rekey_ike,
     rekey_ike,
+    rekey_ike,
+    rekey_child,
     rekey_child,
     rekey_child,
     rekey_both,
+    rekey_both,
+    carried_much,
+    carried_much,
+    reauthenticate,
+    reauthenticate,
     roam,
     roam,
     rebind,
+    send_packets,
     restart,
     restart,
+    restart_with_nothing,
     change_policy,
+    end_lease,
+    move_leases_end,
+    set_clock,
+    drain,
     move_to_another_gateway,
     wait,
 ];
@@ -76,12 +93,105 @@ fn close_some(world: &mut World, rng: &mut Rng, client: usize) -> String {
     format!("{} closes some", world.nodes[gateway].name)
 }
 
+fn close_children(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    let children: Vec<_> = world.nodes[node].plane.keys().copied().collect();
+    for child in children {
+        world.command(node, Command::CloseChild(child, CloseReason::Operator));
+    }
+    format!("{} closes its children", world.nodes[node].name)
+}
+
+/// Its lease is released, or ends because somebody wants it so; the client may come again.
+fn end_lease(world: &mut World, _: &mut Rng, client: usize) -> String {
+    let name = world.nodes[client].name.clone();
+    for gateway in world.gateways() {
+        if let Some(lease) = world.nodes[gateway].pool.end(&name) {
+            world.command(gateway, Command::CloseLease(lease, CloseReason::Released));
+        }
+    }
+    format!("{name}'s leases are released")
+}
+
+fn update_lease(world: &mut World, gateway: usize, client: &str) {
+    if let Some(grant) = world.nodes[gateway].grant(client) {
+        world.command(gateway, Command::UpdateLease(grant.lease.clone(), grant));
+    }
+}
+
+fn move_leases_end(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let name = world.nodes[client].name.clone();
+    let most = if rng.chance(70) { 60_000 } else { 7_200_000 };
+    let left = Duration::from_millis(rng.below(most));
+    let gateway = world.home(client);
+    let end = after(world.now, left);
+    if world.nodes[gateway].pool.set_end(&name, end).is_some() {
+        update_lease(world, gateway, &name);
+    }
+    format!("{name}'s lease ends in {left:?}")
+}
+
+fn set_clock(world: &mut World, rng: &mut Rng, _: usize) -> String {
+    let by = rng.below(600) as i64 - 300;
+    world.set_clock(by);
+    format!("the wall clock is set by {by} s")
+}
+
+/// The data plane reports a limit: it goes on, or it has stopped (RFC 7296 2.8).
+fn carried_much(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    let hard = rng.chance(25);
+    let children: Vec<_> = world.nodes[node].plane.keys().copied().collect();
+    for child in children {
+        world.handle(node, Input::Dataplane(DataplaneEvent::Expire { child, hard }));
+    }
+    let limit = if hard { "hard" } else { "soft" };
+    format!("{}'s children are at their {limit} limit", world.nodes[node].name)
+}
+
+fn reauthenticate(world: &mut World, _: &mut Rng, client: usize) -> String {
+    for id in live(world, client) {
+        world.command(client, Command::Reauthenticate(id));
+    }
+    format!("{} authenticates again", world.nodes[client].name)
+}
+
+fn send_packets(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    if rng.chance(50) {
+        let address = world.nodes[client].address;
+        world.link.rebind(address);
+    }
+    world.send_esp(client);
+    let gateway = world.home(client);
+    world.send_esp(gateway);
+    format!("{} and its gateway send packets", world.nodes[client].name)
+}
+
+/// A gateway sends its clients to another, or no more (RFC 5685).
+fn drain(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let from = world.home(client);
+    let name = world.nodes[from].name.clone();
+    let others: Vec<_> = world.gateways().into_iter().filter(|other| *other != from).collect();
+    let Some(to) = others.first().copied() else {
+        return format!("{name} has nowhere to send its clients");
+    };
+    if world.nodes[from].draining.is_some() && rng.chance(60) {
+        world.drain(from, None);
+        return format!("{name} keeps its clients again");
+    }
+    let (existing, to) = (rng.chance(70), world.named(to));
+    world.drain(from, Some((to, existing)));
+    let who = if existing { "all its clients" } else { "new clients" };
+    format!("{name} sends {who} away")
+}
+
 fn revoke(world: &mut World, _: &mut Rng, client: usize) -> String {
     let name = world.nodes[client].name.clone();
     for gateway in world.gateways() {
         world.nodes[gateway].ended.insert(name.clone());
-        let lease = LeaseId(format!("lease-{name}"));
-        world.command(gateway, Command::CloseLease(lease, CloseReason::Revoked));
+        if let Some(lease) = world.nodes[gateway].pool.end(&name) {
+            world.command(gateway, Command::CloseLease(lease, CloseReason::Revoked));
+        }
     }
     format!("{name} is revoked")
 }
@@ -152,11 +262,22 @@ fn rebind(world: &mut World, _: &mut Rng, client: usize) -> String {
 
 fn restart(world: &mut World, rng: &mut Rng, client: usize) -> String {
     let node = either(world, rng, client);
+    again(world, rng, node, "")
+}
+
+/// What RFC 6290 is about: one end has forgotten everything.
+fn restart_with_nothing(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    world.nodes[node].snapshots.clear();
+    again(world, rng, node, " with nothing")
+}
+
+fn again(world: &mut World, rng: &mut Rng, node: usize, how: &str) -> String {
     let time = Duration::from_millis(rng.below(8000));
     world.crash(node);
     world.run(time);
     world.restart(node);
-    format!("{} was restarted after {time:?}", world.nodes[node].name)
+    format!("{} was restarted{how} after {time:?}", world.nodes[node].name)
 }
 
 fn change_policy(world: &mut World, rng: &mut Rng, client: usize) -> String {
@@ -174,8 +295,7 @@ fn change_policy(world: &mut World, rng: &mut Rng, client: usize) -> String {
         if !narrowed.remove(&name) {
             narrowed.insert(name.clone());
         }
-        let grant = world.nodes[gateway].grant(world.now, &name);
-        world.command(gateway, Command::UpdateLease(grant.lease.clone(), grant));
+        update_lease(world, gateway, &name);
     }
     format!("what {name} may reach changes")
 }

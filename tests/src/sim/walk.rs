@@ -4,14 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use ike::SaState;
-
 use super::crypto::{self, mix};
 use super::link::Weather;
 use super::node::{Happened, Node};
-use super::ops;
 use super::rng::Rng;
+use super::settle::settle;
 use super::world::World;
+use super::{ops, scene};
 
 /// What went wrong in a walk; the seed replays it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,10 +49,6 @@ pub struct Summary {
     /// walk was not replayed.
     pub digest: u64,
 }
-
-/// Longest time after the last fault until both ends agree: a full retransmission series (about
-/// 42 s), found by a liveness check (10 s), the half-open time (30 s) and some slack.
-const CONVERGENCE: Duration = Duration::from_secs(150);
 
 /// Runs the walk of a seed, and then each engine's part of it again, which must give the same
 /// bytes.
@@ -153,14 +148,11 @@ fn play(seed: u64, replayed: bool) -> (World, Vec<String>, Vec<String>, u64) {
     }
     for node in &mut world.nodes {
         node.recording = replayed;
-        node.mobike = rng.chance(50);
     }
     if rng.chance(20) {
         world.lost_answers = 1 + rng.below(3);
     }
-    let (gateways, lost) = (world.gateways().len(), world.lost_answers);
-    let scene = format!("{clients} clients, {gateways} gateways, {lost} % of answers lost");
-    let mut story = vec![format!("{scene}, {weather:?}")];
+    let mut story = vec![scene::set(&mut world, &mut rng)];
     for client in 1..=usize::from(clients) {
         world.connect(client);
     }
@@ -169,9 +161,9 @@ fn play(seed: u64, replayed: bool) -> (World, Vec<String>, Vec<String>, u64) {
         let what = ops::act(&mut world, &mut rng, client);
         story.push(format!("{:9.3} s: {what}", world.now.mono.0 as f64 / 1e6));
         world.run(Duration::from_millis(rng.below(8000)));
+        world.check_leases();
     }
-    let mut broken = Vec::new();
-    settle(&mut world, clients, &mut broken);
+    let mut broken = settle(&mut world);
     let established =
         world.gateways().iter().map(|gw| world.nodes[*gw].engine.stats().established).sum();
     broken.extend(world.leaks_after_shutdown());
@@ -182,73 +174,6 @@ fn play(seed: u64, replayed: bool) -> (World, Vec<String>, Vec<String>, u64) {
         replay(&world, &mut broken);
     }
     (world, broken, story, established)
-}
-
-/// The network is fine: both ends must come to agree, and everyone who may connect must be able to.
-fn settle(world: &mut World, clients: u8, broken: &mut Vec<String>) {
-    world.link.weather = Weather::FINE;
-    world.link.drop_next(0);
-    world.lost_answers = 0;
-    world.run(CONVERGENCE);
-    for client in 1..=usize::from(clients) {
-        let name = world.nodes[client].name.clone();
-        let half = world.half_children(client);
-        if half > 0 {
-            broken.push(format!("{name}: {half} children on one side only after convergence"));
-        }
-        let (ours, theirs) = ike_sas(world, client);
-        if ours != theirs {
-            broken.push(format!("{name}: IKE SAs {ours:x?} here and {theirs:x?} there"));
-        }
-        let home = world.home(client);
-        if world.nodes[home].ended.contains(&name) {
-            let left: usize = world.gateways().iter().map(|gw| children(world, *gw, &name).0).sum();
-            if left > 0 {
-                broken.push(format!("{name}: revoked, and {left} children live"));
-            }
-            continue;
-        }
-        if world.working_children(client) == 0 {
-            world.connect(client);
-            world.run(Duration::from_secs(5));
-        }
-        if world.working_children(client) == 0 {
-            broken.push(format!("{name}: cannot connect in fine weather"));
-        }
-        for gateway in world.gateways() {
-            let (all, sending) = children(world, gateway, &name);
-            if all > 1 || sending > 1 {
-                let gateway = &world.nodes[gateway].name;
-                broken
-                    .push(format!("{name}: {all} children at {gateway}, {sending} live outbound"));
-            }
-        }
-    }
-}
-
-/// IKE SAs by both their SPIs.
-type IkeSas = Vec<(u64, u64)>;
-
-/// The established IKE SAs of a client, as it and as the gateways see them.
-fn ike_sas(world: &World, client: usize) -> (IkeSas, IkeSas) {
-    let lease = format!("lease-{}", world.nodes[client].name);
-    let of = |node: usize, all: bool| -> IkeSas {
-        let sas = world.nodes[node].engine.sas().filter(|sa| sa.state == SaState::Established);
-        let mine = sas.filter(|sa| all || sa.lease.as_ref().is_some_and(|l| l.0 == lease));
-        mine.map(|sa| sa.spis).collect()
-    };
-    let mut ours = of(client, true);
-    let mut theirs: Vec<_> = world.gateways().into_iter().flat_map(|gw| of(gw, false)).collect();
-    ours.sort_unstable();
-    theirs.sort_unstable();
-    (ours, theirs)
-}
-
-/// The children of a name at a gateway: all, and those that packets leave through.
-fn children(world: &World, gateway: usize, name: &str) -> (usize, usize) {
-    let lease = format!("lease-{name}");
-    let children = || world.nodes[gateway].plane.values().filter(|child| child.lease.0 == lease);
-    (children().count(), children().filter(|child| child.outbound_active).count())
 }
 
 /// The same inputs give the same bytes.
@@ -280,7 +205,7 @@ fn again(
             if engine.is_none() {
                 let start = ike::Timestamp(1_000_000).min(now.mono);
                 let first = ike::Now { mono: start, wall: super::world::EPOCH };
-                let config = super::node::config(&node.name);
+                let config = super::setup::config(&node.name);
                 *engine = ike::Engine::new(config, &crypto::PROVIDER, node.seed, first).ok();
             }
             if let Some(engine) = engine {
@@ -290,7 +215,7 @@ fn again(
         Happened::Restart(seed, snapshots) => {
             let config = engine
                 .as_ref()
-                .map_or_else(|| super::node::config(&node.name), |old| old.config().clone());
+                .map_or_else(|| super::setup::config(&node.name), |old| old.config().clone());
             let found = snapshots.clone();
             *engine = ike::Engine::restore(config, &crypto::PROVIDER, *seed, now, found).ok();
         }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ike::io::Datagram;
+use ike::io::{Datagram, DataplaneEvent};
+use ike::wire::RedirectGateway;
 use ike::{Command, Completion, Input, Now, Timestamp, Token, WallTime};
 
 use super::crypto;
 use super::link::{Link, Packet, Weather};
 use super::node::{Effect, Kind, Node};
+use super::pool::belongs;
 use super::rng::Rng;
 
 /// The wall clock at the start of every world.
@@ -36,6 +38,8 @@ pub struct World {
     pub lost_answers: u64,
     /// How many of the addresses for those who move were given out.
     moves: u16,
+    /// How often each node was sent elsewhere, since when.
+    hops: Vec<(Timestamp, u32)>,
 }
 
 enum Happening {
@@ -44,7 +48,10 @@ enum Happening {
     Complete(usize, u32, Token, Completion),
 }
 
-/// The gateway's name and address.
+/// A client is sent elsewhere this often in this time at most.
+const HOPS: (u32, Duration) = (5, Duration::from_secs(300));
+
+/// The gateway's name.
 pub const GATEWAY: &str = "gw.example.com";
 
 /// The gateway's address.
@@ -68,7 +75,7 @@ pub fn client_address(number: u8) -> IpAddr {
 impl World {
     /// One gateway and some clients; every third client is behind its own NAT box.
     pub fn new(seed: u64, weather: Weather, clients: u8) -> Self {
-        Self::with_gateway(seed, weather, clients, super::node::config(GATEWAY))
+        Self::with_gateway(seed, weather, clients, super::setup::config(GATEWAY))
     }
 
     /// The same with a configuration for the gateway.
@@ -100,6 +107,7 @@ impl World {
             nodes.push(Node::new(&name, Kind::Client(number), address, seeds.bytes(), now));
         }
         let home = vec![0; nodes.len()];
+        let hops = vec![(now.mono, 0); nodes.len()];
         Self {
             seed,
             now,
@@ -112,6 +120,7 @@ impl World {
             home,
             lost_answers: 0,
             moves: 0,
+            hops,
         }
     }
 
@@ -121,6 +130,7 @@ impl World {
         let seed = self.seeds.bytes();
         self.nodes.push(Node::new(name, Kind::Gateway, address, seed, self.now));
         self.home.push(0);
+        self.hops.push((self.now.mono, 0));
         self.nodes.len() - 1
     }
 
@@ -181,11 +191,82 @@ impl World {
         &mut self.nodes[0]
     }
 
-    /// Starts a client's connection.
+    /// Starts a client's connection to its gateway, as its user would.
     pub fn connect(&mut self, client: usize) {
+        self.nodes[client].sent_by = None;
+        self.initiate(client);
+    }
+
+    /// Connects a client to where its gateway sends it, but not for ever to and fro (RFC 5685 10).
+    fn follow(&mut self, client: usize, to: &RedirectGateway) {
+        let known = self.gateways().into_iter().find(|gateway| self.named(*gateway) == *to);
+        let since = self.now.mono.since(self.hops[client].0);
+        if since > HOPS.1 {
+            self.hops[client] = (self.now.mono, 0);
+        }
+        self.hops[client].1 += 1;
+        let Some(gateway) = known.filter(|_| self.hops[client].1 <= HOPS.0) else { return };
+        let sender = self.named(self.home[client]);
+        self.nodes[client].senders.push(sender.clone());
+        self.nodes[client].sent_by = Some(sender);
+        self.set_home(client, gateway);
+        self.initiate(client);
+    }
+
+    /// A gateway as others name it.
+    pub fn named(&self, gateway: usize) -> RedirectGateway {
+        RedirectGateway::Fqdn(self.nodes[gateway].name.clone().into_bytes())
+    }
+
+    /// Sends a gateway's clients elsewhere, or no more.
+    pub fn drain(&mut self, gateway: usize, to: Option<(RedirectGateway, bool)>) {
+        self.nodes[gateway].draining = to;
+        let nowhere = Command::Redirect { to: None, existing: false };
+        let command = self.nodes[gateway].drain().unwrap_or(nowhere);
+        self.command(gateway, command);
+    }
+
+    fn initiate(&mut self, client: usize) {
         let gateway = &self.nodes[self.home[client]];
         let peer = self.nodes[client].peer(gateway.address, &gateway.name);
         self.command(client, Command::Initiate(Box::new(peer)));
+    }
+
+    /// Sets everybody's wall clock forward or back; drivers notice within a second.
+    pub fn set_clock(&mut self, by_seconds: i64) {
+        self.now.wall = WallTime(self.now.wall.0 + by_seconds * 1_000_000);
+        for node in 0..self.nodes.len() {
+            self.handle(node, Input::Timeout);
+        }
+    }
+
+    /// A packet leaves through each of a node's children, and the other end's data plane reports
+    /// what is odd about it: that it comes from elsewhere (RFC 7296 2.23), or is for nobody.
+    pub fn send_esp(&mut self, from: usize) {
+        let outbound = |child: &&ike::io::InstallChild| child.outbound_active && child.hosts.encap;
+        let children = self.nodes[from].plane.values().filter(outbound);
+        let packets: Vec<_> = children.map(|child| (child.spi_out, child.hosts)).collect();
+        for (spi, hosts) in packets {
+            if hosts.local.ip() != self.nodes[from].address {
+                continue;
+            }
+            let packet =
+                Packet { from: hosts.local, to: hosts.remote, encap: true, payload: Vec::new() };
+            let arrivals = self.link.carry(self.now.mono, packet);
+            let Some((_, packet)) = arrivals.into_iter().next() else { continue };
+            let to = packet.to.ip();
+            let Some(node) = self.nodes.iter().position(|node| node.address == to) else {
+                continue;
+            };
+            let known = self.nodes[node].plane.values().find(|child| child.spi_in == spi);
+            let remote = packet.from;
+            let event = match known {
+                Some(child) if child.hosts.remote == remote => continue,
+                Some(child) => DataplaneEvent::Mapping { child: child.child, remote },
+                None => DataplaneEvent::NoSa { spi, remote },
+            };
+            self.handle(node, Input::Dataplane(event));
+        }
     }
 
     /// Gives a node a command.
@@ -213,6 +294,8 @@ impl World {
                         self.schedule(at, Happening::Arrive(packet));
                     }
                 }
+                Effect::Follow(to) => self.follow(node, &to),
+                Effect::Command(command) => self.command(node, command),
                 Effect::Complete(..) if self.delays.chance(self.lost_answers) => {}
                 Effect::Complete(token, completion) => {
                     let delay = Duration::from_micros(50 + self.delays.below(3000));
@@ -300,6 +383,20 @@ impl World {
         }
     }
 
+    /// Looks at the gateways' leases.
+    pub fn check_leases(&mut self) {
+        let now = self.now;
+        for node in self.nodes.iter_mut().filter(|node| node.kind == Kind::Gateway && !node.down) {
+            let faults = node.pool.faults(now, &node.engine);
+            let faults = faults.into_iter().map(|fault| format!("{}: {fault}", node.name));
+            for fault in faults {
+                if !node.violations.contains(&fault) {
+                    node.violations.push(fault);
+                }
+            }
+        }
+    }
+
     /// Every rule broken so far, with the seed to see it again.
     pub fn violations(&self) -> Vec<String> {
         self.nodes.iter().flat_map(|node| node.violations.clone()).collect()
@@ -331,9 +428,9 @@ impl World {
         let Some(node) = self.nodes.get(client) else {
             return 0;
         };
-        let lease = format!("lease-{}", node.name);
         let at = |gateway: usize| {
-            self.nodes[gateway].plane.values().filter(|child| child.lease.0 == lease).count()
+            let children = self.nodes[gateway].plane.values();
+            children.filter(|child| belongs(&child.lease, &node.name)).count()
         };
         let theirs: usize = self.gateways().into_iter().map(at).sum();
         let working = self.working_children(client);
@@ -368,6 +465,9 @@ impl World {
             }
             for child in node.plane.values() {
                 leaks.push(format!("{}: child {:08x} is left", node.name, child.spi_in));
+            }
+            for (client, sas) in node.pool.held().filter(|(_, sas)| !sas.is_empty()) {
+                leaks.push(format!("{}: {client}'s lease is in use by {sas:?}", node.name));
             }
             for id in node.snapshots.keys() {
                 leaks.push(format!("{}: a snapshot of {id:?} is left", node.name));

@@ -25,7 +25,8 @@ use crate::sa::protect::Protection;
 use crate::sa::{Authenticated, IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
-    Identification, Nonce, Notify, NotifyType, Payloads, TrafficSelector, WireError,
+    Delete, ExchangeType, Identification, Nonce, Notify, NotifyType, Opened, Payloads,
+    TrafficSelector, WireError,
 };
 
 use initiator::Initiator;
@@ -180,6 +181,20 @@ pub(crate) fn installed(
         Some(Role::Initiator) => initiator::installed(ctx, sa, child, answer),
         None => {}
     }
+}
+
+/// As initiator: whether a request is about a connection that we know nothing of yet, because the
+/// IKE_AUTH response is still on its way. Answered now it would be lost; the peer says it again.
+/// That there is no connection any more can be taken at any time, and an empty request asks only
+/// whether we live.
+pub(crate) fn is_too_early(sa: &IkeSa, opened: &Opened) -> bool {
+    matches!(role(sa), Some(Role::Initiator))
+        && opened.header.exchange == ExchangeType::Informational
+        && opened.payloads().is_ok_and(|payloads| {
+            !payloads.is_empty()
+                && !payloads.has_notify(NotifyType::AuthenticationFailed)
+                && !payloads.deletes().any(|delete| *delete == Delete::Ike)
+        })
 }
 
 /// Ends a handshake: the operator, a timer or a lease's end wants it so.

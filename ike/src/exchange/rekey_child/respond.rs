@@ -265,8 +265,8 @@ fn plan_transport(
     plan.transport = transport::agree(ctx, sa, granted, &mut plan.ts_local, &mut plan.ts_remote);
 }
 
-/// What the peer's side and ours may be: as responder what the lease says, as initiator of the
-/// IKE SA what we were told to establish.
+/// What the peer's side and ours may be: as gateway what the lease says, as client
+/// what we were told to establish.
 pub(super) fn allowed(
     sa: &IkeSa,
     grant: &crate::io::Grant,
@@ -279,7 +279,7 @@ pub(super) fn allowed(
         };
         return (peer.ts_remote.clone(), local);
     }
-    if sa.is_initiator() {
+    if sa.is_client() {
         // After a restart: what was asked for is not known any more, what came of it is.
         let of = |side: fn(&child::Child) -> &Vec<TrafficSelector>| {
             sa.children.values().flat_map(|child| side(child).clone()).collect()

@@ -173,6 +173,7 @@ pub(super) fn mobike(lab: &Lab) -> Result<()> {
     if !charon.sas()?.contains(NEW) {
         bail!("strongSwan does not list its own new address: {}", charon.sas()?);
     }
+    scene.settle(&charon)?;
     scene.download(host, 1_000_000)?;
     charon.terminate("net")?;
     scene.no_sas(Duration::from_secs(5))?;

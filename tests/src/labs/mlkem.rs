@@ -64,6 +64,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
         Ok((now.spi != child.spi && now.ike_sas == 1).then_some(now))
     })?;
     expect(&ike.suite, "x25519-ke1_mlkem768", "the gateway's rekeyed IKE SA")?;
+    scene.settle(&charon)?;
     charon.expect_log(from, IKE, LIMIT)?;
     charon.expect_log(from, "IKE_FOLLOWUP_KE", LIMIT)?;
     scene.download(&host, PROBE)?;
@@ -78,6 +79,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     })?;
     expect(&both.suite, "x25519-ke1_mlkem768", "the gateway's IKE SA")?;
     expect(&both.child_suite, "x25519-ke1_mlkem768", "the gateway's child SA")?;
+    scene.settle(&charon)?;
     charon.expect_log(from, "parsed IKE_FOLLOWUP_KE request", LIMIT)?;
     scene.download(&host, PROBE)?;
 
@@ -87,6 +89,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     for suite in ["aes256gcm16-prfsha384-ecp384-ke1_mlkem1024", "aes256gcm16-prfsha384-x25519"] {
         scene.load(&charon, &credentials, |connection| connection.ike = suite.to_owned())?;
         charon.initiate("net")?;
+        scene.agree(&charon)?;
         scene.download(&host, PROBE)?;
         expect(&View::of(&scene)?.suite, suite, "the gateway's IKE SA")?;
         charon.terminate("net")?;

@@ -63,6 +63,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     lab.step("the tunnel carries a download");
     let mut charon = scene.runner(&host, &first, |_| {})?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 1_000_000)?;
     charon.terminate("net")?;
     charon.stop()?;

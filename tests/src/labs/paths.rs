@@ -151,6 +151,7 @@ pub(super) fn ipv6(lab: &Lab) -> Result<()> {
         c.remote_ts = format!("{PRIVATE_NET},{PRIVATE_NET6}");
     })?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     let addresses = charon.virtual_addresses()?;
     lab.step(&format!("virtual addresses {addresses:?}"));
     if !addresses.iter().any(|a| a.contains(':')) || !addresses.iter().any(|a| a.contains('.')) {
@@ -179,6 +180,7 @@ pub(super) fn fragmentation(lab: &Lab) -> Result<()> {
     let mut charon = Charon::start(&host, &options)?;
     scene.load(&charon, &credentials, |_| {})?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 1_000_000)?;
     charon.terminate("net")?;
     scene.no_sas(Duration::from_secs(5))?;

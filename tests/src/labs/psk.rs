@@ -36,6 +36,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     lab.step("both sides with the key");
     load(&charon, CLIENT, "psk", KEY)?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 10_000)?;
     let sas = charon.sas()?;
     if !sas.contains("ESTABLISHED") || !sas.contains(CLIENT) {
@@ -50,6 +51,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     lab.step("a reconnection gets the same lease and address");
     charon.terminate("net")?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 10_000)?;
     if lease(&scene, CLIENT)?["id"] != first["id"] || charon.virtual_addresses()? != address {
         bail!("another lease or address after a reconnection");
@@ -69,6 +71,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     load(&charon, "runner@example.com", "pubkey", KEY)?;
     let before = charon.log().len();
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 10_000)?;
     let said = format!("authentication of '{ID}' with ECDSA_WITH_SHA256_DER successful");
     charon.expect_log(before, &said, Duration::from_secs(1))?;
@@ -93,6 +96,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     scene.gateway.told(&["reload"])?;
     load(&charon, CLIENT, "psk", "a key nobody has seen before")?;
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     scene.download(&host, 10_000)?;
     if lease(&scene, CLIENT)?["id"] == first["id"] {
         bail!("a revoked lease came back");

@@ -78,6 +78,7 @@ pub(super) fn make_before_break(lab: &Lab) -> Result<()> {
     if sent != received {
         bail!("{} of {sent} pings were lost", sent - received);
     }
+    scene.settle(&charon)?;
     wait::holds(lab, "the client to have deleted its first SA", SOON, || {
         Ok(scene.gateway.log().contains("peer deleted it"))
     })?;
@@ -113,6 +114,7 @@ pub(super) fn early(lab: &Lab) -> Result<()> {
     if sent != received {
         bail!("the refused reauthentication cost the tunnel: {received} of {sent} pings");
     }
+    scene.settle(&charon)?;
     drop(charon);
     scene.finish()
 }

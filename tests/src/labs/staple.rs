@@ -41,6 +41,7 @@ pub(super) fn ocsp(lab: &Lab) -> Result<()> {
     charon.load(&[connection], "")?;
     let before = charon.log().len();
     charon.initiate("net")?;
+    scene.agree(&charon)?;
     let log = charon.log();
     let new = log.get(before..).unwrap_or_default();
     if new.matches("certificate status is good").count() < 2 {

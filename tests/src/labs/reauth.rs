@@ -149,6 +149,7 @@ pub(super) fn revoked(lab: &Lab) -> Result<()> {
         }
     })?;
     charon.initiate("net")?;
+    let before = charon.log().len();
     let mut held = shelf.hold();
     scene.agree(&charon)?;
     scene.download(host, 10_000)?;
@@ -156,7 +157,6 @@ pub(super) fn revoked(lab: &Lab) -> Result<()> {
     let address = charon.virtual_addresses()?;
 
     lab.step("the client authenticates again while the gateway waits for the list");
-    let before = charon.log().len();
     charon.expect_log(before, "reauthenticating IKE_SA net[1]", Duration::from_secs(20))?;
     charon.expect_log(before, "generating IKE_AUTH request 1", Duration::from_secs(5))?;
     let still = scene.gateway.sas()?;

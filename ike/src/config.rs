@@ -179,6 +179,8 @@ pub enum LocalAuth {
     Certificate(CredentialId),
     /// With the key shared with the peer ([`crate::io::Action::SharedKey`]).
     SharedKey,
+    /// With the certificate of a TLS client ([`crate::io::Action::EapTls`], RFC 5216).
+    EapTls,
 }
 
 /// How a responder must authenticate.
@@ -188,6 +190,9 @@ pub enum RemoteAuth {
     Certificate,
     /// With the key shared with us.
     SharedKey,
+    /// With the certificate of the TLS server alone (RFC 5998), when we authenticate with
+    /// [`LocalAuth::EapTls`].
+    EapTls,
 }
 
 /// An initiator's post-quantum preshared key.

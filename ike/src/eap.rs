@@ -1,11 +1,18 @@
 //! EAP-TLS as the server of RFC 5216 and RFC 9190, without the TLS: requests, answers, fragments
-//! and their bounds. What the TLS says comes from outside and goes there.
+//! and their bounds; as the peer in `peer`. What the TLS says comes from outside and goes there.
 //!
 //! Everything here is read from a peer that proved nothing but a key exchange: one conversation
 //! holds at most [`MAX_TLS`] octets in each direction and ends after [`MAX_ROUNDS`] answers.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::unwrap_used)]
 
+mod peer;
+mod stream;
+
+pub use peer::{EapTlsPeer, PeerHeard};
+
 use crate::wire::{Eap, EapCode, EapType};
+
+use stream::{Packet, Stream};
 
 /// Octets of one direction's TLS messages at most. A chain of eight RSA-4096 certificates fits.
 pub const MAX_TLS: usize = 32 * 1024;
@@ -54,6 +61,12 @@ pub enum EapError {
     /// More than [`MAX_ROUNDS`].
     #[error("more than {MAX_ROUNDS} EAP responses")]
     TooManyRounds,
+    /// As peer: not a request, nor an end.
+    #[error("an EAP packet with {0} instead of a request")]
+    NotARequest(EapCode),
+    /// As peer: the server is not satisfied.
+    #[error("the EAP server answered with a failure")]
+    Failed,
 }
 
 /// What an answer of the peer leads to.
@@ -72,25 +85,13 @@ pub enum Heard {
 pub struct EapTls {
     identifier: u8,
     rounds: u32,
-    /// What is being sent, and how much of it is.
-    out: Vec<u8>,
-    sent: usize,
-    /// What has come of the peer's messages, and how much it announced.
-    inbound: Vec<u8>,
-    announced: Option<usize>,
+    stream: Stream,
 }
 
 impl EapTls {
     /// A conversation and its first request (RFC 5216 2.1.1).
     pub fn start(identifier: u8) -> (Self, Eap) {
-        let conversation = Self {
-            identifier,
-            rounds: 0,
-            out: Vec::new(),
-            sent: 0,
-            inbound: Vec::new(),
-            announced: None,
-        };
+        let conversation = Self { identifier, rounds: 0, stream: Stream::default() };
         (conversation, Eap::request(identifier, EapType::Tls, vec![START]))
     }
 
@@ -120,71 +121,25 @@ impl EapTls {
             Some(method) => return Err(EapError::Method(method)),
             None => return Err(EapError::Malformed),
         }
-        // An acknowledgement may leave the flags out.
-        let (flags, data) = match answer.data.split_first() {
-            Some((flags, data)) => (*flags, data),
-            None => (0, &[][..]),
-        };
-        if flags & START != 0 {
+        let packet = Packet::parse(&answer.data)?;
+        if packet.flags & START != 0 {
             return Err(EapError::Malformed);
         }
-        let (announced, data) = if flags & LENGTH == 0 {
-            (None, data)
-        } else {
-            let (length, data) = data.split_first_chunk().ok_or(EapError::Malformed)?;
-            let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-            (Some(length), data)
-        };
-        if self.sent < self.out.len() {
+        if self.stream.is_sending() {
             // RFC 5216 2.1.5: a fragment is acknowledged by an empty response.
-            let acknowledges = data.is_empty() && flags & (MORE | LENGTH) == 0;
-            return if acknowledges {
+            return if packet.is_empty() {
                 Ok(Heard::Reply(self.next()))
             } else {
                 Err(EapError::OutOfTurn)
             };
         }
-        if data.is_empty() && flags & (MORE | LENGTH) == 0 && self.inbound.is_empty() {
+        if packet.is_empty() && self.stream.inbound.is_empty() {
             return Ok(Heard::Acknowledged);
         }
-        self.collect(flags, announced, data)
-    }
-
-    /// One fragment of the peer's messages.
-    fn collect(
-        &mut self,
-        flags: u8,
-        announced: Option<usize>,
-        data: &[u8],
-    ) -> Result<Heard, EapError> {
-        if let Some(length) = announced {
-            if length > MAX_TLS {
-                return Err(EapError::TooLong);
-            }
-            if self.announced.is_some_and(|before| before != length) {
-                return Err(EapError::Malformed);
-            }
-            self.announced = Some(length);
-        }
-        let total = self.inbound.len().saturating_add(data.len());
-        if total > MAX_TLS {
-            return Err(EapError::TooLong);
-        }
-        if self.announced.is_some_and(|announced| total > announced) {
-            return Err(EapError::Malformed);
-        }
-        self.inbound.extend_from_slice(data);
-        if flags & MORE != 0 {
-            // A fragment without octets would be acknowledged for ever.
-            if data.is_empty() {
-                return Err(EapError::Malformed);
-            }
-            return Ok(Heard::Reply(self.request(vec![0])));
-        }
-        if self.announced.take().is_some_and(|announced| announced != total) {
-            return Err(EapError::Malformed);
-        }
-        Ok(Heard::Tls(std::mem::take(&mut self.inbound)))
+        Ok(match self.stream.collect(packet)? {
+            Some(tls) => Heard::Tls(tls),
+            None => Heard::Reply(self.request(vec![0])),
+        })
     }
 
     /// What the TLS says next; the request that carries its beginning.
@@ -192,11 +147,7 @@ impl EapTls {
     /// # Errors
     /// [`EapError::TooLong`].
     pub fn send(&mut self, tls: Vec<u8>) -> Result<Eap, EapError> {
-        if tls.len() > MAX_TLS {
-            return Err(EapError::TooLong);
-        }
-        self.out = tls;
-        self.sent = 0;
+        self.stream.send(tls)?;
         Ok(self.next())
     }
 
@@ -212,21 +163,7 @@ impl EapTls {
 
     /// The next fragment.
     fn next(&mut self) -> Eap {
-        let rest = self.out.get(self.sent..).unwrap_or_default();
-        let (part, more) = match rest.split_at_checked(FRAGMENT) {
-            Some((part, [_, ..])) => (part, true),
-            _ => (rest, false),
-        };
-        let first = self.sent == 0;
-        let mut data = vec![if more { MORE } else { 0 }];
-        if more && first {
-            // RFC 5216 3.1: the first fragment names the length of all.
-            let length = u32::try_from(self.out.len()).unwrap_or(u32::MAX);
-            data = vec![MORE | LENGTH];
-            data.extend_from_slice(&length.to_be_bytes());
-        }
-        data.extend_from_slice(part);
-        self.sent = self.sent.saturating_add(part.len());
+        let data = self.stream.next();
         self.request(data)
     }
 
@@ -342,7 +279,7 @@ mod tests {
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => break error,
             }
-            assert!(eap.inbound.len() <= MAX_TLS);
+            assert!(eap.stream.inbound.len() <= MAX_TLS);
         };
         assert_eq!(error, EapError::TooLong);
 

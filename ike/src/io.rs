@@ -196,7 +196,8 @@ pub enum Action {
     SharedKey(Box<SharedKeyRequest>),
     /// Find the post-quantum preshared key of a name (RFC 8784).
     Ppk(Box<PpkRequest>),
-    /// Give a peer's TLS messages to the TLS server of its EAP-TLS conversation (RFC 5216). The
+    /// Give a peer's TLS messages to the TLS of its EAP-TLS conversation (RFC 5216), of which we are
+    /// the server as responder and the client as initiator (then the first ones are empty). The
     /// first one of an IKE SA begins the conversation; no word comes when one is given up, so the
     /// driver forgets those older than [`crate::config::Timers::half_open`].
     EapTls(Box<EapTlsRequest>),
@@ -357,6 +358,8 @@ pub struct EapTlsRequest {
     pub ike: IkeSaId,
     /// The peer's outer address.
     pub remote: SocketAddr,
+    /// Our part in the handshake.
+    pub role: SaRole,
     /// The identity it claims, which its certificate must prove.
     pub identity: Identification,
     /// TLS records.
@@ -368,6 +371,7 @@ impl std::fmt::Debug for EapTlsRequest {
         f.debug_struct("EapTlsRequest")
             .field("ike", &self.ike)
             .field("remote", &self.remote)
+            .field("role", &self.role)
             .field("identity", &self.identity)
             .field("octets", &self.data.len())
             .finish()

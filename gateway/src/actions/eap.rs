@@ -12,6 +12,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ike::SaRole;
 use ike::crypto::SecretBytes;
 use ike::event::Refusal;
 use ike::io::{Completion, EapTlsAnswer, EapTlsDone, EapTlsRequest, IkeSaId, Token};
@@ -95,6 +96,11 @@ impl EapServer {
 
 impl Table {
     fn answer(&self, request: &EapTlsRequest) -> Result<Box<EapTlsAnswer>, Refusal> {
+        if request.role != SaRole::Responder {
+            let what = "this gateway does not authenticate itself with EAP-TLS".to_owned();
+            let fix = "authenticate with a certificate or a shared key";
+            return Err(self.peers.refuse_eap(request, "eap_tls", what, fix));
+        }
         let mut conversation = self.take(request)?;
         let tls = &mut conversation.tls;
         feed(tls, &request.data).map_err(|error| self.failed(request, &error))?;

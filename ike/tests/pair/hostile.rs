@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use ike::Output;
+use ike::crypto::KexRequest;
 use ike::event::CloseReason;
-use ike::io::Datagram;
+use ike::io::{Action, Datagram};
 use ike::wire::{
     AuthMethod, Authentication, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload,
     PayloadType, Payloads,
@@ -123,6 +125,33 @@ fn forged_ike_auths_without_end_are_reported_once_and_end_nothing() {
     pair.deliver(real);
     pair.run();
     pair.assert_connected();
+    pair.assert_no_leaks();
+}
+
+/// RFC 8019 7.2: the keys are kept when a message does not fit them, so a puzzle for each IKE_AUTH
+/// would be paid for nothing.
+#[test]
+fn forged_auth_messages_cost_one_shared_secret() {
+    let mut pair = Setup::new().quiet().build();
+    pair.initiate();
+    pair.step();
+    pair.step();
+    let real = pair.lose();
+    for n in 0..60_u8 {
+        let mut forged = real.clone();
+        let payload = &mut forged.datagram.payload;
+        let at = payload.len() - 1 - usize::from(n);
+        payload[at] ^= 1;
+        pair.deliver(forged);
+    }
+    pair.deliver(real);
+    pair.run();
+
+    pair.assert_connected();
+    let agreed = |output: &&Output| {
+        matches!(output, Output::Action(_, Action::KeyExchange(KexRequest::Agree { .. })))
+    };
+    assert_eq!(pair.server.outputs.iter().filter(agreed).count(), 1);
     pair.assert_no_leaks();
 }
 

@@ -21,6 +21,7 @@ mod cookies;
 mod crash;
 mod crossing;
 mod eap;
+mod eap_client;
 mod early;
 mod explain;
 mod followup;

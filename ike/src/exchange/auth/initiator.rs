@@ -1,5 +1,7 @@
 //! IKE_AUTH as initiator.
 
+mod answer;
+mod eap;
 mod first_child;
 
 use std::collections::BTreeSet;
@@ -13,8 +15,8 @@ use crate::exchange::auth::{
 use crate::exchange::certs;
 use crate::exchange::{Task, about, advance, config, continuity, reauth, redirect, send_request};
 use crate::io::{
-    Action, Authorise, ChildSaId, Grant, LeaseId, PeerProof, PpkRequest, SharedKey,
-    SharedKeyRequest, VerifiedPeer, VerifyPeer,
+    Action, Authorise, ChildSaId, Grant, LeaseId, PpkRequest, SharedKey, SharedKeyRequest,
+    VerifiedPeer,
 };
 use crate::sa::child;
 use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
@@ -23,12 +25,15 @@ use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
-    AuthMethod, Authentication, ExchangeType, IdPayload, Identification, Notify, NotifyType,
-    Payload, Payloads, TrafficSelectors,
+    ExchangeType, IdPayload, Identification, Notify, NotifyType, Payload, Payloads,
+    TrafficSelectors,
 };
 
+use answer::{check_shared_key, note_answer, peer_refuses, verify};
+use eap::EapTask;
 use first_child::ChildOffer;
 
+pub(super) use eap::answered as eap_tls;
 pub(super) use first_child::installed;
 
 /// An IKE_AUTH of ours under way.
@@ -38,6 +43,8 @@ pub(crate) struct Initiator {
     own: Own,
     /// Our AUTH.
     auth: Option<Payload>,
+    /// EAP-TLS instead of our AUTH, until it is over.
+    eap: Option<EapTask>,
     /// One side or both authenticate with a shared key.
     shares: bool,
     shared: Option<SecretBytes>,
@@ -69,7 +76,7 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         return no_childless(ctx, sa);
     }
     let own = match peer.local_auth {
-        LocalAuth::SharedKey => Own::SharedKey,
+        LocalAuth::SharedKey | LocalAuth::EapTls => Own::SharedKey,
         LocalAuth::Certificate(credential) => {
             let credentials = ctx.config.credentials.iter().filter(|ours| ours.id == credential);
             let Some((ours, how)) = certs::choose(credentials, &[], &sa.traits.hashes) else {
@@ -88,7 +95,14 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         local: peer.identity.clone(),
         peer: peer.expected.clone(),
     });
+    let eap = (peer.local_auth == LocalAuth::EapTls).then(|| {
+        let only = peer.remote_auth == RemoteAuth::EapTls;
+        EapTask::new(only, peer.identity.to_string().into_bytes())
+    });
     let ppk = peer.ppk.clone().filter(|_| sa.traits.ppk);
+    if eap.is_some() && ppk.is_some() {
+        return no_ppk_with_eap(ctx, sa);
+    }
     let find_ppk = ppk.as_ref().map(|ppk| PpkRequest {
         ike: sa.id,
         remote: sa.path.remote,
@@ -100,6 +114,7 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         exchanged,
         own,
         auth: None,
+        eap,
         shares,
         shared: None,
         ppk,
@@ -156,6 +171,10 @@ fn prove_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         || (initiator.ppk.is_some() && initiator.ppk_key.is_none());
     if waits || initiator.unmixed.is_some() || initiator.auth.is_some() {
         return;
+    }
+    if initiator.eap.is_some() {
+        // AUTH comes last (RFC 7296 2.16).
+        return send_if_ready(ctx, sa);
     }
     let id = IdPayload::from(peer.identity.clone());
     let octets = |initiator: &Initiator, protection: &Protection| {
@@ -233,6 +252,15 @@ fn fail_signing(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
     fail(ctx, sa, Blame::Internal, "sign", format!("our signature failed: {why}"));
 }
 
+/// Both would have to be mixed into one AUTH after EAP (RFC 8784 3), which is not implemented.
+fn no_ppk_with_eap(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let what = "a post-quantum preshared key cannot be used together with EAP";
+    let fix = "authenticate with a certificate or a shared key, or leave the `ppk` out";
+    ctx.refuse(about(sa, refusal(Blame::Internal, None, "ppk_with_eap", what, fix)));
+    lifecycle::down(ctx, sa, CloseReason::Failed(what.to_owned()));
+    lifecycle::finish(ctx, sa);
+}
+
 fn no_credential(ctx: &mut Ctx, sa: &mut IkeSa) {
     let refused = about(
         sa,
@@ -308,7 +336,7 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     };
     let optional = initiator.ppk.as_ref().is_some_and(|ppk| !ppk.required);
     if initiator.sent
-        || initiator.auth.is_none()
+        || (initiator.auth.is_none() && initiator.eap.is_none())
         || (optional && initiator.auth_without_ppk.is_none())
     {
         return;
@@ -332,6 +360,7 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     };
     initiator.offer = offer.clone();
     let (own, auth) = (initiator.own.clone(), initiator.auth.take());
+    let eap_only = initiator.eap.as_ref().is_some_and(EapTask::is_only);
     let ppk = initiator.ppk.clone();
     let without = initiator.auth_without_ppk.take();
     let Some(peer) = &sa.peer else {
@@ -355,6 +384,9 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(auth) = auth {
         payloads.push(auth);
     }
+    if eap_only {
+        payloads.push_notify(Notify::new(NotifyType::EapOnlyAuthentication));
+    }
     if let Some(request) = config::request(peer) {
         payloads.push(Payload::Cp(request));
     }
@@ -377,35 +409,18 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
 }
 
 pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
-    let (id, remote) = (sa.id, sa.path.remote);
     let expected = sa.peer.as_ref().and_then(|peer| peer.expected.clone());
     continuity::heard(ctx, sa, payloads);
     reauth::heard(ctx, sa, payloads);
-    let connection = sa.connection();
+    if initiator(sa).is_some_and(|initiator| initiator.eap.is_some()) {
+        return eap::process_response(ctx, sa, payloads);
+    }
     let (Some(protection), Some(initiator)) = (&mut sa.protection, initiator_in(&mut sa.phase))
     else {
         return;
     };
     let (Some(id_r), Some(auth)) = (payloads.id_r(), payloads.auth()) else {
-        let told = payloads.error_notify().map(|notify| notify.kind);
-        let what = match told {
-            Some(kind) => format!("the peer answered IKE_AUTH with {kind}"),
-            None => "the peer's IKE_AUTH response lacks identity or authentication".to_owned(),
-        };
-        // An error without AUTH means that the peer keeps nothing (RFC 7296 2.21.2).
-        let refused = about(
-            sa,
-            refusal(
-                Blame::Incompatible,
-                told,
-                "auth_refused",
-                what.clone(),
-                "see the peer's log for the reason",
-            ),
-        );
-        ctx.refuse(refused);
-        lifecycle::down(ctx, sa, CloseReason::Failed(what));
-        return lifecycle::finish(ctx, sa);
+        return peer_refuses(ctx, sa, payloads);
     };
     if let Some(keys) = initiator.unmixed.take()
         && !payloads.has_notify(NotifyType::PpkIdentity)
@@ -418,66 +433,18 @@ pub(super) fn process_response(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payload
         protection.unmix(keys);
         initiator.ppk = None;
     }
-    let protection = &*protection;
-    let mobike = payloads.has_notify(NotifyType::MobikeSupported);
-    initiator.peer_id = Some(id_r.id.clone());
-    initiator.response = Some(payloads.clone());
-    let offered = sa.peer.as_ref().is_some_and(|peer| peer.mobike) && !initiator.offer.transport;
-    sa.traits.mobike = mobike && offered;
+    note_answer(sa, payloads, &id_r.id);
     if sa.peer.as_ref().is_some_and(|peer| peer.remote_auth == RemoteAuth::SharedKey) {
+        let (Some(protection), Some(initiator)) = (&sa.protection, initiator_in(&mut sa.phase))
+        else {
+            return;
+        };
         let octets = initiator.exchanged.octets(protection, SaRole::Responder, &id_r.body());
         let key = initiator.shared.take().unwrap_or_default();
         let answer = check_shared_key(protection, &key, &octets, auth, id_r, expected);
         return verified(ctx, sa, answer.map_err(|refused| *refused));
     }
-    let proof = match certs::peer_signature(auth) {
-        Ok(proof) => proof,
-        Err(error) => {
-            return fail(ctx, sa, Blame::Incompatible, "auth_method", error.to_string());
-        }
-    };
-    let message = initiator.exchanged.octets(protection, SaRole::Responder, &id_r.body());
-    let verify = VerifyPeer {
-        ike: id,
-        remote,
-        identity: id_r.id.clone(),
-        certificates: certs::received(payloads),
-        scheme: proof.scheme,
-        rsa_classic: proof.rsa_classic,
-        message,
-        signature: proof.signature,
-        expected,
-        connection,
-        ocsp: certs::received_ocsp(payloads, ctx.config.limits.max_certificates),
-    };
-    ctx.act(id, Purpose::Verify, Action::VerifyPeer(Box::new(verify)));
-}
-
-/// A responder that authenticates with the shared key.
-fn check_shared_key(
-    protection: &Protection,
-    key: &SecretBytes,
-    octets: &[u8],
-    auth: &Authentication,
-    id: &IdPayload,
-    expected: Option<Identification>,
-) -> Result<Box<VerifiedPeer>, Box<Refusal>> {
-    let refuse = |code, what| {
-        let fix = "compare both sides' configuration";
-        Box::new(refusal(Blame::Incompatible, None, code, what, fix))
-    };
-    if auth.method != AuthMethod::SharedKeyMic {
-        let what = format!("the peer authenticates with {}, expected a shared key", auth.method);
-        return Err(refuse("auth_method", what));
-    }
-    if let Some(expected) = expected.filter(|expected| *expected != id.id) {
-        let what = format!("the peer is {}, we expected {expected}", id.id);
-        return Err(refuse("identity_mismatch", what));
-    }
-    if key.is_empty() || !shared::is_right(protection, key, octets, &auth.data) {
-        return Err(Box::new(shared::wrong_key(&id.id)));
-    }
-    Ok(Box::new(VerifiedPeer { identity: id.id.to_string(), proof: PeerProof::SharedKey }))
+    verify(ctx, sa, payloads, id_r, auth);
 }
 
 pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<VerifiedPeer>, Refusal>) {
@@ -489,6 +456,9 @@ pub(super) fn verified(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Verifie
         Ok(peer) => peer,
         Err(refused) => return fail_with(ctx, sa, refused),
     };
+    if initiator.eap.as_ref().is_some_and(EapTask::awaits_signature) {
+        return eap::signature_checked(ctx, sa, peer);
+    }
     let Some(identity) = initiator.peer_id.clone() else {
         return;
     };

@@ -146,8 +146,10 @@ pub(crate) fn signed_without_ppk(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<V
 
 /// Our TLS answers the peer's, or gives up.
 pub(crate) fn eap_tls(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<EapTlsAnswer>, Refusal>) {
-    if matches!(role(sa), Some(Role::Responder)) {
-        responder::eap_tls(ctx, sa, answer);
+    match role(sa) {
+        Some(Role::Responder) => responder::eap_tls(ctx, sa, answer),
+        Some(Role::Initiator) => initiator::eap_tls(ctx, sa, answer),
+        None => {}
     }
 }
 

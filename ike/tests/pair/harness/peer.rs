@@ -13,7 +13,7 @@ use ike::io::{
 };
 use ike::snapshot::Snapshot;
 use ike::wire::Identification;
-use ike::{Engine, IkeSaView, Now, SaState, WallTime};
+use ike::{Engine, IkeSaView, Now, SaRole, SaState, WallTime};
 
 use super::{Key, Side};
 
@@ -32,6 +32,8 @@ pub struct Peer {
     pub ppks: BTreeMap<Vec<u8>, SecretBytes>,
     /// What Authorise answers; `None` refuses.
     pub grant: Option<Grant>,
+    /// Another key than the server's, as the client of EAP-TLS.
+    pub msk: Option<SecretBytes>,
     /// Actions to be kept back.
     pub hold: fn(&Action) -> bool,
     pub held: Vec<(Token, Action)>,
@@ -77,6 +79,7 @@ impl Peer {
             shared_keys: BTreeMap::new(),
             ppks: BTreeMap::new(),
             grant: None,
+            msk: None,
             hold: |_| false,
             held: Vec::new(),
             late: |_| false,
@@ -215,6 +218,9 @@ impl Peer {
 
     /// Stands for a TLS server: `hello` is answered at length, `finished` proves the identity.
     fn eap_tls(&self, request: &EapTlsRequest) -> Result<Box<EapTlsAnswer>, Refusal> {
+        if request.role == SaRole::Initiator {
+            return self.eap_tls_client(request);
+        }
         match request.data.as_slice() {
             b"hello" => Ok(Box::new(EapTlsAnswer { send: vec![0x16; 1500], done: None })),
             b"finished" => {
@@ -230,6 +236,26 @@ impl Peer {
             }
             b"silence" => Ok(Box::new(EapTlsAnswer { send: Vec::new(), done: None })),
             _ => Err(refusal("certificate_expired")),
+        }
+    }
+
+    /// Stands for the TLS client that talks to that server.
+    fn eap_tls_client(&self, request: &EapTlsRequest) -> Result<Box<EapTlsAnswer>, Refusal> {
+        let say = |send: &[u8], done| Ok(Box::new(EapTlsAnswer { send: send.to_vec(), done }));
+        match request.data.as_slice() {
+            b"" => say(b"hello", None),
+            b"finished too" => {
+                let proof = PeerProof::Certificate {
+                    issuer: b"tls".to_vec(),
+                    serial: vec![2],
+                    not_after: WallTime(super::START + 3_600_000_000),
+                };
+                let peer = VerifiedPeer { identity: request.identity.to_string(), proof };
+                let msk = self.msk.clone().unwrap_or(SecretBytes::copy_from(super::MSK));
+                say(b"", Some(EapTlsDone { msk, peer: Box::new(peer) }))
+            }
+            _ if request.data.len() == 1500 => say(b"finished", None),
+            _ => Err(refusal("tls_client")),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::exchange::{certs, send_response};
 use crate::io::{Action, EapTlsAnswer, EapTlsRequest, VerifiedPeer};
 use crate::sa::IkeSa;
 use crate::sa::context::{Ctx, Purpose, refusal};
+use crate::view::SaRole;
 use crate::wire::{AuthMethod, Eap, ExchangeType, NotifyType, Payload, Payloads};
 
 use super::{claim, fail, responder, responder_in, sign, verified};
@@ -123,7 +124,8 @@ pub(super) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads
     match conversation.hear(answer) {
         Ok(Heard::Reply(request)) => say(ctx, sa, request),
         Ok(Heard::Tls(data)) if eap.done.is_none() => {
-            let request = EapTlsRequest { ike, remote, identity, data };
+            let role = SaRole::Responder;
+            let request = EapTlsRequest { ike, remote, role, identity, data };
             ctx.act(ike, Purpose::EapTls, Action::EapTls(Box::new(request)));
         }
         Ok(Heard::Acknowledged) if eap.done.is_some() => {

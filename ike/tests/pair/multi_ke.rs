@@ -54,6 +54,8 @@ fn without_additional_key_exchanges_nothing_is_announced() {
     let mut pair = setup("aes256gcm16-prfsha384-x25519").build();
     pair.initiate();
     assert!(!announces_intermediate(&pair.wire[0]));
+    pair.step();
+    assert!(!announces_intermediate(&pair.wire[0]));
     pair.run();
 
     pair.assert_connected();

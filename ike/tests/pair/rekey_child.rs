@@ -296,6 +296,8 @@ fn temporary_failure_is_tried_again_later() {
     assert_eq!(at.reason, ike::io::TimerKind::RekeyChild);
     let after = at.at.since(pair.now.mono);
     assert!((5..10).contains(&after.as_secs()), "{after:?}");
+    pair.wait(after);
+    assert_eq!(pair.wire[0].exchange(), ExchangeType::CreateChildSa);
 }
 
 #[test]

@@ -239,3 +239,37 @@ fn unknown_payloads_in_an_answer_are_passed_over() {
     let request = pair.lose();
     assert_eq!(request.exchange(), ExchangeType::IkeAuth);
 }
+
+// --- RFC 7296 3.6: certificates by hash and URL ---------------------------------------------------
+
+/// Nothing is fetched on a stranger's word: neither side offers it, and a certificate that is only
+/// named proves nothing.
+#[test]
+fn certificates_by_hash_and_url_are_neither_offered_nor_taken() {
+    let mut pair = Setup::new().quiet().build();
+    pair.initiate();
+    for _ in 0..2 {
+        let said = Message::parse(&pair.wire[0].datagram.payload).unwrap();
+        assert!(!said.payloads.has_notify(NotifyType::HttpCertLookupSupported));
+        pair.step();
+    }
+    let request = pair.lose();
+    let mut spy = Spy::of(&pair);
+    let payloads = spy.hear(&request).payloads().unwrap();
+    assert!(!payloads.has_notify(NotifyType::HttpCertLookupSupported));
+    let place = [&[7; 20][..], b"http://203.0.113.9/cert.der"].concat();
+    let named = Certificate::new(CertEncoding::HashAndUrlX509, place);
+    let payloads = replaced(&payloads, &Payload::Cert(named));
+
+    let said = spy.say(&pair, Side::Client, ExchangeType::IkeAuth, false, 1, &payloads);
+    pair.deliver(said);
+
+    let answer = spy.hear(&pair.wire[0]).payloads().unwrap();
+    assert!(answer.has_notify(NotifyType::AuthenticationFailed));
+    let taken = pair.server.outputs.iter().any(|output| {
+        matches!(output, Output::Action(_, Action::VerifyPeer(verify)) if !verify.certificates.is_empty())
+    });
+    assert!(!taken);
+    assert_eq!(pair.server.codes().len(), 1);
+    assert!(pair.server.established().is_empty());
+}

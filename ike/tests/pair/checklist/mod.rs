@@ -11,9 +11,10 @@ use ike::crypto::KexRequest;
 use ike::event::{CloseReason, Event};
 use ike::io::{Action, Command, DataplaneEvent, Input, Output};
 use ike::wire::{
-    ChildSpi, Delete, EncrId, ExchangeType, Flags, Header, IkeSpi, KeyExchange, Message,
-    MessageIdSync, Nonce, Notify, NotifyType, Payload, PayloadType, Payloads, Proposal, ProtocolId,
-    SecurityAssociation, TrafficSelector, TrafficSelectors, Transform, TransformId,
+    CertEncoding, Certificate, ChildSpi, Delete, EncrId, ExchangeType, Flags, Header, IkeSpi,
+    KeyExchange, Message, MessageIdSync, Nonce, Notify, NotifyType, Payload, PayloadType, Payloads,
+    Proposal, ProtocolId, SecurityAssociation, TrafficSelector, TrafficSelectors, Transform,
+    TransformId,
 };
 
 use crate::harness::*;

@@ -11,6 +11,7 @@ use gateway::lease::LeaseRegistry;
 use gateway::live::LiveConfig;
 use gateway::service::{self, GatewayIdentity};
 use gateway::sys::clock;
+use ike::SaRole;
 use ike::crypto::default_provider;
 use ike::event::Refusal;
 use ike::io::{EapTlsAnswer, EapTlsDone, EapTlsRequest, IkeSaId};
@@ -86,6 +87,7 @@ impl Gateway {
         self.server.answer(&EapTlsRequest {
             ike: IkeSaId(ike),
             remote: "192.0.2.7:4500".parse().unwrap(),
+            role: SaRole::Responder,
             identity: Identification::fqdn(name),
             data,
         })

@@ -170,8 +170,9 @@ pub(crate) struct IkeSa {
     pub(crate) unproven: bool,
     /// After a restart: a CREATE_CHILD_SA of before is still out, with the SPI it proposed.
     pub(crate) orphan: Option<Option<u32>>,
-    /// The key exchanges that the next rekey of a child begins with, as the peer asked.
-    pub(crate) regroup: Option<(ChildSaId, KeMethod, Vec<AdditionalKex>)>,
+    /// The key exchanges that the next rekey of a child, or request for a new one, begins with, as
+    /// the peer asked.
+    pub(crate) regroup: Option<(Option<ChildSaId>, KeMethod, Vec<AdditionalKex>)>,
     /// Our last request for a new SA, kept until what its answer made is in place: a restart in
     /// between asks again.
     pub(crate) unfinished: Option<Outstanding>,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use ike::Command;
 use ike::config::FirstChild;
+use ike::crypto::KeMethod;
 use ike::event::CloseReason;
 use ike::io::LeaseId;
-use ike::wire::{ExchangeType, Message, NotifyType, Payload, PayloadType, Payloads};
+use ike::wire::{ExchangeType, Message, Notify, NotifyType, Payload, PayloadType, Payloads};
 
 use crate::harness::*;
 use crate::spy::Spy;
@@ -63,6 +64,53 @@ fn the_child_is_made_right_after_with_a_key_exchange_of_its_own() {
         }
         pair.assert_no_leaks();
     }
+}
+
+/// RFC 7296 1.3: the peer wants another group than the first that is offered, once.
+#[test]
+fn the_child_may_have_another_key_exchange_than_the_first() {
+    use ExchangeType::{CreateChildSa, IkeAuth, IkeSaInit};
+
+    let (first, other) = ("aes256gcm16-x25519-ecp256-esn", "aes256gcm16-ecp256-esn");
+    let mut setup = setup(FirstChild::Separately, first);
+    setup.server.esp_suites = esp(other);
+    for config in [&mut setup.client, &mut setup.server] {
+        config.ike_suites = ike("aes256gcm16-prfsha384-x25519-ecp256");
+    }
+    let mut pair = setup.build();
+    pair.initiate();
+
+    let expected = twice(&[IkeSaInit, IkeAuth, CreateChildSa, CreateChildSa]);
+    assert_eq!(exchanges(&mut pair), expected);
+
+    pair.assert_connected();
+    assert_eq!(pair.client.established()[0].children[0].suite.to_string(), other);
+    assert!(pair.client.codes().is_empty() && pair.server.codes().is_empty());
+    pair.assert_no_leaks();
+}
+
+/// A group that cannot be: no end of asking, but not without pause.
+#[test]
+fn a_key_exchange_that_cannot_be_had_is_not_asked_for_at_once_again() {
+    let mut pair = setup(FirstChild::Later, "aes256gcm16-x25519-esn").build();
+    pair.initiate();
+    pair.step();
+    pair.step();
+    let mut spy = Spy::of(&pair);
+    pair.run();
+    let ours = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::CreateChild(ours));
+    pair.lose();
+    let mut payloads = Payloads::new();
+    payloads.push_notify(Notify::invalid_ke(KeMethod::Curve25519));
+    let exchange = ExchangeType::CreateChildSa;
+    let answer = spy.say(&pair, Side::Server, exchange, true, 2, &payloads);
+    pair.deliver(answer);
+
+    assert!(pair.wire.is_empty());
+    assert_eq!(pair.client.codes(), ["child_refused"]);
+    pair.wait(Duration::from_secs(11));
+    assert_eq!(pair.wire[0].exchange(), ExchangeType::CreateChildSa);
 }
 
 #[test]

@@ -421,6 +421,15 @@ pub(super) fn strongswan_responder(lab: &Lab) -> Result<()> {
     connected(lab, &gateway, "branch", SOON)?;
     traffic(&world, &branch, &store)?;
 
+    lab.step("the IKE SA without a child, and the child after it (RFC 6023)");
+    let from = peer.charon.log().len();
+    let childless = format!("remote = \"{OTHER}\"\nchildless = true");
+    let more = site(&peer.authority.cert, &childless);
+    gateway.reload(&Settings { more, ike: "dpd = \"2s\"".to_owned(), ..Settings::default() })?;
+    peer.charon.expect_log(from, "generating CREATE_CHILD_SA response", SOON)?;
+    connected(lab, &gateway, "branch", SOON)?;
+    traffic(&world, &branch, &store)?;
+
     lab.step("the peer vanishes, is noticed, and comes back");
     let Peer { mut charon, authority } = peer;
     charon.process().kill()?;

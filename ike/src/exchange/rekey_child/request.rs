@@ -135,7 +135,7 @@ pub(crate) fn build(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId) -> bool {
     let configured = ctx.config.esp_suites.iter().find(|suite| bare(suite) == bare(&current));
     let wanted = configured.filter(|_| current.kex.is_none()).unwrap_or(&current);
     // Unless the peer has just asked for another group.
-    let regroup = sa.regroup.take().filter(|(child, ..)| *child == id);
+    let regroup = sa.regroup.take().filter(|(child, ..)| *child == Some(id));
     let hinted = regroup.is_some();
     let (group, additional) = match regroup {
         Some((_, group, additional)) => (Some(group), additional),
@@ -173,13 +173,22 @@ pub(crate) fn build_new(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
     let Some(first) = suites.first() else {
         return false;
     };
-    let (group, additional) = (first.kex, first.additional.clone());
-    // Either every suite has a key exchange or none.
+    // Unless the peer has just asked for another group.
+    let regroup = sa.regroup.take().filter(|(child, ..)| child.is_none());
+    let hinted = regroup.is_some();
+    let (group, additional) = match regroup {
+        Some((_, group, additional)) => (Some(group), additional),
+        None => (first.kex, first.additional.clone()),
+    };
+    // The first one has what we begin with; either every suite has a key exchange or none.
+    let first = EspSuite { kex: group, additional: additional.clone(), ..first.clone() };
     for suite in suites.iter_mut().filter(|suite| suite.kex.is_some() != group.is_some()) {
         (suite.kex, suite.additional) = (group, additional.clone());
     }
+    suites.retain(|suite| *suite != first);
+    suites.insert(0, first);
     ctx.timers.cancel(TimerKey::new(sa.id, TimerKind::CreateChild));
-    start(ctx, sa, None, suites, group, false);
+    start(ctx, sa, None, suites, group, hinted);
     true
 }
 
@@ -413,30 +422,10 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
     let task = Task::RekeyChild(id);
     match error.kind {
         NotifyType::InvalidKePayload => {
-            let wanted = error
-                .ke_method()
-                .ok()
-                .filter(|group| ctx.config.ike_suites.iter().any(|suite| suite.kex == *group));
-            // What was offered with the first group goes with the other one too: nobody talks us
-            // out of an additional key exchange. No method is used twice (RFC 9370 2.2.1).
-            let failed = request(sa).filter(|request| !request.hinted).and_then(|request| {
-                let used = request.kex.as_ref()?.group;
-                Some((used, request.suites.first()?.additional.clone()))
-            });
-            match (wanted, failed) {
-                (Some(group), Some((used, mut additional))) if group != used => {
-                    additional.retain(|kex| kex.method != group);
-                    sa.regroup = Some((id, group, additional));
-                    sa.tasks.push_front(task);
-                }
-                // It asks for what it was given, or changes its mind: no end would be in sight.
-                _ => {
-                    let what = "the peer asks for a key exchange in a child rekey that cannot be \
-                                used"
-                        .to_owned();
-                    report(ctx, sa, Blame::Incompatible, "rekey_refused", what);
-                    retry_later(ctx, sa, &task);
-                }
+            if !regroup(ctx, sa, Some(id), error) {
+                let what = "the peer asks for a key exchange in a child rekey that cannot be used";
+                report(ctx, sa, Blame::Incompatible, "rekey_refused", what.to_owned());
+                retry_later(ctx, sa, &task);
             }
         }
         NotifyType::TemporaryFailure => retry_later(ctx, sa, &task),
@@ -454,9 +443,40 @@ fn refused(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, error: &Notify) {
     finish(ctx, sa);
 }
 
+/// The peer asks for another group (RFC 7296 1.3): asks again with that one, at once. False when it
+/// asks for what it was given, changes its mind, or names one we do not accept: no end would be in
+/// sight.
+fn regroup(ctx: &Ctx, sa: &mut IkeSa, rekeys: Option<ChildSaId>, error: &Notify) -> bool {
+    let wanted = error
+        .ke_method()
+        .ok()
+        .filter(|group| ctx.config.ike_suites.iter().any(|suite| suite.kex == *group));
+    // What was offered with the first group goes with the other one too: nobody talks us out of an
+    // additional key exchange. No method is used twice (RFC 9370 2.2.1).
+    let Some(request) = request(sa).filter(|request| !request.hinted) else {
+        return false;
+    };
+    let used = request.kex.as_ref().map(|kex| kex.group);
+    let (Some(group), Some(used), Some(first)) = (wanted, used, request.suites.first()) else {
+        return false;
+    };
+    let mut additional = first.additional.clone();
+    let task = request.task();
+    if group == used {
+        return false;
+    }
+    additional.retain(|kex| kex.method != group);
+    sa.regroup = Some((rekeys, group, additional));
+    sa.tasks.push_front(task);
+    true
+}
+
 /// The peer does not make the new child.
 fn new_refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &Notify) {
     let task = Task::CreateChild;
+    if error.kind == NotifyType::InvalidKePayload && regroup(ctx, sa, None, error) {
+        return finish(ctx, sa);
+    }
     if error.kind != NotifyType::TemporaryFailure {
         let what = format!("the peer refused the child SA with {}", error.kind);
         let fix = "compare ESP proposals, key exchanges and selectors of both sides";

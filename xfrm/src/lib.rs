@@ -14,6 +14,8 @@
 //! then SAs; removal begins with the filter element.
 
 pub mod enforcer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod kernel;
 pub mod mock;
 pub mod model;

@@ -83,3 +83,47 @@ fn nightly() -> Result<String> {
     )?;
     Ok(line.split_whitespace().next().unwrap_or("nightly").to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the body of a target is, by the path its shim calls it with.
+    fn body(call: &str) -> Option<(String, String)> {
+        let (module, function) = call.rsplit_once("::")?;
+        let (root, file) = module.split_once("::")?;
+        let file = match root {
+            "runnel_fuzz" => format!("tests/fuzz/src/{file}.rs"),
+            "tests" => format!("tests/src/{}.rs", file.replace("::", "/")),
+            "xfrm" => format!("xfrm/src/{}.rs", file.replace("::", "/")),
+            _ => return None,
+        };
+        Some((file, function.to_owned()))
+    }
+
+    /// libFuzzer's programs need another compiler, so the tests never build them: what there is
+    /// beside the bodies, which they do build, is three lines of one form.
+    #[test]
+    fn every_target_is_a_call_of_a_body_that_the_tests_compile_and_replay() {
+        let readme = std::fs::read_to_string(root().join("tests/fuzz/README.md")).unwrap();
+        let names = targets().unwrap();
+        assert!(names.len() >= 20, "{names:?}");
+        for name in names {
+            let shim = root().join(format!("tests/fuzz/fuzz_targets/{name}.rs"));
+            let text = std::fs::read_to_string(&shim).unwrap();
+            let call = text
+                .strip_prefix("#![no_main]\n\nlibfuzzer_sys::fuzz_target!(|data: &[u8]| ")
+                .and_then(|rest| rest.strip_suffix("(data));\n"))
+                .unwrap_or_else(|| panic!("{name} is not of the form of the others"));
+            let (file, function) = body(call).unwrap_or_else(|| panic!("{name} calls {call}"));
+            let source = std::fs::read_to_string(root().join(&file)).unwrap();
+            // In `xfrm` the bodies lie beside what they look into.
+            let declared = source.contains(&format!("pub fn {function}(data: &[u8])"))
+                || source.contains(&format!("(\"{name}\", {function})"));
+            assert!(declared, "{file} has no {function}");
+            assert!(readme.contains(&format!("| `{name}` |")), "{name} is not in the table");
+            let corpus = std::fs::read_dir(root().join("tests/fuzz/corpus").join(&name));
+            assert!(corpus.is_ok_and(|files| files.count() > 0), "{name} has no corpus");
+        }
+    }
+}

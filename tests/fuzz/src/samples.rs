@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ike::crypto::SignatureScheme;
 use ike::wire::*;
 
 use crate::toy::{ToyAead, ToyCbcMac, counting_iv};
@@ -19,7 +20,45 @@ pub fn samples() -> Vec<Sample> {
     out.extend(encrypted());
     out.extend(fragments());
     out.extend(eap());
+    out.extend(public_keys());
     out
+}
+
+/// Keys of each kind with something like a signature, and names of algorithms.
+fn public_keys() -> Vec<Sample> {
+    let tlv = |tag: u8, parts: &[&[u8]]| {
+        let content = parts.concat();
+        let length = u16::try_from(content.len()).expect("short").to_be_bytes();
+        match content.len() {
+            0..0x80 => [&[tag, length[1]][..], &content].concat(),
+            0x80..0x100 => [&[tag, 0x81, length[1]][..], &content].concat(),
+            _ => [&[tag, 0x82][..], &length, &content].concat(),
+        }
+    };
+    let oid = |octets: &[u8]| tlv(6, &[octets]);
+    let spki = |algorithm: &[&[u8]], key: &[u8]| {
+        tlv(0x30, &[&tlv(0x30, algorithm), &tlv(3, &[&[0], key])])
+    };
+    let input = |how: u8, key: &[u8], signature: &[u8]| {
+        let length = u16::try_from(key.len()).expect("short").to_be_bytes();
+        [&[how], &length[..], key, signature].concat()
+    };
+    let (ec, p256) = (oid(&[42, 134, 72, 206, 61, 2, 1]), oid(&[42, 134, 72, 206, 61, 3, 1, 7]));
+    let p384 = oid(&[43, 129, 4, 0, 34]);
+    let (rsa, null) = (oid(&[42, 134, 72, 134, 247, 13, 1, 1, 1]), tlv(5, &[]));
+    let pss = oid(&[42, 134, 72, 134, 247, 13, 1, 1, 10]);
+    let point = |len: usize| [vec![4], vec![0x6b; len]].concat();
+    let modulus = tlv(0x30, &[&tlv(2, &[&[0], &[0xd5; 256]]), &tlv(2, &[&[1, 0, 1]])]);
+    let ecdsa = tlv(0x30, &[&tlv(2, &[&[0x55; 32]]), &tlv(2, &[&[0x33; 32]])]);
+    let name = SignatureScheme::RsaPssSha256.algorithm_identifier();
+    vec![
+        ("public-key", "ed25519", input(0, &spki(&[&oid(&[43, 101, 112])], &[0x77; 32]), &[9; 64])),
+        ("public-key", "p256", input(1, &spki(&[&ec, &p256], &point(64)), &ecdsa)),
+        ("public-key", "p384", input(2, &spki(&[&ec, &p384], &point(96)), &ecdsa)),
+        ("public-key", "rsa", input(4, &spki(&[&rsa, &null], &modulus), &[0x41; 256])),
+        ("public-key", "rsa_pss", input(7, &spki(&[&pss], &modulus), &[0x41; 256])),
+        ("public-key", "pss_name", input(8, &name, &[])),
+    ]
 }
 
 /// Scripts of [`crate::targets::fuzz_eap`]: the identifier, then length, way and octets of each

@@ -1,5 +1,6 @@
 //! What each fuzz target does with its input. Panics are findings.
 
+use ike::crypto::{PublicKey, SignatureScheme, ecdsa_der_from_raw, ecdsa_raw_from_der};
 use ike::eap::{EapTls, Heard, MAX_ROUNDS, MAX_TLS};
 use ike::wire::{
     AdditionalAddresses, Eap, EapType, FragmentLimits, Frame, Header, Message, Notify, Opened,
@@ -15,12 +16,44 @@ const KEY: u64 = 0x0123_4567_89ab_cdef;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("message", fuzz_message),
     ("encrypted", fuzz_encrypted),
     ("fragments", fuzz_fragments),
     ("eap", fuzz_eap),
+    ("public-key", fuzz_public_key),
 ];
+
+/// A public key and a signature of its owner: one octet that chooses how it was made, two with the
+/// length of the key (SubjectPublicKeyInfo), the key, the signature. Nobody here could have made it.
+pub fn fuzz_public_key(data: &[u8]) {
+    let Some((&[how, high, low], rest)) = data.split_first_chunk() else { return };
+    let length = usize::from(u16::from_be_bytes([high, low])).min(rest.len());
+    let (spki, signature) = rest.split_at(length);
+    let scheme = SignatureScheme::ALL[usize::from(how) % SignatureScheme::ALL.len()];
+    let message = b"what nobody signed";
+    let crypto = &ike::crypto::ring::PROVIDER;
+    let verified = crypto.verify(scheme, spki, message, signature).is_ok();
+    assert!(crypto.verify_rsa_classic(spki, message, signature).is_err());
+    match PublicKey::from_spki(spki) {
+        // There are points for which anybody can sign; only a fool has one certified.
+        Ok(PublicKey::Ed25519 { .. }) => {}
+        Ok(key) => {
+            assert!(!verified && !key.name().is_empty());
+            if let PublicKey::Ec { curve, .. } = key
+                && let Ok(raw) = ecdsa_raw_from_der(curve, signature)
+            {
+                let der = ecdsa_der_from_raw(curve, &raw).expect("what was read can be written");
+                assert_eq!(der, signature, "a signature in two forms");
+            }
+        }
+        Err(error) => assert!(!verified && !error.to_string().is_empty()),
+    }
+    if let Ok(scheme) = SignatureScheme::from_algorithm_identifier(spki) {
+        let again = SignatureScheme::from_algorithm_identifier(&scheme.algorithm_identifier());
+        assert_eq!(again, Ok(scheme));
+    }
+}
 
 /// A script of EAP responses to an EAP-TLS server: each entry is a length, a way and octets. An
 /// even way makes them an EAP packet as it came; an odd one the data of the right response. When

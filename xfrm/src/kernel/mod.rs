@@ -22,6 +22,8 @@ mod encode;
 mod events;
 mod hosts;
 mod suites;
+#[cfg(any(test, feature = "fuzzing"))]
+mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,6 +36,10 @@ use self::decode::SaState;
 use self::encode::{Context, Half, Sequence};
 use self::events::{Index, Threads};
 pub(crate) use self::suites::try_esp;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use self::targets::kernel_message;
+#[cfg(test)]
+pub(crate) use self::targets::samples;
 use crate::Dataplane;
 use crate::dataplane::EventSink;
 use crate::error::PlaneError;

@@ -271,7 +271,7 @@ impl Message {
     }
 
     /// Adds flags and sets the sequence number and length, just before sending.
-    pub(super) fn seal(&mut self, flags: u16, sequence: u32) {
+    pub(crate) fn seal(&mut self, flags: u16, sequence: u32) {
         let flags = flags | u16_at(&self.bytes, 6).unwrap_or_default();
         let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         if let Some(header) = self.bytes.get_mut(..HEADER_LEN) {

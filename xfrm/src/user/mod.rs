@@ -42,8 +42,14 @@ mod selector;
 mod sender;
 pub(crate) mod sys;
 mod table;
+#[cfg(any(test, feature = "fuzzing"))]
+mod targets;
 pub mod tun;
 
 pub use counters::DropReason;
 pub use plane::{TunSource, UserPlane, UserPlaneConfig};
+#[cfg(test)]
+pub(crate) use targets::samples;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use targets::{esp_packet, inner_packet};
 pub use tun::probe;

@@ -1,0 +1,60 @@
+//! Fuzz target: what comes out of a netlink socket. The kernel is trusted with everything else;
+//! here only that an unknown one, or one with other structures, ends nothing.
+
+use super::decode;
+use crate::netlink::{Attrs, Frames, attr_u32, attr_u32_be, attr_u64_be};
+
+/// A datagram of messages: each is read as everything it could be.
+pub fn kernel_message(data: &[u8]) {
+    let mut seen = 0_usize;
+    for frame in Frames::new(data) {
+        let Ok(frame) = frame else { break };
+        seen = seen.saturating_add(frame.payload.len());
+        let _ = decode::sa(frame.payload);
+        let _ = decode::policy(frame.payload);
+        let _ = decode::occurrence(frame.kind, frame.payload);
+        attributes(frame.payload, 0);
+    }
+    assert!(seen <= data.len(), "messages hold more than their datagram");
+}
+
+fn attributes(bytes: &[u8], depth: u8) {
+    for attr in Attrs::new(bytes) {
+        let Ok(attr) = attr else { return };
+        let _ = (attr_u32(attr.value), attr_u32_be(attr.value), attr_u64_be(attr.value));
+        if depth < 4 {
+            attributes(attr.value, depth.saturating_add(1));
+        }
+    }
+}
+
+/// Seeds: what we ask for has the form of what comes back.
+#[cfg(test)]
+pub(crate) fn samples() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    use netlink_packet_xfrm::constants::{
+        XFRM_MSG_ACQUIRE, XFRM_MSG_EXPIRE, XFRM_MSG_MAPPING, XFRM_MSG_NEWSA,
+    };
+
+    use super::encode::{self, Context};
+    use crate::netlink::Message;
+
+    let context = Context { if_id: 7, sa_dir: true };
+    let mut policies = Vec::new();
+    for mut message in encode::wide_policies(context).into_iter().take(2) {
+        message.seal(0, 1);
+        policies.extend(message.bytes());
+    }
+    let event = |kind: u16, len: usize| {
+        let fixed: Vec<u8> = (0..len).map(|at| (at % 11) as u8).collect();
+        let mut message = Message::new(kind, 0, &fixed).attr(31, &7_u32.to_ne_bytes());
+        message.seal(0, 1);
+        message.bytes().to_vec()
+    };
+    vec![
+        ("kernel-message", "policies", policies),
+        ("kernel-message", "sa", event(XFRM_MSG_NEWSA, 224)),
+        ("kernel-message", "expire", event(XFRM_MSG_EXPIRE, 232)),
+        ("kernel-message", "mapping", event(XFRM_MSG_MAPPING, 64)),
+        ("kernel-message", "acquire", event(XFRM_MSG_ACQUIRE, 280)),
+    ]
+}

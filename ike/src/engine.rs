@@ -223,9 +223,6 @@ impl Engine {
             if !self.ctx.reauths.is_empty() {
                 out.push(format!("reauthentications {:?}", self.ctx.reauths));
             }
-            if !self.ctx.lease_children.is_empty() {
-                out.push(format!("children {:?}", self.ctx.lease_children));
-            }
         }
         out
     }

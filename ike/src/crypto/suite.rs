@@ -271,6 +271,12 @@ impl IkeSuite {
         additional_methods(&self.additional)
     }
 
+    /// Whether there is any of [`IkeSuite::additional_methods`].
+    #[must_use]
+    pub fn has_additional(&self) -> bool {
+        self.additional.iter().any(|kex| kex.method != KeMethod::None)
+    }
+
     /// True when `provider` implements every algorithm.
     #[must_use]
     pub fn supported_by(&self, provider: &CryptoProvider) -> bool {

@@ -195,7 +195,7 @@ pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, opened: &Opened) {
             intermediate::process_request(ctx, sa, opened, &payloads);
         }
         ExchangeType::IkeAuth if auth::expects_auth(sa) => {
-            auth::process_request(ctx, sa, &payloads);
+            auth::process_request(ctx, sa, payloads);
         }
         // Until IKE_AUTH is complete nobody is authenticated, and nothing else has a place.
         exchange if auth::expects_request(sa) => {

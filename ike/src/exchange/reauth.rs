@@ -73,9 +73,7 @@ impl Reauths {
 
 /// Whether a connection that is about to be established is a second one beside the first.
 pub(crate) fn overlaps(ctx: &Ctx, grant: &Grant, initial_contact: bool) -> bool {
-    grant.unique == UniquePolicy::Replace
-        && !initial_contact
-        && ctx.leases.contains_key(&grant.lease)
+    grant.unique == UniquePolicy::Replace && !initial_contact && ctx.leases.is_up(&grant.lease)
 }
 
 /// Refuses who authenticates over and over with what cannot move the end it was told of: the same

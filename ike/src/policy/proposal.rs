@@ -15,6 +15,9 @@ const MAX_OFFERED: usize = 48;
 /// The last of the SPIs that are reserved for the IANA (RFC 4303 2.1).
 const LAST_RESERVED_SPI: u32 = 255;
 
+/// Transforms up to which an offer is searched as it is: making it shorter would cost more.
+const SHORT_OFFER: usize = 32;
+
 /// Octets of a peer's offer shown to people at most.
 const MAX_SHOWN: usize = 600;
 
@@ -48,18 +51,27 @@ pub fn choose_ike(
     sent: KeMethod,
     several: bool,
 ) -> Option<Chosen<IkeSuite>> {
-    let offered = relevant(ours, offer);
+    let transforms = offer.proposals.iter().map(|proposal| proposal.transforms.len());
+    let reduced: Vec<Proposal>;
+    let offered = if transforms.fold(0, usize::saturating_add) > SHORT_OFFER {
+        reduced = relevant(ours, offer);
+        &reduced
+    } else {
+        &offer.proposals
+    };
+    let makes_several = |suite: &IkeSuite| suite.has_additional();
     let find = |want: &dyn Fn(&IkeSuite) -> bool| {
-        let ours = ours.iter().filter(|suite| several || suite.additional_methods().is_empty());
+        let ours = ours.iter().filter(|suite| several || !makes_several(suite));
         ours.filter(|suite| want(suite)).find_map(|suite| {
             let proposal = offered.iter().find(|offer| ike_matches(suite, offer))?;
-            Some(Chosen::of(proposal, suite.clone(), &suite.additional))
+            Some((proposal, suite))
         })
     };
     let best = find(&|_| true)?;
-    let several = |suite: &IkeSuite| !suite.additional_methods().is_empty();
-    let at_once = find(&|suite| suite.kex == sent && several(suite) == several(&best.suite));
-    Some(at_once.unwrap_or(best))
+    let at_once =
+        |suite: &IkeSuite| suite.kex == sent && makes_several(suite) == makes_several(best.1);
+    let (proposal, suite) = if at_once(best.1) { best } else { find(&at_once).unwrap_or(best) };
+    Some(Chosen::of(proposal, suite.clone(), &suite.additional))
 }
 
 /// An offer without what cannot matter to us, each transform once: a stranger's may be long, and

@@ -97,7 +97,7 @@ pub(crate) fn remove_from_dataplane(
     ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
     ctx.reauths.settled(id);
     let lease = sa.lease_id();
-    let last = lease.as_ref().is_none_or(|lease| ctx.lease_child_out(lease, id));
+    let last = lease.as_ref().is_none_or(|lease| ctx.leases.child_out(lease, id));
     ctx.removing(sa.id);
     ctx.act(
         sa.id,
@@ -168,7 +168,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         rekeys: new.rekeys,
         restored: false,
     };
-    ctx.lease_child_in(&action.lease, id);
+    ctx.leases.child_in(&action.lease, id);
     sa.children.insert(id, Box::new(child));
     ctx.act(sa.id, Purpose::Install(id), Action::InstallChild(Box::new(action)));
     Some(id)

@@ -1,7 +1,7 @@
 //! What every exchange works with beside its own SA: configuration, time, timers, outputs, the
 //! actions in flight. An exchange never reaches another SA; what concerns others is deferred.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::config::EngineConfig;
 use crate::crypto::{CryptoProvider, KexRequest};
@@ -13,6 +13,7 @@ use crate::io::{
 use crate::policy::limits::HalfOpen;
 use crate::rng::Seed;
 use crate::sa::IkeSa;
+use crate::sa::leases::Leases;
 use crate::sa::timers::{TimerKey, TimerQueue};
 use crate::time::Now;
 use crate::view::EngineStats;
@@ -121,11 +122,8 @@ pub(crate) struct Ctx {
     pub(crate) deferred: VecDeque<Deferred>,
     pub(crate) half_open: HalfOpen,
     pub(crate) stats: EngineStats,
-    /// Leases with an established IKE SA, and how many.
-    pub(crate) leases: BTreeMap<LeaseId, u32>,
-    /// Children of each lease in the data plane, over all of its IKE SAs: the filter goes with
-    /// the last of them.
-    pub(crate) lease_children: BTreeMap<LeaseId, BTreeSet<ChildSaId>>,
+    /// What each lease holds: the filter goes with the last child, over all of its IKE SAs.
+    pub(crate) leases: Leases,
     /// Where peers are sent that can be (RFC 5685).
     pub(crate) redirect: Option<RedirectGateway>,
     /// Reauthentications under way and lately.
@@ -157,8 +155,7 @@ impl Ctx {
             deferred: VecDeque::new(),
             half_open: HalfOpen::default(),
             stats: EngineStats::default(),
-            leases: BTreeMap::new(),
-            lease_children: BTreeMap::new(),
+            leases: Leases::default(),
             redirect: None,
             reauths: Reauths::default(),
             removing: BTreeMap::new(),
@@ -255,38 +252,10 @@ impl Ctx {
         }
     }
 
-    /// Counts a lease's established SAs.
-    pub(crate) fn lease_up(&mut self, lease: &LeaseId) {
-        let held = self.leases.entry(lease.clone()).or_default();
-        *held = held.saturating_add(1);
-    }
-
-    /// A child of the lease goes into the data plane.
-    pub(crate) fn lease_child_in(&mut self, lease: &LeaseId, child: ChildSaId) {
-        self.lease_children.entry(lease.clone()).or_default().insert(child);
-    }
-
-    /// A child of the lease leaves the data plane; whether it was the last.
-    pub(crate) fn lease_child_out(&mut self, lease: &LeaseId, child: ChildSaId) -> bool {
-        let Some(children) = self.lease_children.get_mut(lease) else {
-            return true;
-        };
-        children.remove(&child);
-        let last = children.is_empty();
-        if last {
-            self.lease_children.remove(lease);
-        }
-        last
-    }
-
-    /// The opposite of [`Ctx::lease_up`].
+    /// One of the lease's established SAs ends.
     pub(crate) fn lease_down(&mut self, lease: &LeaseId) {
-        if let Some(held) = self.leases.get_mut(lease) {
-            *held = held.saturating_sub(1);
-            if *held == 0 {
-                self.leases.remove(lease);
-                self.reauths.forget(lease);
-            }
+        if self.leases.down(lease) {
+            self.reauths.forget(lease);
         }
     }
 }

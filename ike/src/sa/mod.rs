@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 pub(crate) mod context;
+pub(crate) mod leases;
 pub(crate) mod lifecycle;
 pub(crate) mod persist;
 pub(crate) mod protect;

@@ -210,7 +210,7 @@ impl Engine {
         };
         sa.peer_token = saved.peer.token.map(Vec::into_boxed_slice);
         sync::restore(&mut sa, saved.peer.synchronised);
-        self.ctx.lease_up(&saved.grant.lease);
+        self.ctx.leases.up(&saved.grant.lease);
         self.ctx.timers.set_wall(id, Some(saved.grant.deadline));
         sa.counted = true;
         sa.auth = Some(Box::new(Authenticated {
@@ -306,7 +306,7 @@ impl Engine {
         if saved.closing {
             return;
         }
-        ctx.lease_child_in(&action.lease, saved.id);
+        ctx.leases.child_in(&action.lease, saved.id);
         if !saved.outbound_active {
             // The peer may never have got the answer that made it; then it asks again.
             let key = TimerKey::sub(sa.id, TimerKind::Activate, saved.id.0);

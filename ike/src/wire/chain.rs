@@ -45,17 +45,19 @@ impl Message {
     /// # Errors
     /// When a payload exceeds its limits or contradicts itself.
     pub fn encode(&self) -> Result<Vec<u8>, WireError> {
-        let (next_payload, chain) = self.payloads.encode_chain(true)?;
-        let length = HEADER_LEN.saturating_add(chain.len());
+        let mut w = Writer::with_capacity(HEADER_LEN.saturating_add(CHAIN_ROOM));
+        let next_payload = self.payloads.first_kind();
+        Header { next_payload, length: 0, ..self.header }.write(&mut w);
+        self.payloads.encode_chain(true, &mut w)?;
+        let length = w.len();
         let limit = usize::try_from(u32::MAX).unwrap_or(usize::MAX);
-        let length = u32::try_from(length).map_err(|_| WireError::TooLong {
+        let length32 = u32::try_from(length).map_err(|_| WireError::TooLong {
             part: Part::Message,
             length,
             limit,
         })?;
-        let mut w = Writer::with_capacity(HEADER_LEN.saturating_add(chain.len()));
-        Header { next_payload, length, ..self.header }.write(&mut w);
-        w.bytes(&chain);
+        // The length is the header's last field.
+        w.set_u32(HEADER_LEN.saturating_sub(4), length32);
         Ok(w.into_vec())
     }
 }
@@ -391,6 +393,12 @@ impl Payloads {
         self.items.push(item);
     }
 
+    /// Takes the first payload of a type out.
+    pub(crate) fn take(&mut self, kind: PayloadType) -> Option<Payload> {
+        let at = self.items.iter().position(|item| item.payload.kind() == kind)?;
+        Some(self.items.remove(at).payload)
+    }
+
     /// Puts a payload first, as a COOKIE must be (RFC 7296 2.6).
     pub fn push_front(&mut self, payload: Payload) {
         self.items.insert(0, Item { critical: false, payload });
@@ -401,7 +409,9 @@ impl Payloads {
     /// # Errors
     /// When a payload exceeds its limits, contradicts itself or must not stand there.
     pub fn encode(&self) -> Result<(PayloadType, Vec<u8>), WireError> {
-        self.encode_chain(false)
+        let mut w = Writer::with_capacity(CHAIN_ROOM);
+        self.encode_chain(false, &mut w)?;
+        Ok((self.first_kind(), w.into_vec()))
     }
 
     /// Refuses unknown payloads whose critical bit is set (RFC 7296 2.5).
@@ -520,11 +530,15 @@ impl Payloads {
         Ok(())
     }
 
-    fn encode_chain(&self, outer: bool) -> Result<(PayloadType, Vec<u8>), WireError> {
+    /// The type of the first payload.
+    fn first_kind(&self) -> PayloadType {
+        self.items.first().map_or(PayloadType::None, |item| item.payload.kind())
+    }
+
+    fn encode_chain(&self, outer: bool, w: &mut Writer) -> Result<(), WireError> {
         if self.items.len() > MAX_PAYLOADS {
             return Err(WireError::TooMany { part: Part::Message, limit: MAX_PAYLOADS });
         }
-        let mut w = Writer::with_capacity(CHAIN_ROOM);
         let mut seen = PayloadTypes::default();
         let mut following = self.items.iter().skip(1);
         for item in &self.items {
@@ -543,11 +557,10 @@ impl Payloads {
             w.u8(if item.critical { CRITICAL } else { 0 });
             let length_at = w.len();
             w.u16(0);
-            item.payload.write(&mut w)?;
+            item.payload.write(w)?;
             w.set_len16(length_at, start, Part::Payload(kind))?;
         }
-        let first = self.items.first().map_or(PayloadType::None, |item| item.payload.kind());
-        Ok((first, w.into_vec()))
+        Ok(())
     }
 }
 

@@ -326,10 +326,9 @@ pub(super) fn seal_part(
     };
     let part = Part::Payload(kind);
     let too_long = |length| WireError::TooLong { part, length, limit: usize::from(u16::MAX) };
-    let mut buffer = Zeroizing::new(Vec::with_capacity(plaintext.len().saturating_add(256)));
-    buffer.extend_from_slice(plaintext);
-    pad(&mut buffer, cipher.block_len())?;
-    let payload_len = [GENERIC_LEN, fields_len, cipher.iv_len(), buffer.len(), cipher.icv_len()]
+    let (iv_len, icv_len) = (cipher.iv_len(), cipher.icv_len());
+    let (padded, pad_len) = padding(plaintext.len(), cipher.block_len())?;
+    let payload_len = [GENERIC_LEN, fields_len, iv_len, padded, icv_len]
         .into_iter()
         .fold(0, usize::saturating_add);
     let payload_len16 = fit16(payload_len, part)?;
@@ -345,15 +344,22 @@ pub(super) fn seal_part(
         w.u16(number);
         w.u16(total);
     }
-    let mut iv = vec![0; cipher.iv_len()];
-    fill_iv(&mut iv);
-    let mut icv = vec![0; cipher.icv_len()];
-    let mut out = w.into_vec();
-    cipher.seal(&out, &iv, &mut buffer, &mut icv).map_err(|_| WireError::Integrity)?;
-    out.extend_from_slice(&iv);
-    out.extend_from_slice(&buffer);
-    out.extend_from_slice(&icv);
-    Ok(out)
+    let aad_len = w.len();
+    // Encrypted where it stands. What fails in between is wiped.
+    let mut out = Zeroizing::new(w.into_vec());
+    out.resize(length, 0);
+    let (aad, rest) = out.split_at_mut_checked(aad_len).ok_or_else(|| too_long(length))?;
+    let (iv, rest) = rest.split_at_mut_checked(iv_len).ok_or_else(|| too_long(length))?;
+    let (body, icv) = rest.split_at_mut_checked(padded).ok_or_else(|| too_long(length))?;
+    fill_iv(iv);
+    if let Some(start) = body.get_mut(..plaintext.len()) {
+        start.copy_from_slice(plaintext);
+    }
+    if let Some(last) = body.last_mut() {
+        *last = pad_len;
+    }
+    cipher.seal(aad, iv, body, icv).map_err(|_| WireError::Integrity)?;
+    Ok(std::mem::take(&mut *out))
 }
 
 /// The octets `IntAuth_A | IntAuth_P` of RFC 9242 3.3.2, which the AUTH payload covers for every
@@ -388,18 +394,14 @@ fn fragment_fields(r: &mut Reader<'_>) -> Result<(u16, u16), WireError> {
     if number == 0 || number > total { Err(wrong) } else { Ok((number, total)) }
 }
 
-/// Appends padding and the pad length octet, so that the length is a multiple of `block`.
-fn pad(buffer: &mut Vec<u8>, block: usize) -> Result<(), WireError> {
-    let length = buffer.len();
+/// The length with padding and the pad length octet, a multiple of `block`, and the length of the
+/// padding.
+fn padding(length: usize, block: usize) -> Result<(usize, u8), WireError> {
     let wrong = WireError::Invalid { part: Part::Padding, field: Field::Length, at: length };
     let with_octet = length.saturating_add(1);
     let padded = with_octet.checked_next_multiple_of(block).ok_or(wrong)?;
     let pad_len = u8::try_from(padded.saturating_sub(with_octet)).map_err(|_| wrong)?;
-    buffer.resize(padded, 0);
-    if let Some(last) = buffer.last_mut() {
-        *last = pad_len;
-    }
-    Ok(())
+    Ok((padded, pad_len))
 }
 
 /// Removes padding of any content and the pad length octet.

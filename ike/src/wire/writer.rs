@@ -61,6 +61,13 @@ impl Writer {
         }
     }
 
+    /// Overwrites the four octets from `at`, which were written before.
+    pub(super) fn set_u32(&mut self, at: usize, value: u32) {
+        if let Some(slot) = self.out.get_mut(at..).and_then(|tail| tail.first_chunk_mut::<4>()) {
+            *slot = value.to_be_bytes();
+        }
+    }
+
     /// Writes, at `at`, how many octets lie between `start` and the end.
     ///
     /// # Errors

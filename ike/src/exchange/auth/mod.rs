@@ -296,7 +296,7 @@ fn check_grant(
             ),
         )));
     }
-    if grant.unique == UniquePolicy::Reject && ctx.leases.contains_key(&grant.lease) {
+    if grant.unique == UniquePolicy::Reject && ctx.leases.is_up(&grant.lease) {
         return Err(Box::new(about(
             sa,
             refusal(
@@ -372,7 +372,7 @@ fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
         ctx.deferred.push_back(Deferred::Overlap { lease: lease.clone(), keep });
     }
     sa.counted = true;
-    ctx.lease_up(&lease);
+    ctx.leases.up(&lease);
     ctx.half_open.remove(sa.id);
     ctx.half_open.authenticated(Source::from(sa.path.remote.ip()), ctx.now.mono);
     ctx.stats.established = ctx.stats.established.saturating_add(1);

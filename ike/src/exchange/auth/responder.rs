@@ -91,20 +91,20 @@ pub(crate) fn expects_auth(sa: &IkeSa) -> bool {
 }
 
 /// An authentic request. Whoever sent it made the key exchange; who that is comes now.
-pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
+pub(crate) fn process_request(ctx: &mut Ctx, sa: &mut IkeSa, mut payloads: Payloads) {
     if responder(sa).is_some() {
         ctx.half_open.authenticating(sa.id, true);
-        return eap::process_request(ctx, sa, payloads);
+        return eap::process_request(ctx, sa, &payloads);
     }
     let Some(exchanged) = take_exchanged(sa) else {
         return;
     };
-    continuity::heard(ctx, sa, payloads);
-    match claim::examine(ctx, sa, exchanged, payloads) {
+    continuity::heard(ctx, sa, &payloads);
+    match claim::examine(ctx, sa, exchanged, &mut payloads) {
         Ok(responder) => {
             sa.phase = Phase::Authenticating(Box::new(AuthTask::Responder(Box::new(responder))));
             ctx.half_open.authenticating(sa.id, true);
-            claim::begin(ctx, sa, payloads);
+            claim::begin(ctx, sa, &payloads);
         }
         Err(refused) => fail(ctx, sa, *refused),
     }

@@ -12,7 +12,9 @@ use crate::io::{
 use crate::sa::IkeSa;
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::view::SaRole;
-use crate::wire::{AuthMethod, Authentication, HashAlgorithm, NotifyType, Payloads};
+use crate::wire::{
+    AuthMethod, Authentication, HashAlgorithm, NotifyType, Payload, PayloadType, Payloads,
+};
 
 use super::eap::{self, EapTask};
 use super::first_child::{self, ChildOutcome};
@@ -37,14 +39,14 @@ impl Claim {
     }
 }
 
-/// Reads the first request.
+/// Reads the first request, and takes what is kept of it.
 pub(super) fn examine(
     ctx: &Ctx,
     sa: &IkeSa,
     exchanged: Exchanged,
-    payloads: &Payloads,
+    payloads: &mut Payloads,
 ) -> Result<Responder, Box<Refusal>> {
-    let Some(id_i) = payloads.id_i().cloned() else {
+    let Some(Payload::IdI(id_i)) = payloads.take(PayloadType::IdI) else {
         let what = "IKE_AUTH without an IDi payload";
         let notify = Some(NotifyType::InvalidSyntax);
         let refused = refusal(Blame::Malformed, notify, "no_identity", what, "check the client");
@@ -54,7 +56,11 @@ pub(super) fn examine(
         let refused = refusal(blame, Some(NotifyType::AuthenticationFailed), code, what, fix);
         Box::new(about(sa, Refusal { identity: Some(id_i.id.clone()), ..refused }))
     };
-    let claim = claim(payloads);
+    let auth = match payloads.take(PayloadType::Auth) {
+        Some(Payload::Auth(auth)) => Some(auth),
+        _ => None,
+    };
+    let claim = claim(auth, payloads);
     if claim.is_none() && !ctx.config.eap_tls {
         let what = "the client wants to authenticate with EAP, which is not offered".to_owned();
         let fix = "let the client authenticate with its certificate (strongSwan: `auth = pubkey`), \
@@ -93,14 +99,14 @@ pub(super) fn examine(
     })
 }
 
-fn claim(payloads: &Payloads) -> Option<Claim> {
+fn claim(auth: Option<Authentication>, payloads: &Payloads) -> Option<Claim> {
     let without_ppk = payloads.notify(NotifyType::NoPpkAuth).map(|notify| notify.data.clone());
-    Some(Claim { auth: payloads.auth()?.clone(), without_ppk })
+    Some(Claim { auth: auth?, without_ppk })
 }
 
 /// The last request of EAP (RFC 7296 2.16); false when it has no AUTH.
 pub(super) fn after_eap(responder: &mut Responder, payloads: &Payloads) -> bool {
-    responder.claim = claim(payloads);
+    responder.claim = claim(payloads.auth().cloned(), payloads);
     responder.claim.is_some()
 }
 

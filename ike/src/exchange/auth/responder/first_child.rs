@@ -12,7 +12,9 @@ use crate::policy::proposal::{self, Chosen, EspKex};
 use crate::sa::IkeSa;
 use crate::sa::child::{self, NewChild};
 use crate::sa::context::{Ctx, Purpose};
-use crate::wire::{NotifyType, Payloads, SecurityAssociation, TrafficSelector, TrafficSelectors};
+use crate::wire::{
+    NotifyType, Payload, PayloadType, Payloads, SecurityAssociation, TrafficSelector,
+};
 
 use super::{finish_if_ready, responder};
 
@@ -53,13 +55,18 @@ pub(super) struct Plan {
     pub(super) spi_in: u32,
 }
 
-/// Reads what the peer asks for; `None` when it asks for no child.
-pub(super) fn offer(payloads: &Payloads) -> Option<ChildOffer> {
-    let known =
-        |ts: Option<&TrafficSelectors>| ts.map(|ts| ts.selectors.clone()).unwrap_or_default();
-    let sa = payloads.sa()?.clone();
+/// Takes what the peer asks for; `None` when it asks for no child.
+pub(super) fn offer(payloads: &mut Payloads) -> Option<ChildOffer> {
     let transport = transport::is_said(payloads);
-    Some(ChildOffer { sa, ts_i: known(payloads.ts_i()), ts_r: known(payloads.ts_r()), transport })
+    let mut selectors = |kind| match payloads.take(kind) {
+        Some(Payload::TsI(ts) | Payload::TsR(ts)) => ts.selectors,
+        _ => Vec::new(),
+    };
+    let (ts_i, ts_r) = (selectors(PayloadType::TsI), selectors(PayloadType::TsR));
+    match payloads.take(PayloadType::Sa) {
+        Some(Payload::Sa(sa)) => Some(ChildOffer { sa, ts_i, ts_r, transport }),
+        _ => None,
+    }
 }
 
 /// Decides over the child SA, and reserves its SPI.

@@ -4,8 +4,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::crypto::{EspSuite, IkeSuite};
 use crate::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
-use crate::wire::{Identification, NotifyType, RedirectGateway};
+use crate::wire::{Identification, NotifyType, RedirectGateway, TrafficSelector};
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,8 +27,8 @@ pub enum Event {
         lease: LeaseId,
         /// Its role.
         role: String,
-        /// Negotiated IKE suite, like `aes256gcm16-prfsha384-ecp384`.
-        suite: String,
+        /// Negotiated IKE suite, as text like `aes256gcm16-prfsha384-ecp384`.
+        suite: IkeSuite,
         /// Virtual addresses handed out.
         addresses: Vec<std::net::IpAddr>,
         /// As initiator: the name of the connection.
@@ -58,11 +59,11 @@ pub enum Event {
         /// SPI of packets to the peer.
         spi_out: u32,
         /// Negotiated ESP suite.
-        suite: String,
-        /// Our side's selectors as text.
-        ts_local: String,
-        /// The peer's selectors as text.
-        ts_remote: String,
+        suite: EspSuite,
+        /// Our side's selectors.
+        ts_local: Selectors,
+        /// The peer's selectors.
+        ts_remote: Selectors,
         /// The child it replaces.
         rekeys: Option<ChildSaId>,
     },
@@ -101,6 +102,20 @@ pub enum Event {
     },
     /// Half-open IKE SAs crossed the cookie threshold, upwards (`true`) or downwards.
     CookieMode(bool),
+}
+
+/// Traffic selectors, which `Display` lists for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selectors(pub Vec<TrafficSelector>);
+
+impl fmt::Display for Selectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, rest)) = self.0.split_first() else {
+            return f.write_str("nothing");
+        };
+        write!(f, "{first}")?;
+        rest.iter().try_for_each(|selector| write!(f, ", {selector}"))
+    }
 }
 
 /// Why an SA ended.

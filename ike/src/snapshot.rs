@@ -9,6 +9,7 @@ mod codec;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -41,7 +42,7 @@ pub struct Snapshot {
     /// Negotiated algorithms.
     pub suite: IkeSuite,
     /// SK_d and the rest.
-    pub keys: IkeKeys,
+    pub keys: Arc<IkeKeys>,
     /// Id of our next request.
     pub next_request: u32,
     /// Id of the peer's next request.
@@ -57,7 +58,7 @@ pub struct Snapshot {
     /// The peer's identity.
     pub identity: Identification,
     /// What it was granted.
-    pub grant: Grant,
+    pub grant: Arc<Grant>,
     /// Time since it was established.
     pub age: Duration,
     /// Time until it is to be rekeyed.

@@ -303,7 +303,7 @@ fn a_lease_without_its_sa_and_an_sa_without_its_lease_are_noticed() {
         identity: "client-0".to_owned(),
         lease: lease.id,
         role: String::new(),
-        suite: String::new(),
+        suite: "aes256gcm16-prfsha256-x25519".parse().expect("a suite"),
         addresses: vec![lease.address],
         connection: None,
     };

@@ -118,7 +118,7 @@ impl Follower {
                     remote: *remote,
                     spi_i: spis.0,
                     spi_r: spis.1,
-                    ike_suite: suite.clone(),
+                    ike_suite: suite.to_string(),
                     esp_suite: None,
                     carried: None,
                 };

@@ -125,7 +125,7 @@ mod tests {
             identity: "CN=ci".to_owned(),
             lease: lease(number),
             role: "builder".to_owned(),
-            suite: "aes256gcm16-prfsha384-ecp384".to_owned(),
+            suite: "aes256gcm16-prfsha384-ecp384".parse().unwrap(),
             addresses: Vec::new(),
             connection: None,
         }

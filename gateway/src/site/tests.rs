@@ -1,5 +1,6 @@
 //! When a site is connected, and when again.
 
+use ike::event::Selectors;
 use ike::io::LeaseId;
 
 use super::*;
@@ -24,7 +25,7 @@ fn up(ike: u64, ours: bool) -> Event {
         identity: "gw".to_owned(),
         lease: LeaseId("s-1".to_owned()),
         role: policy::site_role(NAME),
-        suite: String::new(),
+        suite: "aes256gcm16-prfsha256-x25519".parse().unwrap(),
         addresses: Vec::new(),
         connection: ours.then(|| NAME.to_owned()),
     }
@@ -37,9 +38,9 @@ fn child_up(ike: u64, child: u64) -> Event {
         lease: LeaseId("s-1".to_owned()),
         spi_in: 1,
         spi_out: 2,
-        suite: String::new(),
-        ts_local: String::new(),
-        ts_remote: String::new(),
+        suite: "aes256gcm16".parse().unwrap(),
+        ts_local: Selectors::default(),
+        ts_remote: Selectors::default(),
         rekeys: None,
     }
 }

@@ -1,5 +1,7 @@
 //! What the operator, the policy and the data plane want of SAs.
 
+use std::sync::Arc;
+
 use crate::engine::{Engine, usable};
 use crate::event::{Blame, CloseReason};
 use crate::exchange::{self, Task, advance, auth, init, mobike, mobility, reauth, redirect};
@@ -100,15 +102,17 @@ impl Engine {
                 let Some(auth) = sa.auth.as_mut().filter(|auth| auth.grant.lease == *lease) else {
                     return;
                 };
-                let before = std::mem::replace(&mut auth.grant, grant.clone());
+                let mut grant = grant.clone();
                 if client {
                     // As client these came from the peer, and from what we were told.
-                    auth.grant.addresses = before.addresses;
-                    auth.grant.dns = before.dns;
-                    auth.grant.transport = before.transport;
+                    grant.addresses.clone_from(&auth.grant.addresses);
+                    grant.dns.clone_from(&auth.grant.dns);
+                    grant.transport = auth.grant.transport;
                 }
+                let deadline = grant.deadline;
+                auth.grant = Arc::new(grant);
                 if matches!(sa.phase, Phase::Established | Phase::Rekeyed) {
-                    ctx.timers.set_wall(id, Some(grant.deadline));
+                    ctx.timers.set_wall(id, Some(deadline));
                     ctx.checkpoint(sa);
                 }
             });

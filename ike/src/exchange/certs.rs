@@ -110,14 +110,14 @@ fn signing_method(
 }
 
 /// CERT payloads of a chain, end entity first.
-pub(crate) fn payloads(chain: &[Vec<u8>]) -> impl Iterator<Item = Payload> + '_ {
-    chain.iter().map(|der| Payload::Cert(Certificate::x509(der.clone())))
+pub(crate) fn payloads(chain: Vec<Vec<u8>>) -> impl Iterator<Item = Payload> {
+    chain.into_iter().map(|der| Payload::Cert(Certificate::x509(der)))
 }
 
 /// CERT payloads of OCSP answers.
-pub(crate) fn staples(answers: &[Vec<u8>]) -> impl Iterator<Item = Payload> + '_ {
-    let cert = |answer: &Vec<u8>| Certificate::new(CertEncoding::OcspContent, answer.clone());
-    answers.iter().map(cert).map(Payload::Cert)
+pub(crate) fn staples(answers: Vec<Vec<u8>>) -> impl Iterator<Item = Payload> {
+    let cert = |answer| Certificate::new(CertEncoding::OcspContent, answer);
+    answers.into_iter().map(cert).map(Payload::Cert)
 }
 
 /// OCSP answers the peer brought along, as many as it may bring certificates.

@@ -271,10 +271,10 @@ pub(crate) fn secret(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<KexResponse, 
 fn derive(ctx: &mut Ctx, sa: &mut IkeSa, shared: &SharedSecret) {
     let (suite, ni, nr) = match &sa.phase {
         Phase::HalfOpen(half_open) => {
-            (half_open.chosen.suite.clone(), half_open.ni.clone(), half_open.nr.clone())
+            (half_open.chosen.suite.clone(), &half_open.ni, &half_open.nr)
         }
         Phase::InitSent(init) => match &init.answer {
-            Some(answer) => (answer.suite.clone(), init.ni.clone(), answer.nr.clone()),
+            Some(answer) => (answer.suite.clone(), &init.ni, &answer.nr),
             None => return,
         },
         _ => return,

@@ -7,6 +7,7 @@
 use crate::crypto::keymat::Nonces;
 use crate::crypto::{IkeSuite, suite};
 use crate::event::{Blame, CloseReason, Event};
+use crate::exchange::auth;
 use crate::exchange::collision::ours_is_redundant;
 use crate::exchange::create_child::{
     self, Requesting, Responding, abandon_request, answer_settled, child_work_under_way,
@@ -406,7 +407,9 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
     new.redundant = false;
     ctx.timers.cancel(TimerKey::new(new.id, TimerKind::Tombstone));
     new.close_reason = None;
-    report(ctx, new);
+    if let Some(event) = auth::ike_up(new) {
+        ctx.event(event);
+    }
     ctx.timers.cancel_sa(old.id);
     lifecycle::established(ctx, new);
     ctx.checkpoint(new);
@@ -425,25 +428,6 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
         advance(ctx, old);
     }
     advance(ctx, new);
-}
-
-fn report(ctx: &mut Ctx, sa: &IkeSa) {
-    let Some(auth) = &sa.auth else {
-        return;
-    };
-    let event = Event::IkeUp {
-        ike: sa.id,
-        spis: (sa.spi_i.0, sa.spi_r.0),
-        local: sa.path.local,
-        remote: sa.path.remote,
-        identity: auth.name.clone(),
-        lease: auth.grant.lease.clone(),
-        role: auth.grant.role.clone(),
-        suite: sa.protection.as_ref().map(|p| p.suite().to_string()).unwrap_or_default(),
-        addresses: auth.grant.addresses.clone(),
-        connection: sa.connection(),
-    };
-    ctx.event(event);
 }
 
 /// The peer rekeys the IKE SA.

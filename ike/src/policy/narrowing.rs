@@ -85,14 +85,6 @@ pub fn hosts(addresses: &[IpAddr]) -> Vec<TrafficSelector> {
     addresses.iter().map(|&address| TrafficSelector::addresses(address, address)).collect()
 }
 
-/// Selectors as text, for people.
-pub fn text(selectors: &[TrafficSelector]) -> String {
-    if selectors.is_empty() {
-        return "nothing".to_owned();
-    }
-    selectors.iter().map(TrafficSelector::to_string).collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,12 +3,11 @@
 use crate::config::Volume;
 use crate::crypto::keymat::{self, Nonces};
 use crate::crypto::{CryptoError, EspSuite, SecretBytes, SharedSecret};
-use crate::event::{CloseReason, Event};
+use crate::event::{CloseReason, Event, Selectors};
 use crate::io::{
     Action, ChildKeys, ChildLimits, ChildSaId, ChildUse, Hosts, IkeSaId, InstallChild, LeaseId,
     TimerKind,
 };
-use crate::policy::narrowing;
 use crate::rng::SaRng;
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::protect::Protection;
@@ -238,9 +237,9 @@ pub(crate) fn up(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, rekeys: Option<Ch
         lease,
         spi_in: child.spi_in,
         spi_out: child.spi_out,
-        suite: child.suite.to_string(),
-        ts_local: narrowing::text(&child.ts_local),
-        ts_remote: narrowing::text(&child.ts_remote),
+        suite: child.suite.clone(),
+        ts_local: Selectors(child.ts_local.clone()),
+        ts_remote: Selectors(child.ts_remote.clone()),
         rekeys,
     };
     ctx.event(event);

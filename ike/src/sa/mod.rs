@@ -12,6 +12,7 @@ pub(crate) mod window;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::PeerConfig;
@@ -93,7 +94,7 @@ pub(crate) struct Authenticated {
     /// The peer's identity.
     pub(crate) identity: Identification,
     /// What it was granted. As initiator: made from what we asked for and were given.
-    pub(crate) grant: Grant,
+    pub(crate) grant: Arc<Grant>,
     pub(crate) established_at: Timestamp,
 }
 

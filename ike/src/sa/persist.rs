@@ -1,5 +1,7 @@
 //! From SAs to snapshots and back.
 
+use std::sync::Arc;
+
 use crate::config::EngineConfig;
 use crate::crypto::CryptoProvider;
 use crate::engine::Engine;
@@ -41,7 +43,7 @@ impl IkeSa {
             remote: self.path.remote,
             encap: self.path.encap,
             suite: protection.suite().clone(),
-            keys: protection.keys().clone(),
+            keys: protection.shared_keys(),
             next_request: self.window.next_request(),
             next_expected: self.window.next_expected(),
             outstanding: saved_request(self),
@@ -64,7 +66,7 @@ impl IkeSa {
             },
             name: auth.name.clone(),
             identity: auth.identity.clone(),
-            grant: auth.grant.clone(),
+            grant: Arc::clone(&auth.grant),
             age: now.since(auth.established_at),
             rekey_in: left(TimerKey::new(self.id, TimerKind::RekeyIke)),
             children: self

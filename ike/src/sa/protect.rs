@@ -1,5 +1,7 @@
 //! Encryption of an IKE SA's messages, fragmentation and reassembly (RFC 7296 3.14, RFC 7383).
 
+use std::sync::Arc;
+
 use zeroize::Zeroizing;
 
 use crate::config::Limits;
@@ -23,7 +25,8 @@ const UNLIMITED: usize = u16::MAX as usize;
 #[derive(Debug)]
 pub(crate) struct Protection {
     suite: IkeSuite,
-    keys: IkeKeys,
+    /// Shared with snapshots, so that they are in one place.
+    keys: Arc<IkeKeys>,
     prf: &'static dyn Prf,
     outbound: Box<dyn KeyedCipher>,
     inbound: Box<dyn KeyedCipher>,
@@ -88,7 +91,7 @@ impl Protection {
         crypto: &CryptoProvider,
         suite: IkeSuite,
         initiator: bool,
-        keys: IkeKeys,
+        keys: Arc<IkeKeys>,
     ) -> Result<Self, CryptoError> {
         let prf = find_prf(crypto, &suite)?;
         let to_responder = keyed(crypto, &suite, &keys.ei, &keys.ai)?;
@@ -110,7 +113,7 @@ impl Protection {
         let lengths = suite.key_lengths(crypto)?;
         let (spi_i, spi_r) = (spis.0.0.to_be_bytes(), spis.1.0.to_be_bytes());
         let keys = IkeKeys::derive(prf, lengths, skeyseed, nonces, spi_i, spi_r)?;
-        Self::from_keys(crypto, suite, initiator, keys)
+        Self::from_keys(crypto, suite, initiator, Arc::new(keys))
     }
 
     /// Mixes a post-quantum preshared key into the keys of AUTH and of what follows; those that
@@ -119,11 +122,11 @@ impl Protection {
     /// # Errors
     /// As [`IkeKeys::mix_ppk`].
     pub(crate) fn mix_ppk(&mut self, ppk: &SecretBytes) -> Result<(), CryptoError> {
-        self.keys.mix_ppk(self.prf, ppk)
+        Arc::make_mut(&mut self.keys).mix_ppk(self.prf, ppk)
     }
 
     /// Takes [`Protection::mix_ppk`] back.
-    pub(crate) fn unmix(&mut self, keys: IkeKeys) {
+    pub(crate) fn unmix(&mut self, keys: Arc<IkeKeys>) {
         self.keys = keys;
     }
 
@@ -133,6 +136,11 @@ impl Protection {
 
     pub(crate) fn keys(&self) -> &IkeKeys {
         &self.keys
+    }
+
+    /// The keys for who holds them beside this.
+    pub(crate) fn shared_keys(&self) -> Arc<IkeKeys> {
+        Arc::clone(&self.keys)
     }
 
     pub(crate) fn prf(&self) -> &'static dyn Prf {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::io::IkeSaId;
 use crate::rng::SaRng;
@@ -35,8 +36,8 @@ impl InitKey {
 pub(crate) struct SaTable {
     sas: BTreeMap<IkeSaId, Box<IkeSa>>,
     by_spi: BTreeMap<IkeSpi, IkeSaId>,
-    by_init: BTreeMap<InitKey, IkeSaId>,
-    init_of: BTreeMap<IkeSaId, InitKey>,
+    by_init: BTreeMap<Arc<InitKey>, IkeSaId>,
+    init_of: BTreeMap<IkeSaId, Arc<InitKey>>,
 }
 
 impl SaTable {
@@ -48,7 +49,8 @@ impl SaTable {
 
     /// Remembers which IKE_SA_INIT request made an SA.
     pub(crate) fn index_init(&mut self, key: InitKey, id: IkeSaId) {
-        self.init_of.insert(id, key.clone());
+        let key = Arc::new(key);
+        self.init_of.insert(id, Arc::clone(&key));
         self.by_init.insert(key, id);
     }
 
@@ -94,7 +96,7 @@ impl SaTable {
     /// Whether a request with the same cookie, though another one, has made an SA.
     pub(crate) fn cookie_spent(&self, key: &InitKey) -> bool {
         let first = InitKey { port: 0, digest: Vec::new(), ..key.clone() };
-        self.by_init.range(first..).next().is_some_and(|(found, _)| found.one_cookie(key))
+        self.by_init.range(Arc::new(first)..).next().is_some_and(|(found, _)| found.one_cookie(key))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &IkeSa> {

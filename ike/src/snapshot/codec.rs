@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -96,7 +97,7 @@ impl Snapshot {
             remote: r.socket()?,
             encap: r.bool()?,
             suite: r.parsed("suite")?,
-            keys: IkeKeys {
+            keys: Arc::new(IkeKeys {
                 d: r.secret()?,
                 ai: r.secret()?,
                 ar: r.secret()?,
@@ -104,7 +105,7 @@ impl Snapshot {
                 er: r.secret()?,
                 pi: r.secret()?,
                 pr: r.secret()?,
-            },
+            }),
             next_request: r.u32()?,
             next_expected: r.u32()?,
             outstanding: r.option(|r| {
@@ -136,7 +137,7 @@ impl Snapshot {
             },
             name: r.text("name")?,
             identity: Identification { id_type: r.u8()?.into(), data: r.vec()? },
-            grant: r.grant()?,
+            grant: Arc::new(r.grant()?),
             age: r.duration()?,
             rekey_in: r.option(In::duration)?,
             children: r.list(In::child)?,

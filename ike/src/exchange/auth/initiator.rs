@@ -5,6 +5,7 @@ mod eap;
 mod first_child;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::config::{FirstChild, LocalAuth, PpkUse, RemoteAuth};
 use crate::crypto::{IkeKeys, SecretBytes};
@@ -52,7 +53,7 @@ pub(crate) struct Initiator {
     ppk: Option<PpkUse>,
     ppk_key: Option<SecretBytes>,
     /// The keys before it was.
-    unmixed: Option<IkeKeys>,
+    unmixed: Option<Arc<IkeKeys>>,
     /// The data of AUTH for a responder that does not have it.
     auth_without_ppk: Option<Vec<u8>>,
     spi: Option<Result<u32, String>>,
@@ -185,7 +186,7 @@ fn prove_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         if !ppk.required {
             without = Some(octets(initiator, protection));
         }
-        initiator.unmixed = Some(protection.keys().clone());
+        initiator.unmixed = Some(protection.shared_keys());
         if let Err(error) = protection.mix_ppk(&key) {
             return fail(ctx, sa, Blame::Internal, "internal", error.to_string());
         }
@@ -367,7 +368,7 @@ fn send_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         return;
     };
     let mut payloads = Payloads::from(vec![Payload::id_i(peer.identity.clone())]);
-    if let Own::Certificate { chain, ocsp, .. } = &own {
+    if let Own::Certificate { chain, ocsp, .. } = own {
         certs::payloads(chain).chain(certs::staples(ocsp)).for_each(|cert| payloads.push(cert));
     }
     if peer.remote_auth == RemoteAuth::Certificate

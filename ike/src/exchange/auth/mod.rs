@@ -9,16 +9,17 @@ mod ppk;
 mod responder;
 mod shared;
 
+use std::sync::Arc;
+
 use crate::crypto::SecretBytes;
 use crate::crypto::keymat::auth_octets;
-use crate::event::{Blame, CloseReason, Event, Refusal};
+use crate::event::{Blame, CloseReason, Event, Refusal, Selectors};
 use crate::exchange::certs::SigningMethod;
 use crate::exchange::{about, malformed, reauth};
 use crate::io::{
     ChildSaId, CredentialId, EapTlsAnswer, Grant, LeaseId, SharedKey, UniquePolicy, VerifiedPeer,
 };
 use crate::policy::limits::Source;
-use crate::policy::narrowing;
 use crate::sa::context::{Ctx, Deferred, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::protect::Protection;
@@ -338,32 +339,35 @@ fn remember(
     sa.auth = Some(Box::new(Authenticated {
         name: verified.identity.clone(),
         identity,
-        grant,
+        grant: Arc::new(grant),
         established_at: ctx.now.mono,
     }));
 }
 
-/// The IKE SA is established.
-fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
-    let connection = sa.connection();
-    let Some(auth) = &mut sa.auth else {
-        return;
-    };
-    auth.established_at = ctx.now.mono;
-    let grant = &auth.grant;
-    let suite = sa.protection.as_ref().map(|protection| protection.suite().to_string());
-    let event = Event::IkeUp {
+/// The report that an IKE SA is established.
+pub(crate) fn ike_up(sa: &IkeSa) -> Option<Event> {
+    let auth = sa.auth.as_ref()?;
+    Some(Event::IkeUp {
         ike: sa.id,
         spis: (sa.spi_i.0, sa.spi_r.0),
         local: sa.path.local,
         remote: sa.path.remote,
         identity: auth.name.clone(),
-        lease: grant.lease.clone(),
-        role: grant.role.clone(),
-        suite: suite.unwrap_or_default(),
-        addresses: grant.addresses.clone(),
-        connection,
+        lease: auth.grant.lease.clone(),
+        role: auth.grant.role.clone(),
+        suite: sa.protection.as_ref()?.suite().clone(),
+        addresses: auth.grant.addresses.clone(),
+        connection: sa.connection(),
+    })
+}
+
+/// The IKE SA is established.
+fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
+    let Some(auth) = &mut sa.auth else {
+        return;
     };
+    auth.established_at = ctx.now.mono;
+    let grant = &auth.grant;
     let lease = grant.lease.clone();
     let keep = sa.id;
     if initial_contact {
@@ -376,7 +380,9 @@ fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
     ctx.half_open.remove(sa.id);
     ctx.half_open.authenticated(Source::from(sa.path.remote.ip()), ctx.now.mono);
     ctx.stats.established = ctx.stats.established.saturating_add(1);
-    ctx.event(event);
+    if let Some(event) = ike_up(sa) {
+        ctx.event(event);
+    }
     lifecycle::established(ctx, sa);
 }
 
@@ -415,8 +421,8 @@ pub(crate) fn ts_unacceptable(
         "ts_unacceptable",
         format!(
             "no common selectors on {side} side: the peer asked for {}, allowed are {}",
-            narrowing::text(offered),
-            narrowing::text(allowed)
+            Selectors(offered.to_vec()),
+            Selectors(allowed.to_vec())
         ),
         "change the client's `remote_ts` or `local_ts`, or the role's allow list",
     )

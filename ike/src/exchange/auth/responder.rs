@@ -314,7 +314,7 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if responder.eap.is_none() {
         payloads.push(Payload::id_r(responder.id_r.clone()));
     }
-    if let Some(Own::Certificate { chain, ocsp, .. }) = &responder.own {
+    if let Some(Own::Certificate { chain, ocsp, .. }) = responder.own.take() {
         certs::payloads(chain).chain(certs::staples(ocsp)).for_each(|cert| payloads.push(cert));
     }
     if let Some(auth) = responder.auth.take() {

@@ -16,8 +16,8 @@ use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
 use crate::view::SaRole;
 use crate::wire::{
-    ExchangeType, Flags, HEADER_LEN, Header, IkeSpi, KeMethod, Message, Nonce, Notify, NotifyType,
-    Payload, PayloadType, Payloads, SecurityAssociation, TransformId,
+    ExchangeType, Flags, HEADER_LEN, Header, IkeSpi, KeMethod, KeyExchange, Message, Nonce, Notify,
+    NotifyType, Payload, PayloadType, Payloads, SecurityAssociation, TransformId,
 };
 
 /// A request for a new IKE SA.
@@ -25,7 +25,7 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
     if engine.stopping || datagram.payload.len() > MAX_INIT_LEN {
         return engine.dropped();
     }
-    let Ok(message) = Message::parse(&datagram.payload) else {
+    let Ok(mut message) = Message::parse(&datagram.payload) else {
         return engine.dropped();
     };
     if let Err(error) = message.payloads.check_critical() {
@@ -148,8 +148,14 @@ pub(crate) fn process_request(engine: &mut Engine, datagram: Datagram, header: H
         }
     }
     let kem = group.kind() == KexKind::Kem;
-    let (ni, peer_public, method) = (ni.clone(), ke.data.clone(), ke.method);
+    let method = ke.method;
     let traits = read_traits(&engine.ctx, payloads, &header, Path::of(&datagram));
+    let payloads = &mut message.payloads;
+    let (Some(Payload::Nonce(ni)), Some(Payload::Ke(KeyExchange { data: peer_public, .. }))) =
+        (payloads.take(PayloadType::Nonce), payloads.take(PayloadType::Ke))
+    else {
+        return;
+    };
     begin(
         engine,
         datagram,

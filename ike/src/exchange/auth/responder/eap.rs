@@ -81,7 +81,7 @@ fn first(ctx: &mut Ctx, sa: &mut IkeSa, auth: Option<Payload>) {
     };
     let mut payloads = Payloads::from(vec![Payload::id_r(responder.id_r.clone())]);
     if let (Some(auth), Some(Own::Certificate { chain, ocsp, .. })) = (auth, responder.own.take()) {
-        certs::payloads(&chain).chain(certs::staples(&ocsp)).for_each(|cert| payloads.push(cert));
+        certs::payloads(chain).chain(certs::staples(ocsp)).for_each(|cert| payloads.push(cert));
         payloads.push(auth);
     }
     let (conversation, request) = EapTls::start(identifier);

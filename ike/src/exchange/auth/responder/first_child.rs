@@ -16,7 +16,7 @@ use crate::wire::{
     NotifyType, Payload, PayloadType, Payloads, SecurityAssociation, TrafficSelector,
 };
 
-use super::{finish_if_ready, responder};
+use super::{finish_if_ready, responder, responder_in};
 
 /// The child SA the peer asks for.
 #[derive(Debug)]
@@ -231,12 +231,11 @@ fn install(ctx: &mut Ctx, sa: &mut IkeSa, plan: Plan) -> ChildOutcome {
     let initial_contact = responder(sa).is_some_and(|responder| responder.initial_contact);
     let grant = sa.auth.as_ref().map(|auth| &auth.grant);
     let overlaps = grant.is_some_and(|grant| reauth::overlaps(ctx, grant, initial_contact));
-    let nonces = responder(sa)
-        .map(|responder| (responder.exchanged.ni.clone(), responder.exchanged.nr.clone()));
-    let (Some((ni, nr)), Some(protection)) = (nonces, &sa.protection) else {
+    let (Some(protection), Some(responder)) = (&sa.protection, responder_in(&mut sa.phase)) else {
         return ChildOutcome::Refused(unavailable(sa, "no keys"));
     };
-    let nonces = Nonces { i: ni.as_bytes(), r: nr.as_bytes() };
+    let exchanged = &responder.exchanged;
+    let nonces = Nonces { i: exchanged.ni.as_bytes(), r: exchanged.nr.as_bytes() };
     let keys = child::derive_keys(protection, &plan.chosen.suite, nonces, &[], false);
     let spi_out = <[u8; 4]>::try_from(plan.chosen.spi.as_slice()).map(u32::from_be_bytes);
     let (Ok((keys_in, keys_out)), Ok(spi_out)) = (keys, spi_out) else {

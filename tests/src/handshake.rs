@@ -207,7 +207,10 @@ impl Ends {
         let now = now(self.clock);
         let (mut spent, mut readings) = (Duration::ZERO, 0);
         self.responder.meter = Meter { on: true, ..Meter::default() };
-        let (mut to_r, mut to_i, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        // What a driver makes up for the engine is no work of the engine's.
+        self.responder.prepare();
+        let (mut to_r, mut to_i, mut events) =
+            (Vec::new(), Vec::with_capacity(4), Vec::with_capacity(8));
         let begin = Input::Command(Command::Initiate(Box::new(self.peer.clone())));
         self.initiator.handle(now, begin, &mut to_r, &mut events);
         events.clear();

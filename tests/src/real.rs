@@ -59,6 +59,12 @@ pub struct Party {
     /// Answers Authorise.
     grant: fn(u64) -> Grant,
     grants: u64,
+    /// The answer to the next Authorise, made before it is asked for.
+    granted: Option<Box<Grant>>,
+    /// The last peer's identity, and the same as text.
+    named: Option<(Identification, String)>,
+    /// Answers for the engine: always empty, but with room.
+    inputs: VecDeque<Input>,
     next_spi: u32,
 }
 
@@ -160,6 +166,9 @@ impl Party {
             stored: Vec::new(),
             grant,
             grants: 0,
+            granted: None,
+            named: None,
+            inputs: VecDeque::new(),
             next_spi: 0xc000_0000,
         })
     }
@@ -180,6 +189,13 @@ impl Party {
         Ok(())
     }
 
+    /// Makes the answer to the next Authorise, so that who measures measures the engine.
+    pub fn prepare(&mut self) {
+        if self.granted.is_none() {
+            self.granted = Some(self.next_grant());
+        }
+    }
+
     /// Gives the engine an input and executes what it wants done, until it wants nothing more.
     pub fn handle(
         &mut self,
@@ -188,7 +204,8 @@ impl Party {
         sent: &mut Vec<Transmit>,
         events: &mut Vec<Event>,
     ) {
-        let mut inputs = VecDeque::from([input]);
+        let mut inputs = std::mem::take(&mut self.inputs);
+        inputs.push_back(input);
         while let Some(input) = inputs.pop_front() {
             self.engine.handle(now, input);
             while let Some(output) = self.engine.poll_output() {
@@ -205,6 +222,7 @@ impl Party {
                 }
             }
         }
+        self.inputs = inputs;
     }
 
     fn execute(&mut self, action: Action) -> Completion {
@@ -233,9 +251,8 @@ impl Party {
                 Completion::EapTls(Err(refusal("eap_tls", what)))
             }
             Action::Authorise(_) => {
-                let grant = (self.grant)(self.grants);
-                self.grants += 1;
-                Completion::Authorise(Ok(Box::new(grant)))
+                let grant = self.granted.take().unwrap_or_else(|| self.next_grant());
+                Completion::Authorise(Ok(grant))
             }
             Action::AllocSpi => {
                 self.next_spi += 1;
@@ -264,9 +281,29 @@ impl Party {
             })
             .map_err(|error| refuse("bad_signature", error.to_string()))?;
         Ok(Box::new(VerifiedPeer {
-            identity: request.identity.to_string(),
+            identity: self.name_of(&request.identity),
             proof: PeerProof::Certificate { issuer: Vec::new(), serial: vec![1], not_after: FAR },
         }))
+    }
+}
+
+impl Party {
+    fn next_grant(&mut self) -> Box<Grant> {
+        let grant = (self.grant)(self.grants);
+        self.grants += 1;
+        Box::new(grant)
+    }
+
+    /// An identity as text. The same peer comes over and over.
+    fn name_of(&mut self, identity: &Identification) -> String {
+        match &self.named {
+            Some((known, name)) if known == identity => name.clone(),
+            _ => {
+                let name = identity.to_string();
+                self.named = Some((identity.clone(), name.clone()));
+                name
+            }
+        }
     }
 }
 

@@ -215,6 +215,41 @@ fn lists_that_prove_nothing() {
     }
 }
 
+/// RFC 5280 5.2.4, 5.2.5: what says only what changed, or what others revoked, proves nothing good.
+#[test]
+fn delta_lists_and_indirect_lists_are_refused_by_name() {
+    use der::asn1::{ObjectIdentifier, OctetString};
+    use der::{Decode, Encode};
+    use x509_cert::crl::CertificateList;
+    use x509_cert::ext::Extension;
+    let ca = ca("CA", vec![KeyUsagePurpose::CrlSign, KeyUsagePurpose::KeyCertSign]);
+    let params = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2027, 1, 1),
+        crl_number: SerialNumber::from(7),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let der = params.signed_by(&ca).unwrap().der().to_vec();
+    // DeltaCRLIndicator: base list 6. IssuingDistributionPoint: indirectCRL TRUE.
+    let cases: [(&str, &[u8], &str); 2] = [
+        ("2.5.29.27", &[2, 1, 6], "2.5.29.27"),
+        ("2.5.29.28", &[0x30, 3, 0x84, 1, 0xff], "indirect"),
+    ];
+    for (oid, value, words) in cases {
+        let mut list = CertificateList::from_der(&der).unwrap();
+        let extension = Extension {
+            extn_id: ObjectIdentifier::new(oid).unwrap(),
+            critical: true,
+            extn_value: OctetString::new(value).unwrap(),
+        };
+        list.tbs_cert_list.crl_extensions.get_or_insert_with(Vec::new).push(extension);
+        let refused = RevocationList::parse(list.to_der().unwrap()).unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
 /// rcgen refuses to sign with a CA that may not: the same key under a certificate that may.
 fn ca_list_without_usage(ca: &Ca) -> RevocationList {
     let mut params = CertificateParams::default();

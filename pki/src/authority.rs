@@ -27,7 +27,7 @@ use crate::serial::Serial;
 use crate::signer::FileSigner;
 use crate::store::{self, Outcome, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
-use crate::validate::{self, IkeId, PeerError, VerifiedPeer};
+use crate::validate::{IkeId, PeerError, VerifiedPeer};
 
 /// How long the lock of the state directory is waited for: one second.
 const LOCK_TRIES: u32 = 50;
@@ -141,6 +141,8 @@ pub struct Authority {
     pub(crate) ocsp: Mutex<ocsp::Memory>,
     pub(crate) keyring: Mutex<Keyring>,
     ca: RwLock<Arc<Ca>>,
+    /// Held while the CA changes, so that what is in use is what was stored last.
+    pub(crate) ca_turn: Mutex<()>,
     settings: RwLock<Arc<Settings>>,
     /// Why nothing is issued.
     held: RwLock<Option<String>>,
@@ -157,6 +159,16 @@ pub struct Authority {
 }
 
 struct Randomness(Box<dyn Entropy>);
+
+/// Draws from an authority's entropy, each time for itself: making an RSA key in between holds up
+/// nobody else.
+pub(crate) struct Draws<'a>(pub(crate) &'a Authority);
+
+impl Entropy for Draws<'_> {
+    fn fill(&mut self, to: &mut [u8]) -> Result<(), Error> {
+        self.0.with_entropy(|entropy| entropy.fill(to))
+    }
+}
 
 impl std::fmt::Debug for Randomness {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -235,8 +247,19 @@ impl Authority {
         options: Options,
         now: UnixTime,
     ) -> Result<Self, Error> {
+        let mut authority = Self::over_resting(state, options, now)?;
+        authority.startup.orphaned = authority.orphan_active(now)?;
+        Ok(authority)
+    }
+
+    /// The same without a gateway that starts: leases stay as its end left them.
+    pub(crate) fn over_resting(
+        state: StateDirectory,
+        options: Options,
+        now: UnixTime,
+    ) -> Result<Self, Error> {
         let StateDirectory { path, store, key, key_beside, lock } = state;
-        let mut authority = Self::with_store(Arc::new(store), &key, options, now)?;
+        let mut authority = Self::resting(Arc::new(store), &key, options, now)?;
         sync(&path)?;
         authority.startup.seal_key_beside_state = key_beside;
         authority.lock = Some(lock);
@@ -253,6 +276,17 @@ impl Authority {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn with_store(
+        store: Arc<dyn Store>,
+        seal_key: &[u8; 32],
+        options: Options,
+        now: UnixTime,
+    ) -> Result<Self, Error> {
+        let mut authority = Self::resting(store, seal_key, options, now)?;
+        authority.startup.orphaned = authority.orphan_active(now)?;
+        Ok(authority)
+    }
+
+    fn resting(
         store: Arc<dyn Store>,
         seal_key: &[u8; 32],
         mut options: Options,
@@ -281,7 +315,7 @@ impl Authority {
         let (ca, created_ca) = load_or_create_ca(store.as_ref(), &sealer, &mut options, now)?;
         let mut addresses = AddressBook::load(store.as_ref())?;
         addresses.configure(&options.settings.pools);
-        let mut authority = Self {
+        Ok(Self {
             store,
             sealer,
             addresses: Mutex::new(addresses),
@@ -289,6 +323,7 @@ impl Authority {
             ocsp: Mutex::default(),
             keyring: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
+            ca_turn: Mutex::default(),
             settings: RwLock::new(Arc::new(options.settings)),
             held: RwLock::default(),
             entropy: Mutex::new(Randomness(options.entropy)),
@@ -297,9 +332,7 @@ impl Authority {
             turns: Default::default(),
             startup: Startup { created_ca, broken_trail, ..Startup::default() },
             lock: None,
-        };
-        authority.startup.orphaned = authority.orphan_active(now)?;
-        Ok(authority)
+        })
     }
 
     /// What happened when the authority was opened.
@@ -355,9 +388,10 @@ impl Authority {
         self.ca().certificates()
     }
 
-    /// What goes with a certificate that is issued now, PEM: the issuing CA first, roots not.
-    pub fn chain_pem(&self) -> Vec<String> {
-        self.ca().chain().iter().map(|der| issue::pem(der, "CERTIFICATE")).collect()
+    /// What goes with a certificate of ours (DER), PEM: its issuing CA first, roots not.
+    pub fn chain_pem(&self, certificate: &[u8]) -> Vec<String> {
+        let chain = self.ca().chain_for(certificate);
+        chain.iter().map(|der| issue::pem(der, "CERTIFICATE")).collect()
     }
 
     /// The certificate of one of our CAs (DER) by its name in URLs.
@@ -392,8 +426,7 @@ impl Authority {
         id: Option<IkeId<'_>>,
         now: UnixTime,
     ) -> Result<VerifiedPeer, PeerError> {
-        let ca = self.ca();
-        validate::verify_peer(&ca.complete(chain), &ca.anchors(), id, now)
+        self.ca().verify_peer(chain, id, now)
     }
 
     /// The certificates on record, by issuer and serial.

@@ -173,7 +173,7 @@ impl Authority {
 }
 
 /// A list that was made where the root's key is.
-fn imported(der: &[u8]) -> Result<Crl, Error> {
+pub(crate) fn imported(der: &[u8]) -> Result<Crl, Error> {
     let unreadable = |_| Error::Encode("the imported list does not parse".to_owned());
     let (_, list) = CertificateRevocationList::from_der(der).map_err(unreadable)?;
     let at = |time: ASN1Time| UnixTime::from_secs(time.timestamp());

@@ -11,6 +11,9 @@ use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use der::{Decode, Encode};
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
+
 use crate::ecdsa;
 use crate::issue::sha256_hex;
 
@@ -69,6 +72,13 @@ impl Csr {
             return Err(CsrError::BadSignature);
         }
         let spki = info.subject_pki.raw.to_vec();
+        // A key is known by the hash of its encoding, so it may have only one.
+        let canonical = SubjectPublicKeyInfoOwned::from_der(&spki).and_then(|info| info.to_der());
+        if canonical.ok().as_deref() != Some(spki.as_slice())
+            || info.subject_pki.subject_public_key.unused_bits != 0
+        {
+            return Err(CsrError::Malformed("the public key is not encoded as DER".to_owned()));
+        }
         Ok(Self { spki_sha256: sha256_hex(&spki), spki })
     }
 }

@@ -284,6 +284,8 @@ impl Authority {
                 // The list of another CA said so, of one certificate: the CA may have given its key
                 // another.
                 Actor::System => BTreeSet::new(),
+                // A job that is over ends its own lease; only its key's loss is about the key.
+                Actor::Peer(_) if reason != RevocationReason::KeyCompromise => BTreeSet::new(),
                 _ => self.keys_of(&leases)?,
             };
             let asked_for = |key: &Barred| asked.iter().any(|bar| bar.what == *key);

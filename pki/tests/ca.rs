@@ -74,6 +74,14 @@ impl Elsewhere {
 
     /// Its revocation list, good for a month.
     fn list(&self, revoked: &[u8]) -> Vec<u8> {
+        self.numbered(revoked, 41)
+    }
+
+    fn list_of(&self, number: u64) -> Vec<u8> {
+        self.numbered(&[], number)
+    }
+
+    fn numbered(&self, revoked: &[u8], number: u64) -> Vec<u8> {
         let time = |at: UnixTime| {
             x509_parser::time::ASN1Time::from_timestamp(at.secs()).unwrap().to_datetime()
         };
@@ -88,7 +96,7 @@ impl Elsewhere {
         let params = rcgen::CertificateRevocationListParams {
             this_update: time(NOW),
             next_update: time(after(30 * 24 * HOUR)),
-            crl_number: 41u64.into(),
+            crl_number: number.into(),
             issuing_distribution_point: None,
             revoked_certs: if revoked.is_empty() { Vec::new() } else { vec![entry(revoked)] },
             key_identifier_method: KeyIdMethod::Sha256,
@@ -147,7 +155,9 @@ fn every_kind_of_key_issues_lists_and_answers() {
         let (_, enrolled) = enrolled(&authority);
         let peer = peer(&authority, &enrolled, after(1));
         assert!(authority.authorise(&peer, after(1)).is_ok(), "{kind}");
-        let chain = [vec![enrolled.certificate.clone()], chain_of(&authority)].concat();
+        let chain =
+            [vec![enrolled.certificate.clone()], chain_of(&authority, &enrolled.certificate)]
+                .concat();
         let lists = [authority.crl(NOW).unwrap().der, authority.root_crl(NOW).unwrap().der];
         assert!(openssl_verifies(&authority.root_der(), &chain, &lists), "{kind}");
         assert!(authority.ocsp_for(&enrolled.certificate, NOW).unwrap().is_some(), "{kind}");
@@ -160,9 +170,9 @@ fn every_kind_of_key_issues_lists_and_answers() {
 }
 
 /// The chain that goes with a certificate, DER.
-fn chain_of(authority: &Authority) -> Vec<Vec<u8>> {
+fn chain_of(authority: &Authority, certificate: &[u8]) -> Vec<Vec<u8>> {
     let of = |pem: &String| x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap().1.contents;
-    authority.chain_pem().iter().map(of).collect()
+    authority.chain_pem(certificate).iter().map(of).collect()
 }
 
 fn open(directory: &Path) -> Result<Authority, Error> {
@@ -211,7 +221,7 @@ fn an_issuing_ca_below_a_root_that_is_kept_elsewhere() {
         params
     });
     let error = import(&[&leaf, &policy.der, &root.der]).unwrap_err().to_string();
-    assert!(error.contains("would not be accepted"), "{error}");
+    assert!(error.contains("must say in keyUsage"), "{error}");
 
     let imported = import(&[&root.der, &issuing, &policy.der]).unwrap();
     assert!(imported.notes[0].contains("ca import --crl"), "{:?}", imported.notes);
@@ -239,7 +249,8 @@ fn an_issuing_ca_below_a_root_that_is_kept_elsewhere() {
     authority.ca_import_list(&list, &OPERATOR, NOW).unwrap();
     assert_eq!(authority.root_crl(NOW).unwrap().der, list);
     assert_eq!(authority.crl_at("root", NOW).unwrap().unwrap().number, 41);
-    let chain = [vec![enrolled.certificate.clone()], chain_of(&authority)].concat();
+    let chain =
+        [vec![enrolled.certificate.clone()], chain_of(&authority, &enrolled.certificate)].concat();
     assert_eq!(chain.len(), 3, "certificate, issuing CA and policy CA; no root");
     let lists = [list, policy.list(&[]), authority.crl(NOW).unwrap().der];
     assert!(openssl_verifies(&root.der, &chain, &lists));
@@ -272,7 +283,8 @@ fn a_running_ca_changes_to_an_issuing_ca_of_another_root() {
     assert_eq!(authority.root_der(), own_root, "runners pin the old root");
     let secret = token(&authority);
     let after_it = Client::new().enrol(&authority, &secret, NOW);
-    let chain = [vec![after_it.certificate.clone()], chain_of(&authority)].concat();
+    let chain =
+        [vec![after_it.certificate.clone()], chain_of(&authority, &after_it.certificate)].concat();
     assert!(openssl_verifies(&own_root, &chain, &[]), "known by the old root's certificate");
     assert!(openssl_verifies(&root.der, &chain, &[]));
     for certificate in [before.certificate.clone(), after_it.certificate] {
@@ -282,7 +294,8 @@ fn a_running_ca_changes_to_an_issuing_ca_of_another_root() {
     // Renewal moves to the new CA.
     let peer = authority.verify_peer(&[before.certificate], None, after(60)).unwrap();
     let renewed = authority.renew(&peer, &client.csr(), None, after(60)).unwrap();
-    let chain = [vec![renewed.certificate], chain_of(&authority)].concat();
+    let chain =
+        [vec![renewed.certificate.clone()], chain_of(&authority, &renewed.certificate)].concat();
     assert!(openssl_verifies(&root.der, &chain, &[]));
 }
 
@@ -330,7 +343,7 @@ fn rotation_breaks_nothing_that_was_issued() {
     let root = authority.root_der();
     let revoked = [before.certificate.clone(), old_issuing.clone()];
     assert!(openssl_verifies(&root, &revoked, &[]) && !openssl_verifies(&root, &revoked, &lists));
-    let good = [vec![later.certificate], chain_of(&authority)].concat();
+    let good = [vec![later.certificate.clone()], chain_of(&authority, &later.certificate)].concat();
     assert!(openssl_verifies(&root, &good, &lists));
 
     // When what it issued has ended, the old CA's key goes.
@@ -363,7 +376,8 @@ fn a_new_root_is_known_by_the_old_one_until_that_retires() {
 
     let secret = token(&authority);
     let later = Client::new().enrol(&authority, &secret, after(10));
-    let chain = [vec![later.certificate.clone()], chain_of(&authority)].concat();
+    let chain =
+        [vec![later.certificate.clone()], chain_of(&authority, &later.certificate)].concat();
     let mut lists = vec![authority.crl(NOW).unwrap().der, authority.root_crl(NOW).unwrap().der];
     let place = authority.ca_status().certificates[1].place.clone();
     lists.push(authority.crl_at(&place, NOW).unwrap().unwrap().der);
@@ -387,7 +401,8 @@ fn a_new_root_is_known_by_the_old_one_until_that_retires() {
     let change = authority.ca_retire(&OPERATOR, now).unwrap();
     assert_eq!((authority.root_der(), change.next_root_sha256), (new_root.clone(), None));
     assert!(authority.verify_peer(&[before.certificate], None, after(60)).is_err());
-    let chain = [vec![later.certificate.clone()], chain_of(&authority)].concat();
+    let chain =
+        [vec![later.certificate.clone()], chain_of(&authority, &later.certificate)].concat();
     assert_eq!(chain.len(), 2);
     assert!(openssl_verifies(&new_root, &chain, &[]) && !openssl_verifies(&old_root, &chain, &[]));
     let actions: Vec<String> =
@@ -416,4 +431,124 @@ fn issuing_cas_on_record_are_bounded() {
     assert!(error.contains("issuing CAs are on record"), "{error}");
     rotate(26).unwrap();
     assert_eq!(authority.ca_status().certificates.len(), 3, "root, and two issuing CAs");
+}
+
+/// RFC 5280 6.1.4: what the chain could not do later is refused at the import.
+#[test]
+fn an_issuing_ca_that_could_not_do_its_work_is_refused_at_the_import() {
+    let authority = running();
+    let root = Elsewhere::root("Example Root");
+    let ask = || authority.ca_request(KeyKind::EcdsaP256, None, true, &OPERATOR, NOW).unwrap();
+    let refused = |change: fn(&mut CertificateParams), words: &str| {
+        let mut params = ca_params("Second");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        change(&mut params);
+        let file = [root.sign_as(&ask(), params), root.der.clone()];
+        let error = authority.ca_import(&file, &OPERATOR, NOW).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    refused(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign], "cRLSign");
+    refused(|params| params.key_usages = vec![KeyUsagePurpose::CrlSign], "keyCertSign");
+    refused(
+        |params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth],
+        "serverAuth",
+    );
+    assert_eq!(authority.ca_status().certificates.len(), 2, "nothing changed");
+}
+
+/// The old root is elsewhere as well: the file brings the new root certified by the old one.
+#[test]
+fn a_new_root_comes_with_its_certificate_by_the_old_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (old, new) = (Elsewhere::root("Old Root"), Elsewhere::root("New Root"));
+    let first = old.sign(&request(&mut setup(directory.path())), "First");
+    setup(directory.path()).import(&[first, old.der.clone()], &OPERATOR, NOW).unwrap();
+    let authority = open(directory.path()).unwrap();
+    let (_, before) = enrolled(&authority);
+
+    let pem = authority.ca_request(KeyKind::EcdsaP256, None, false, &OPERATOR, NOW).unwrap();
+    let second = new.sign(&pem, "Second");
+    let alone = authority.ca_import(&[second.clone(), new.der.clone()], &OPERATOR, NOW);
+    let error = alone.unwrap_err().to_string();
+    assert!(error.contains("runners that trust only") && error.contains("Old Root"), "{error}");
+    let mut params = ca_params("New Root");
+    params.use_authority_key_identifier_extension = true;
+    let cross = params.signed_by(&new.key, &old.issuer()).unwrap().der().to_vec();
+    let file = [new.der.clone(), cross, second];
+    let change = authority.ca_import(&file, &OPERATOR, NOW).unwrap().change;
+    assert!(change.next_root_sha256.is_some(), "the new root is in force: {change:?}");
+    let later = Client::new().enrol(&authority, &token(&authority), NOW);
+    let chain =
+        [vec![later.certificate.clone()], chain_of(&authority, &later.certificate)].concat();
+    assert!(!chain.contains(&new.der) && !chain.contains(&old.der), "roots are not sent");
+    for root in [&old.der, &new.der] {
+        assert!(openssl_verifies(root, &chain, &[]));
+    }
+    for certificate in [before.certificate, later.certificate] {
+        assert!(authority.verify_peer(&[certificate], None, after(60)).is_ok());
+    }
+    // Each root's list is its own, and an older one does not come back.
+    let place = authority.ca_status().certificates[1].place.clone();
+    authority.ca_import_list(&new.list_of(42), &OPERATOR, NOW).unwrap();
+    authority.ca_import_list(&old.list_of(7), &OPERATOR, NOW).unwrap();
+    assert_eq!(authority.crl_at(&place, NOW).unwrap().unwrap().number, 42);
+    assert_eq!(authority.crl_at("root", NOW).unwrap().unwrap().number, 7);
+    let error = authority.ca_import_list(&new.list_of(41), &OPERATOR, NOW).unwrap_err();
+    assert!(error.to_string().contains("is here already"), "{error}");
+    authority.ca_retire(&OPERATOR, after(26 * HOUR)).unwrap();
+    assert_eq!(authority.root_der(), new.der);
+}
+
+/// Other CAs below a root that is kept elsewhere are strangers, whatever names they give.
+#[test]
+fn what_another_ca_below_the_same_root_issued_is_foreign() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = Elsewhere::root("Example Root");
+    let ours = root.sign(&request(&mut setup(directory.path())), "Issuing");
+    setup(directory.path()).import(&[ours, root.der.clone()], &OPERATOR, NOW).unwrap();
+    let authority = open(directory.path()).unwrap();
+    let (_, enrolled) = enrolled(&authority);
+    // The same issuer name and serial number, another key.
+    let twin = Elsewhere::below("Issuing", &root);
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(rcgen::SerialNumber::from_slice(
+        validate::serial_of(&enrolled.certificate).unwrap().as_bytes(),
+    ));
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2060, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    let leaf = params.signed_by(&key, &twin.issuer()).unwrap().der().to_vec();
+    let chain = [leaf, twin.der];
+    let refused = authority.verify_peer(&chain, None, after(60)).unwrap_err();
+    assert!(matches!(refused, PeerError::UnknownIssuer { .. }), "{refused}");
+    let refused = authority.lease_of_chain(&chain, after(60)).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::CertificateUnusable);
+    assert!(authority.lease_of_chain(&[enrolled.certificate], after(60)).is_ok());
+}
+
+/// A key that is barred stays barred however its request spells it.
+#[test]
+fn a_public_key_has_one_spelling() {
+    let client = Client::new();
+    let params = CertificateParams::new(Vec::new()).unwrap();
+    let der = params.serialize_request(&client.key).unwrap().der().to_vec();
+    let spki = client.csr().spki;
+    let at = der.windows(spki.len()).position(|window| window == spki).unwrap();
+    // The header with a length of two octets where one does.
+    let mut long = vec![0x30, 0x81, spki[1]];
+    long.extend_from_slice(&spki[2..]);
+    let mut info = [&der[..at], &long, &der[at + spki.len()..]].concat();
+    // Lengths of the request and of what is signed grow by one.
+    assert_eq!((info[1], info[4]), (0x81, 0x81), "long enough for this test");
+    info[2] += 1;
+    info[5] += 1;
+    let end = 6 + usize::from(info[5]);
+    let signature = rcgen::SigningKey::sign(&client.key, &info[3..end]).unwrap();
+    let algorithm = &[0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+    let bits = [&[3, u8::try_from(signature.len() + 1).unwrap(), 0][..], &signature].concat();
+    let body = [&info[3..end], algorithm, &bits].concat();
+    let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+    let request = [&[0x30, 0x82][..], &length, &body].concat();
+    let refused = Csr::from_der(&request).unwrap_err().to_string();
+    assert!(refused.contains("not encoded as DER"), "{refused}");
 }

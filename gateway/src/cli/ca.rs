@@ -49,7 +49,7 @@ Examples:
   runnel ca rotate --key ecdsa-p384
 
 What was issued before stays valid until it ends, a day later at most; then its CA's key is
-destroyed. After --root hand the new pin to runners, then `runnel ca retire`.";
+deleted. After --root hand the new pin to runners, then `runnel ca retire`.";
 const RETIRE: &str = "\
 Examples:
   runnel ca status                         two roots: the first is the one to retire
@@ -240,8 +240,15 @@ fn offline<T>(
     options.key = config.pki.ca_key;
     let mut state = StateDir::inspect(&context.state).map_err(Failure::failed)?;
     state.create().map_err(Failure::failed)?;
-    let done = CaSetup::open(state.path(), options, now())
-        .and_then(|mut setup| work(&mut setup, config.pki.ca_key));
+    let done = CaSetup::open(state.path(), options, now()).and_then(|mut setup| {
+        if setup.broken_trail() {
+            output::error_line(
+                "the audit trail was changed while the gateway did not run: see `runnel audit \
+                     verify`",
+            );
+        }
+        work(&mut setup, config.pki.ca_key)
+    });
     match &done {
         Ok(_) => state.keep(),
         Err(_) => state.undo(),

@@ -116,21 +116,12 @@ static MORE_ECDSA: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
 struct PeerVerifier {
     authority: Arc<Authority>,
     provider: Arc<CryptoProvider>,
-    hints: Vec<DistinguishedName>,
     purpose: Purpose,
 }
 
 impl PeerVerifier {
     fn new(authority: Arc<Authority>, provider: Arc<CryptoProvider>, purpose: Purpose) -> Self {
-        let hints = authority
-            .ca_certificates()
-            .iter()
-            .filter_map(|der| {
-                let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
-                Some(DistinguishedName::from(certificate.subject().as_raw().to_vec()))
-            })
-            .collect();
-        Self { authority, provider, hints, purpose }
+        Self { authority, provider, purpose }
     }
 }
 
@@ -139,8 +130,9 @@ impl ClientCertVerifier for PeerVerifier {
         self.purpose == Purpose::Eap
     }
 
+    /// None: CAs change while this listens, and whoever has a certificate shows it (RFC 8446 4.2.4).
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
+        &[]
     }
 
     fn verify_client_cert(

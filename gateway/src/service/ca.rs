@@ -62,8 +62,14 @@ impl Instance {
     }
 
     /// The gateway shows a certificate of the CA that issues now, from the next handshake on.
-    fn changed(&self, imported: Imported) -> Result<Value, AdminError> {
-        self.renew_identity()?;
+    fn changed(&self, mut imported: Imported) -> Result<Value, AdminError> {
+        // The change is done whatever comes of this, and must not be asked for again.
+        if let Err(error) = self.renew_identity() {
+            imported.notes.push(format!(
+                "the gateway still shows its old certificate ({}); it is tried again each minute",
+                error.message
+            ));
+        }
         tracing::info!(issuing = %imported.change.issuing, "the CA was changed");
         value(ca_change(&imported))
     }
@@ -75,7 +81,7 @@ impl Instance {
         for ca in &status.certificates {
             if ca.retires.is_none() && ca.not_after.since(now) < CA_ENDS_SOON {
                 let root = if ca.kind == "root" { " --root" } else { "" };
-                let how = match ca.offline || status.certificates.iter().all(|ca| ca.offline) {
+                let how = match status.offline {
                     true => "make a request with `runnel ca csr`".to_owned(),
                     false => format!("make the next one with `runnel ca rotate{root}`"),
                 };

@@ -1,6 +1,6 @@
 //! The gateway's own key and certificate: for IKE, for TLS, renewed while running.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use ike::config::Credential;
 use ike::crypto::SignatureScheme;
@@ -24,6 +24,8 @@ pub struct GatewayIdentity {
     names: ServerNames,
     current: RwLock<Arc<ServerIdentity>>,
     tls: Arc<CertificateSlot>,
+    /// One renewal at a time: the latest certificate is the one that stays.
+    renewing: Mutex<()>,
 }
 
 impl GatewayIdentity {
@@ -38,7 +40,13 @@ impl GatewayIdentity {
     ) -> Result<Self, String> {
         let current = authority.server_identity(&names, now).map_err(|e| e.to_string())?;
         let tls = Arc::new(CertificateSlot::new(certified(&current)?));
-        Ok(Self { authority, names, current: RwLock::new(Arc::new(current)), tls })
+        Ok(Self {
+            authority,
+            names,
+            current: RwLock::new(Arc::new(current)),
+            tls,
+            renewing: Mutex::default(),
+        })
     }
 
     /// Issues the next certificate when it is time; true when there is a new one.
@@ -46,6 +54,7 @@ impl GatewayIdentity {
     /// # Errors
     /// One sentence; the current one stays in use.
     pub fn renew(&self, now: UnixTime) -> Result<bool, String> {
+        let _turn = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         let next = self.authority.server_identity(&self.names, now).map_err(|e| e.to_string())?;
         if next.chain == self.current().chain {
             return Ok(false);

@@ -9,8 +9,8 @@ use crate::service::Instance;
 /// Leases and audit.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The gateway's own certificate.
-const RENEW_EVERY: Duration = Duration::from_secs(3600);
+/// The gateway's own certificate, which a change of the CA makes due at once.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
 
 /// The answers stapled to the gateway's certificate, which are good for five minutes.
 const STAPLE_EVERY: Duration = Duration::from_secs(60);

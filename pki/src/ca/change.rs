@@ -15,7 +15,8 @@ use super::record::{
 };
 use super::{Ca, CaKey};
 use crate::audit::{Actor, AuditEvent};
-use crate::authority::Authority;
+use crate::authority::{Authority, Draws, lock};
+use crate::crl::Crl;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{self, BACKDATE, ClientNames, Terms, sha256_hex};
@@ -33,6 +34,8 @@ const OVERLAP: Duration = Duration::from_secs(25 * 3_600);
 const MAX_IMPORT: usize = 16;
 /// Roots in force at most: the old and the new.
 const MAX_ROOTS: usize = 2;
+/// Names of forgotten issuing CAs kept at most, so that what they issued is found on record.
+const MAX_FORGOTTEN: usize = 64;
 /// Issuing CAs on record at most; each is checked for with every certificate.
 const MAX_ISSUING: usize = 8;
 
@@ -63,13 +66,20 @@ impl CaRecord {
         let (root, signer) = maker.root(kind, Some("root"))?;
         let by = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
         let issuing = maker.issuing(kind, by, Some("issuing"))?;
-        Ok(Self { roots: vec![root], issuing: vec![issuing], pending: None, created: maker.now })
+        let (roots, issuing) = (vec![root], vec![issuing]);
+        Ok(Self { roots, issuing, pending: None, forgotten: Vec::new(), created: maker.now })
     }
 
     /// A CA that has nothing but a request.
     pub(super) fn awaiting(pending: PendingRecord) -> Self {
         let created = pending.created;
-        Self { roots: Vec::new(), issuing: Vec::new(), pending: Some(pending), created }
+        Self {
+            roots: Vec::new(),
+            issuing: Vec::new(),
+            pending: Some(pending),
+            forgotten: Vec::new(),
+            created,
+        }
     }
 
     /// Nothing of it is there but a request.
@@ -130,11 +140,19 @@ impl CaRecord {
         Ok(())
     }
 
-    /// Removes issuing CAs whose certificates have ended; true when there were some.
-    fn prune(&mut self, now: UnixTime) -> bool {
-        let before = self.issuing.len();
-        self.issuing.retain(|issuing| issuing.ends.is_none_or(|ends| now <= ends));
-        self.issuing.len() != before
+    /// Removes issuing CAs whose certificates have ended; their short names.
+    fn prune(&mut self, now: UnixTime) -> Result<Vec<String>, Error> {
+        let (ended, issuing) = std::mem::take(&mut self.issuing)
+            .into_iter()
+            .partition(|issuing: &IssuingRecord| issuing.ends.is_some_and(|ends| ends < now));
+        self.issuing = issuing;
+        let ended: Vec<IssuingRecord> = ended;
+        let ids: Vec<String> =
+            ended.iter().map(|issuing| make::id_of(&issuing.der)).collect::<Result<_, _>>()?;
+        self.forgotten.extend(ids.iter().cloned());
+        let excess = self.forgotten.len().saturating_sub(MAX_FORGOTTEN);
+        self.forgotten.drain(..excess);
+        Ok(ids)
     }
 
     /// The oldest root leaves, and with it what was only there for those who knew nothing else.
@@ -148,7 +166,7 @@ impl CaRecord {
         };
         let (oldest, parsed) = (make::id_of(&oldest.der)?, record::parse(&oldest.der)?);
         let name = validate::name::render(parsed.subject());
-        self.prune(now);
+        self.prune(now)?;
         let below = self.issuing.iter().filter(|issuing| issuing.root == oldest);
         if let Some(last) = below.map(|issuing| issuing.ends).max() {
             return Err(Error::Invalid(match last {
@@ -183,6 +201,9 @@ impl CaRecord {
         }
         let signer = FileSigner::from_pkcs8(maker.sealer.open(ISSUING_KEY, &pending.key)?)?;
         let own = own_certificate(certificates, &signer)?;
+        for certificate in certificates {
+            may_be_above(certificate, certificate == own)?;
+        }
         let id = make::id_of(own)?;
         for known in
             self.issuing.iter().map(|known| &known.der).chain(self.roots.iter().map(|r| &r.der))
@@ -198,24 +219,23 @@ impl CaRecord {
         let place = if self.issuing.is_empty() { "issuing" } else { id.as_str() };
         let mut issuing = IssuingRecord::new(own.clone(), pending.key.clone(), place, "");
         let trial = trial(maker, &issuing, &signer)?;
-        let chain: Vec<Vec<u8>> = std::iter::once(&trial)
-            .chain([own])
-            .chain(certificates.iter().filter(|certificate| *certificate != own))
-            .cloned()
-            .collect();
+        // Roots are anchors, never links.
+        let links = |certificate: &&Vec<u8>| *certificate != own && !is_self_signed(certificate);
+        let chain: Vec<Vec<u8>> =
+            [&trial, own].into_iter().chain(certificates.iter().filter(links)).cloned().collect();
         let known: Vec<Vec<u8>> = self.roots.iter().map(|root| root.der.clone()).collect();
         let brought: Vec<Vec<u8>> =
             certificates.iter().filter(|der| is_self_signed(der)).cloned().collect();
         let judge = |anchors: &[Vec<u8>]| validate::verify_peer(&chain, anchors, None, maker.now);
-        let peer = match judge(&known) {
-            Ok(peer) => peer,
-            Err(_) => judge(&brought).map_err(|error| {
+        // A root that came along is meant, also when a root that is here certifies it.
+        let peer = judge(&brought).or_else(|error| {
+            judge(&known).map_err(|_| {
                 Error::Invalid(format!(
                     "certificates of this CA would not be accepted ({error}): put the issuing CA's \
                      certificate, the CAs between and the root into one file"
                 ))
-            })?,
-        };
+            })
+        })?;
         let (root, between) = match peer.path.as_slice() {
             [_, _, between @ .., root] => (root.clone(), between),
             _ => return Err(Error::Invalid("the issuing CA must not be its own root".to_owned())),
@@ -251,7 +271,8 @@ impl CaRecord {
         let next = list.next_update();
         let mut refused = None;
         for root in self.roots.iter_mut().filter(|root| root.key.is_none()) {
-            for issuing in &self.issuing {
+            let id = make::id_of(&root.der)?;
+            for issuing in self.issuing.iter().filter(|issuing| issuing.root == id) {
                 // What the root issued itself: the issuing CA, or the highest of those above it.
                 let below = issuing.above.last().map_or(&issuing.der, |above| &above.0);
                 let path = [below.clone(), root.der.clone()];
@@ -260,6 +281,9 @@ impl CaRecord {
                 };
                 match question.listed(&list, now) {
                     Ok(standing) => {
+                        if let Some(kept) = &root.crl {
+                            newer(&crate::crl::imported(&kept.0)?, &crate::crl::imported(&der)?)?;
+                        }
                         root.crl = Some(Octets(der));
                         let mut notes = Vec::new();
                         if let Standing::Revoked { .. } = standing {
@@ -296,6 +320,18 @@ impl CaRecord {
     }
 }
 
+/// A list that was replaced must not come back: it may say less.
+fn newer(kept: &Crl, next: &Crl) -> Result<(), Error> {
+    if next.number >= kept.number && next.this_update >= kept.this_update {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the revocation list is not taken: it has number {} of {}, and number {} of {} is here \
+         already",
+        next.number, next.this_update, kept.number, kept.this_update
+    )))
+}
+
 pub(super) fn nothing_awaited() -> Error {
     Error::Invalid("no certificate is awaited: make a request with `runnel ca csr`".to_owned())
 }
@@ -326,6 +362,31 @@ fn own_certificate<'a>(
 fn is_self_signed(der: &[u8]) -> bool {
     X509Certificate::from_der(der)
         .is_ok_and(|(_, parsed)| parsed.subject().as_raw() == parsed.issuer().as_raw())
+}
+
+/// What would break later than at the first certificate: lists must be signed as well, and both
+/// runners and the gateway get certificates.
+fn may_be_above(der: &[u8], own: bool) -> Result<(), Error> {
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|_| Error::Invalid("the file has a certificate that does not parse".to_owned()))?;
+    let name = || validate::name::render(certificate.subject());
+    let usage = certificate.key_usage().ok().flatten().map(|usage| usage.value);
+    if own && !usage.is_some_and(|usage| usage.crl_sign() && usage.key_cert_sign()) {
+        return Err(Error::Invalid(format!(
+            "the certificate of {} must say in keyUsage that it signs certificates and revocation \
+             lists: have it issued with keyCertSign and cRLSign",
+            name()
+        )));
+    }
+    let extended = certificate.extended_key_usage().ok().flatten().map(|usage| usage.value);
+    if extended.is_some_and(|usage| !(usage.any || usage.client_auth && usage.server_auth)) {
+        return Err(Error::Invalid(format!(
+            "the certificate of {} limits what is below it by extendedKeyUsage: runners need \
+             clientAuth and the gateway serverAuth, so have it issued with both or with none",
+            name()
+        )));
+    }
+    Ok(())
 }
 
 /// A certificate as the CA would issue it, to see that peers accept it.
@@ -399,7 +460,7 @@ impl Authority {
     ) -> Result<CaChange, Error> {
         let action = if root { "ca.rotate_root" } else { "ca.rotate" };
         self.change_ca(action, actor, now, |record, maker| {
-            record.prune(now);
+            record.prune(now)?;
             record.rotate(maker, kind, root)?;
             record.change()
         })
@@ -451,7 +512,7 @@ impl Authority {
         now: UnixTime,
     ) -> Result<Imported, Error> {
         self.change_ca("ca.import", actor, now, |record, maker| {
-            record.prune(now);
+            record.prune(now)?;
             let notes = record.import(maker, certificates)?;
             Ok(Imported { change: record.change()?, notes })
         })
@@ -483,10 +544,7 @@ impl Authority {
         };
         let count = ended(&self.ca());
         if count > 0 {
-            self.change_ca("ca.forget", &Actor::System, now, |record, _| {
-                record.prune(now);
-                Ok(())
-            })?;
+            self.change_ca("ca.forget", &Actor::System, now, |record, _| record.prune(now))?;
         }
         Ok(count)
     }
@@ -503,15 +561,26 @@ impl Authority {
         now: UnixTime,
         change: impl FnOnce(&mut CaRecord, &mut Maker<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        // What is in use is what was stored last.
+        let _turn = lock(&self.ca_turn);
         let stored = self.ca_record()?;
-        let mut next = stored.value;
+        let before = stored.value;
+        let mut next = before.clone();
         let settings = self.settings();
-        let result = self.with_entropy(|entropy| {
-            let mut maker = Maker { settings: &settings, sealer: &self.sealer, entropy, now };
-            change(&mut next, &mut maker)
-        })?;
+        let mut entropy = Draws(self);
+        let mut maker =
+            Maker { settings: &settings, sealer: &self.sealer, entropy: &mut entropy, now };
+        let result = change(&mut next, &mut maker)?;
         let ca = next.load(&self.sealer)?;
         let mut txn = Txn::new();
+        // What nobody signs any more goes with its CA.
+        for gone in &before.issuing {
+            if !next.issuing.iter().any(|issuing| issuing.der == gone.der) {
+                let id = make::id_of(&gone.der)?;
+                txn.delete(key::ocsp_signer(&id)).delete(key::crl(&id));
+                txn.delete(key::crl_trigger(&id));
+            }
+        }
         txn.at(key::CA, stored.revision).put(key::CA, records::encode(&next));
         let name = next.change()?.issuing;
         AuditEvent::new(action, actor, now).reason(name).record(&mut txn);

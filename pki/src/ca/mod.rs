@@ -27,7 +27,7 @@ use crate::issue;
 use crate::serial::Serial;
 use crate::signer::{KeyAlgorithm, SharedSigner, Signer};
 use crate::time::UnixTime;
-use crate::validate::{MAX_CHAIN, name, path};
+use crate::validate::{self, IkeId, MAX_CHAIN, PeerError, VerifiedPeer, name, path};
 
 /// One CA certificate for `ca status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,6 +59,8 @@ pub struct CaStatus {
     pub certificates: Vec<CaCertificate>,
     /// The current issuing key's kind.
     pub algorithm: KeyAlgorithm,
+    /// The newest root's key is elsewhere: another issuing CA needs a request.
+    pub offline: bool,
 }
 
 /// The short name of an issuer in the store: the first 16 hexadecimal digits of SHA-256 over
@@ -117,6 +119,8 @@ pub(crate) struct Ca {
     pub(crate) roots: Vec<Root>,
     /// The current one first.
     pub(crate) issuing: Vec<Issuing>,
+    /// The short names of issuing CAs that are no more, whose certificates are still on record.
+    pub(crate) forgotten: Vec<String>,
 }
 
 impl Ca {
@@ -142,21 +146,30 @@ impl Ca {
         self.issuing.iter().find(|issuing| issuing.id == id)
     }
 
+    /// Nothing more can be signed with the newest root here.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.roots.last().is_none_or(|root| root.offline)
+    }
+
     /// The root of a short name.
     pub(crate) fn root_of(&self, id: &str) -> Option<&Root> {
         self.roots.iter().find(|root| root.id == id)
     }
 
-    /// The short names of those that issue certificates, the current one first.
+    /// The short names of those that issue certificates, the current one first, and of those that
+    /// did and are forgotten.
     pub(crate) fn issuer_ids(&self) -> impl Iterator<Item = &str> {
         let roots = self.roots.iter().map(|root| root.id.as_str());
-        self.issuing.iter().map(|issuing| issuing.id.as_str()).chain(roots)
+        let issuing = self.issuing.iter().map(|issuing| issuing.id.as_str());
+        issuing.chain(roots).chain(self.forgotten.iter().map(String::as_str))
     }
 
-    /// What goes with a certificate that the current issuing CA issued: everything below a root
-    /// that whoever receives it may know. Roots themselves are not sent.
-    pub(crate) fn chain(&self) -> Vec<Vec<u8>> {
-        self.chain_of(self.current())
+    /// What goes with a certificate of one of our issuing CAs: everything below a root that whoever
+    /// receives it may know. Roots themselves are not sent.
+    pub(crate) fn chain_for(&self, certificate: &[u8]) -> Vec<Vec<u8>> {
+        let issuer = validate::issued_as(certificate).map(|(issuer, _)| issuer);
+        let issuing = issuer.and_then(|issuer| self.issuing_of(&issuer));
+        self.chain_of(issuing.unwrap_or(self.current()))
     }
 
     fn chain_of(&self, issuing: &Issuing) -> Vec<Vec<u8>> {
@@ -196,6 +209,30 @@ impl Ca {
         chain
     }
 
+    /// Verifies a peer's chain up to a root of ours. Only what one of our issuing CAs issued is
+    /// ours: a root that is kept elsewhere may have other CAs below it.
+    pub(crate) fn verify_peer(
+        &self,
+        chain: &[Vec<u8>],
+        id: Option<IkeId<'_>>,
+        now: UnixTime,
+    ) -> Result<VerifiedPeer, PeerError> {
+        let peer = validate::verify_peer(&self.complete(chain), &self.anchors(), id, now)?;
+        let issuer = peer.path.get(1);
+        if issuer.is_some_and(|issuer| self.issuing.iter().any(|ours| ours.der == *issuer)) {
+            return Ok(peer);
+        }
+        let names = self.issuing.iter().filter_map(|ours| {
+            let (_, certificate) = X509Certificate::from_der(&ours.der).ok()?;
+            Some(name::render(certificate.subject()))
+        });
+        Err(PeerError::UnknownIssuer {
+            subject: peer.subject,
+            issuer: peer.issuer,
+            trusted: names.collect::<Vec<_>>().join("; "),
+        })
+    }
+
     pub(crate) fn status(&self) -> CaStatus {
         let roots =
             self.roots.iter().map(|root| (&root.der, "root", root.offline, None, &root.place));
@@ -222,6 +259,7 @@ impl Ca {
         CaStatus {
             certificates: certificates.collect(),
             algorithm: self.current().signer.algorithm(),
+            offline: self.is_offline(),
         }
     }
 }

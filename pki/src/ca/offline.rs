@@ -20,7 +20,10 @@ use crate::time::UnixTime;
 /// A state directory opened for work on its CA. A gateway's first start makes a root of its own;
 /// with a request before that it gets none.
 #[derive(Debug)]
-pub struct CaSetup(State);
+pub struct CaSetup {
+    state: State,
+    broken_trail: bool,
+}
 
 #[derive(Debug)]
 enum State {
@@ -47,14 +50,22 @@ impl CaSetup {
         let state = StateDirectory::open(state_dir, &mut options)?;
         let stored = record::read::<CaRecord>(&state.store, key::CA)?;
         if stored.is_some_and(|stored| !stored.value.is_awaiting()) {
-            return Ok(Self(State::After(Box::new(Authority::over(state, options, now)?))));
+            let authority = Authority::over_resting(state, options, now)?;
+            let broken_trail = authority.startup().broken_trail;
+            return Ok(Self { state: State::After(Box::new(authority)), broken_trail });
         }
         let sealer = Sealer::new(&state.key)?;
         if let Some(check) = state.store.get(key::SEAL_CHECK)? {
             sealer.open(key::SEAL_CHECK, &check.value)?;
         }
-        state.store.seal_logs(sealer.log_seal(), &[], false)?;
-        Ok(Self(State::Before(Box::new(Before { state, sealer, options }))))
+        let broken_trail = !state.store.seal_logs(sealer.log_seal(), &[], false)?.is_empty();
+        let before = Box::new(Before { state, sealer, options });
+        Ok(Self { state: State::Before(before), broken_trail })
+    }
+
+    /// The end of the audit trail was not as this program had left it: `audit verify` says more.
+    pub fn broken_trail(&self) -> bool {
+        self.broken_trail
     }
 
     /// As [`Authority::ca_request`].
@@ -69,7 +80,7 @@ impl CaSetup {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<String, Error> {
-        let before = match &mut self.0 {
+        let before = match &mut self.state {
             State::Before(before) => before,
             State::After(authority) => {
                 return authority.ca_request(kind, common_name, anew, actor, now);
@@ -95,7 +106,7 @@ impl CaSetup {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<Imported, Error> {
-        let before = match &mut self.0 {
+        let before = match &mut self.state {
             State::Before(before) => before,
             State::After(authority) => return authority.ca_import(certificates, actor, now),
         };
@@ -117,7 +128,7 @@ impl CaSetup {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<Imported, Error> {
-        match &mut self.0 {
+        match &mut self.state {
             State::Before(_) => Err(Error::Invalid(
                 "there is no CA that the list is about: import its certificate first".to_owned(),
             )),

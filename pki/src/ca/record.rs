@@ -27,6 +27,9 @@ pub(crate) struct CaRecord {
     /// A key whose certificate was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pending: Option<PendingRecord>,
+    /// The short names of issuing CAs that are no more, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) forgotten: Vec<String>,
     pub(super) created: UnixTime,
 }
 
@@ -93,6 +96,8 @@ enum Stored {
         issuing: Vec<IssuingRecord>,
         #[serde(default)]
         pending: Option<PendingRecord>,
+        #[serde(default)]
+        forgotten: Vec<String>,
         created: UnixTime,
     },
     /// Before there could be several of each.
@@ -112,8 +117,8 @@ enum Stored {
 impl From<Stored> for CaRecord {
     fn from(stored: Stored) -> Self {
         match stored {
-            Stored::Now { roots, issuing, pending, created } => {
-                Self { roots, issuing, pending, created }
+            Stored::Now { roots, issuing, pending, forgotten, created } => {
+                Self { roots, issuing, pending, forgotten, created }
             }
             Stored::One { root_der, root_key, issuing_der, issuing_key, created } => {
                 // A root that does not parse is found when the CA is loaded.
@@ -122,6 +127,7 @@ impl From<Stored> for CaRecord {
                     roots: vec![RootRecord::own(root_der, root_key, "root")],
                     issuing: vec![IssuingRecord::new(issuing_der, issuing_key, "issuing", &root)],
                     pending: None,
+                    forgotten: Vec::new(),
                     created,
                 }
             }
@@ -171,9 +177,13 @@ impl CaRecord {
                     .to_owned(),
             ));
         }
-        let roots = self.roots.iter().map(Root::load).collect::<Result<_, _>>()?;
-        let issuing = self.issuing.iter().map(|issuing| Issuing::load(issuing, sealer));
-        Ok(Ca { roots, issuing: issuing.collect::<Result<_, _>>()? })
+        let roots: Vec<Root> = self.roots.iter().map(Root::load).collect::<Result<_, _>>()?;
+        let issuing = self.issuing.iter().map(|issuing| {
+            let root = roots.iter().find(|root| root.id == issuing.root);
+            Issuing::load(issuing, root.map(|root| root.der.as_slice()), sealer)
+        });
+        let issuing = issuing.collect::<Result<_, _>>()?;
+        Ok(Ca { roots, issuing, forgotten: self.forgotten.clone() })
     }
 
     /// Opens the key of a root by its short name.
@@ -205,11 +215,16 @@ impl Root {
 }
 
 impl Issuing {
-    fn load(record: &IssuingRecord, sealer: &Sealer) -> Result<Self, Error> {
+    fn load(record: &IssuingRecord, root: Option<&[u8]>, sealer: &Sealer) -> Result<Self, Error> {
         let signer = FileSigner::from_pkcs8(sealer.open(ISSUING_KEY, &record.key)?)?;
         let certificate = parse(&record.der)?;
         if certificate.public_key().raw != signer.public_key_der() {
             return Err(damaged("an issuing key does not belong to its certificate"));
+        }
+        // Nothing outlives its chain.
+        let mut not_after = path::validity(&certificate).1;
+        for der in record.above.iter().map(|above| above.0.as_slice()).chain(root) {
+            not_after = not_after.min(path::validity(&parse(der)?).1);
         }
         Ok(Self {
             id: issuer_id(certificate.subject().as_raw()),
@@ -217,7 +232,7 @@ impl Issuing {
             above: record.above.iter().map(|above| above.0.clone()).collect(),
             place: record.place.clone(),
             signer: std::sync::Arc::new(signer),
-            not_after: path::validity(&certificate).1,
+            not_after,
             ends: record.ends,
         })
     }

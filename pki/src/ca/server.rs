@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Ca;
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
 use crate::error::Error;
@@ -152,7 +153,7 @@ impl Authority {
                 && (record.not_before..record.renew_at()).contains(&now)
                 && !revoked
             {
-                return self.load_server(record, false);
+                return self.load_server(&ca, record, false);
             }
         }
 
@@ -206,7 +207,7 @@ impl Authority {
         match self.store.transact(txn)? {
             Outcome::Committed(_) => {
                 failpoint::hit("server.after_commit");
-                self.load_server(&record, true)
+                self.load_server(&ca, &record, true)
             }
             Outcome::Conflict(_) => Err(Error::Contended("the gateway's certificate")),
         }
@@ -214,12 +215,13 @@ impl Authority {
 
     fn load_server(
         &self,
+        ca: &Ca,
         record: &ServerRecord,
         issued_now: bool,
     ) -> Result<ServerIdentity, Error> {
         let pkcs8 = self.sealer.open(KEY_PURPOSE, &record.sealed_key)?;
         let mut chain = vec![record.der.clone()];
-        chain.extend(self.ca().chain());
+        chain.extend(ca.chain_for(&record.der));
         Ok(ServerIdentity {
             chain,
             signer: Arc::new(FileSigner::from_pkcs8(pkcs8)?),

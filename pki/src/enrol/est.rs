@@ -340,7 +340,7 @@ impl Authority {
 
     fn issued(&self, enrolled: &Enrolled, renewed: bool) -> Result<EstReply, Refusal> {
         let mut certificates = vec![enrolled.certificate.clone()];
-        certificates.extend(self.ca().chain());
+        certificates.extend(self.ca().chain_for(&enrolled.certificate));
         let body = pkcs7::certs_only(&certificates)?;
         let serial = validate::serial_of(&enrolled.certificate)
             .ok_or_else(|| Error::Encode("the certificate does not parse".to_owned()))?;

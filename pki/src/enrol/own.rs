@@ -9,7 +9,9 @@ use crate::audit::Actor;
 use crate::authority::Authority;
 use crate::csr::Csr;
 use crate::error::Error;
+use crate::issue::CertRecord;
 use crate::lease::Lease;
+use crate::record::{self, key};
 use crate::time::UnixTime;
 use crate::validate::{self, VerifiedPeer};
 
@@ -129,7 +131,11 @@ impl Authority {
         let unusable = |detail: String| Refusal::new(RefusalCode::CertificateUnusable, detail);
         let peer = self.proven_peer(chain, now)?;
         let lease = self.lease_by_serial(Some(&peer.issuer_id), &peer.serial)?;
-        let lease = lease.ok_or_else(|| {
+        // Another CA may have given the same name and serial number to another key.
+        let cert_key = key::cert(&peer.issuer_id, &peer.serial);
+        let record = record::read::<CertRecord>(self.store.as_ref(), &cert_key)?;
+        let issued = record.is_some_and(|record| record.value.spki_sha256 == peer.spki_sha256);
+        let lease = lease.filter(|_| issued).ok_or_else(|| {
             unusable(format!("certificate {} belongs to no lease: enrol first", peer.serial))
         })?;
         refuse_replaced(&lease, &peer, None, now)?;
@@ -147,8 +153,8 @@ impl Authority {
             Some(Some(not_after)) => now.min(not_after),
             _ => now,
         };
-        let ca = self.ca();
-        validate::verify_peer(&ca.complete(chain), &ca.anchors(), None, at)
+        self.ca()
+            .verify_peer(chain, None, at)
             .map_err(|error| Refusal::new(RefusalCode::CertificateUnusable, error.to_string()))
     }
 

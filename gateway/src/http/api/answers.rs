@@ -100,7 +100,7 @@ impl Issued {
             lease: Lease::new(lease),
             replayed: enrolled.replayed,
             certificate: pem("CERTIFICATE", &enrolled.certificate),
-            chain: authority.chain_pem(),
+            chain: authority.chain_pem(&enrolled.certificate),
             root: authority.root_pem(),
             not_after: enrolled.not_after.to_string(),
             renew_at: renew_at.to_string(),

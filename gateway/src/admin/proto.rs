@@ -104,8 +104,11 @@ pub enum Request {
     CaRoot,
     /// The authorities: names, ends, CRL.
     CaStatus,
-    /// The issuing CA's CRL.
-    CaCrl,
+    /// A CA's revocation list.
+    CaCrl {
+        /// The CA's name in URLs; none: the one that issues now.
+        place: Option<String>,
+    },
     /// A request for a certificate of another issuing CA.
     CaCsr {
         /// The kind of key; none: the configured one.

@@ -26,7 +26,8 @@ Examples:
   runnel ca status -o json | jq -r '.authorities[0].sha256'";
 const CRL: &str = "\
 Examples:
-  runnel ca crl | openssl crl -noout -text";
+  runnel ca crl | openssl crl -noout -text
+  runnel ca crl --of root            as `runnel ca status` names it";
 const CSR: &str = "\
 Examples:
   runnel ca csr > issuing.csr              before the first `up`: no root is made here then
@@ -71,7 +72,11 @@ pub(super) enum Command {
     },
     /// The current CRL, PEM
     #[command(after_help = CRL)]
-    Crl,
+    Crl {
+        /// Of this CA, by its name in URLs [default: the one that issues now]
+        #[arg(long, value_name = "PLACE")]
+        of: Option<String>,
+    },
     /// A request for an issuing CA below a root that is kept elsewhere, PEM
     #[command(after_help = CSR)]
     Csr {
@@ -135,8 +140,8 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             let pem: Pem = context.client()?.ask(Request::CaRoot)?;
             output::line(&pem.pem);
         }
-        Command::Crl => {
-            let pem: Pem = context.client()?.ask(Request::CaCrl)?;
+        Command::Crl { of } => {
+            let pem: Pem = context.client()?.ask(Request::CaCrl { place: of })?;
             output::line(&pem.pem);
         }
         Command::Status { output } => {

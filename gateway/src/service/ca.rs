@@ -25,8 +25,17 @@ impl Instance {
         let configured = self.config.get().pki.ca_key;
         match request {
             Request::CaRoot => value(view::Pem { pem: authority.root_pem() }),
-            Request::CaCrl => {
-                let crl = authority.crl(now()).map_err(pki_error)?;
+            Request::CaCrl { place } => {
+                let crl = match &place {
+                    None => authority.crl(now()).map(Some),
+                    Some(place) => authority.crl_at(place, now()),
+                };
+                let crl = crl.map_err(pki_error)?.ok_or_else(|| {
+                    AdminError::new(
+                        ErrorCode::NotFound,
+                        "there is no CA of this name: `runnel ca status` has them",
+                    )
+                })?;
                 value(view::Pem { pem: views::pem("X509 CRL", &crl.der) })
             }
             Request::CaCsr { key, common_name, anew } => {

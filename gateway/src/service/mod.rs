@@ -182,7 +182,7 @@ impl Instance {
                 value(ended.map_err(end_error)?)
             }
             Request::CaRoot
-            | Request::CaCrl
+            | Request::CaCrl { .. }
             | Request::CaStatus
             | Request::CaCsr { .. }
             | Request::CaImport { .. }

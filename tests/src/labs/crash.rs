@@ -46,6 +46,8 @@ struct Promised {
     /// A token that was acknowledged, and the serial it brought if that was too.
     token: Option<String>,
     enrolled: Option<String>,
+    /// The CA that issues since a rotation.
+    issuing: Option<String>,
 }
 
 /// Visits every failpoint.
@@ -208,6 +210,14 @@ impl Crasher {
             return Ok(Some("in revoke"));
         }
         outcome?;
+        let rotated = self.scene.gateway.json(&["ca", "rotate"]);
+        if let Ok(rotated) = &rotated {
+            known.issuing = rotated["issuing"].as_str().map(str::to_owned);
+        }
+        if self.died(rotated.is_err())? {
+            return Ok(Some("in rotation"));
+        }
+        rotated?;
         // A clean stop is the last thing that can reach a failpoint.
         let code = self.scene.gateway.stop()?;
         Ok((code == ABORTED).then_some("in stop"))
@@ -315,10 +325,20 @@ impl Crasher {
                 bail!("the revoked lease {id} is {}", lease["state"]);
             }
         }
-        let crl = self.scene.lab.path("crash.crl");
-        fs::write(&crl, gateway.told(&["ca", "crl"])?)?;
-        let crl = crl.display().to_string();
-        let crl = cmd::run("openssl", &["crl", "-noout", "-text", "-in", &crl])?.to_uppercase();
+        let authorities = gateway.json(&["ca", "status"])?["authorities"].clone();
+        let named = |subject: &String| {
+            authorities
+                .as_array()
+                .is_some_and(|all| all.iter().any(|ca| ca["subject"] == **subject))
+        };
+        if !known.issuing.as_ref().is_none_or(named) {
+            bail!("the new issuing CA {:?} is gone: {authorities}", known.issuing);
+        }
+        // The first issuing CA issued them all, whoever issues now.
+        let file = self.scene.lab.path("crash.crl");
+        fs::write(&file, gateway.told(&["ca", "crl", "--of", "issuing"])?)?;
+        let file = file.display().to_string();
+        let crl = cmd::run("openssl", &["crl", "-noout", "-text", "-in", &file])?.to_uppercase();
         for serial in &known.revoked_serials {
             if !crl.contains(&serial.trim_start_matches('0').to_uppercase()) {
                 bail!("the CRL has lost {serial}");

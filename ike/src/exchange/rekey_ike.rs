@@ -397,6 +397,10 @@ pub(crate) fn succeed(ctx: &mut Ctx, old: &mut IkeSa, new: &mut IkeSa, delete: b
                 | Task::Redirect
         )
     }));
+    // A peer that hears of it on the old SA only does not go: it is said again.
+    if old.active == Some(Task::Redirect) {
+        new.enqueue(Task::Redirect);
+    }
     new.auth = old.auth.clone();
     if let Some(auth) = &mut new.auth {
         auth.established_at = ctx.now.mono;

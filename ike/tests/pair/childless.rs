@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use ike::Command;
 use ike::config::FirstChild;
 use ike::crypto::KeMethod;
 use ike::event::CloseReason;
-use ike::io::LeaseId;
+use ike::io::{Action, Completion, LeaseId};
 use ike::wire::{ExchangeType, Message, Notify, NotifyType, Payload, PayloadType, Payloads};
+use ike::{Command, Input};
 
 use crate::harness::*;
 use crate::spy::Spy;
@@ -275,6 +275,31 @@ fn each_message_of_it_may_be_lost_or_repeated() {
             pair.assert_no_leaks();
         }
     }
+}
+
+/// The peer has made its half when our side of the exchange fails: that half is closed, and the child
+/// is asked for anew.
+#[test]
+fn a_child_that_only_the_peer_has_made_is_closed_and_asked_for_again() {
+    let mut pair = setup(FirstChild::Separately, "aes256gcm16-x25519-esn").build();
+    pair.initiate();
+    // IKE_SA_INIT and IKE_AUTH, each with its answer, and the request of CREATE_CHILD_SA.
+    for _ in 0..5 {
+        pair.step();
+    }
+    pair.client.hold = |action| matches!(action, Action::KeyExchange(_));
+    pair.step();
+    assert_eq!((pair.client.held.len(), pair.server.plane.len()), (1, 1));
+    let half = pair.server.inbound();
+    let (token, _) = pair.client.held.remove(0);
+    pair.client.hold = |_| false;
+    let failed = Completion::KeyExchange(Err("too many handshakes".to_owned()));
+    pair.input(Side::Client, Input::Completion(token, failed));
+    pair.run_for(Duration::from_secs(60));
+
+    pair.assert_connected();
+    assert_ne!(pair.server.inbound(), half);
+    pair.assert_traffic_flows();
 }
 
 /// What a process that was restarted asked for is made by nobody: no half of it stays.

@@ -172,6 +172,25 @@ fn connected_clients_are_told_and_go() {
     pair.assert_no_leaks();
 }
 
+/// Found by simulation: what tells of it is lost, and meanwhile the client rekeys the IKE SA. It would
+/// hear of it on an SA that it does not use any more.
+#[test]
+fn a_client_that_rekeys_while_it_is_told_is_told_again() {
+    let mut pair = pair();
+    pair.initiate();
+    pair.run();
+    drain(&mut pair, true);
+    let told = pair.lose();
+    let id = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::RekeyIke(id));
+    pair.run();
+    pair.deliver(told);
+    pair.run_for(Duration::from_secs(10));
+
+    assert_eq!(sent_to(&pair), [elsewhere()]);
+    assert_eq!(pair.client.ends().last(), Some(&CloseReason::Redirected));
+}
+
 #[test]
 fn a_client_that_does_not_go_is_closed_after_a_while() {
     let mut setup = Setup::new().quiet();

@@ -369,3 +369,26 @@ fn the_lease_may_end_in_the_middle() {
     pair.assert_nothing_installed();
     pair.assert_no_leaks();
 }
+
+/// Found by simulation: the peer has made its half of the new child when our side of the rekey fails.
+/// That half is closed, and the rekey is tried again.
+#[test]
+fn a_rekey_that_only_the_peer_finished_leaves_no_half_child() {
+    let suites = ("aes256gcm16-prfsha384-x25519", "aes256gcm16-x25519-esn");
+    let mut pair = Pair::connected_with(Setup::new().quiet().suites(suites.0, suites.1));
+    let child = *pair.client.plane.keys().next().unwrap();
+    pair.command(Side::Client, ike::Command::RekeyChild(child));
+    pair.step();
+    pair.client.hold = |action| matches!(action, ike::io::Action::KeyExchange(_));
+    pair.step();
+    assert_eq!((pair.client.held.len(), pair.server.plane.len()), (1, 2));
+    let (token, _) = pair.client.held.remove(0);
+    pair.client.hold = |_| false;
+    let failed = ike::Completion::KeyExchange(Err("too many handshakes".to_owned()));
+    pair.input(Side::Client, ike::Input::Completion(token, failed));
+    pair.run_for(Duration::from_secs(60));
+
+    pair.assert_connected();
+    pair.assert_traffic_flows();
+    assert!(!pair.client.plane.contains_key(&child), "it was rekeyed in the end");
+}

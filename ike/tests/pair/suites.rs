@@ -1,7 +1,7 @@
 //! Every algorithm of RFC 8247 and RFC 8221 in a whole handshake, and every weak one refused by
 //! name.
 
-use ike::crypto::{EncrId, IntegId, KeMethod, PrfId};
+use ike::crypto::{EncrId, EspSuite, IkeSuite, IntegId, KeMethod, PrfId};
 use ike::wire::{Message, NotifyType, Payload, Payloads, Proposal, SecurityAssociation, Transform};
 
 use crate::harness::*;
@@ -89,6 +89,36 @@ fn the_size_of_sequence_numbers_is_what_both_sides_can() {
         let pair = Pair::connected_with(setup);
 
         assert_eq!(pair.server.plane.values().next().unwrap().suite.esn, esn);
+        pair.assert_no_leaks();
+    }
+}
+
+/// RFC 8247 2, RFC 8221 5: what clients that come with their systems offer is among our defaults. None
+/// of them asks for a certificate (RFC 7296 3.7), and ours goes out all the same.
+#[test]
+fn native_clients_share_a_suite_with_our_defaults() {
+    let clients = [
+        ("iOS and macOS", "aes256-sha256-prfsha256-modp2048", "aes256-sha256-noesn"),
+        ("iOS with a profile", "aes256-sha256-prfsha256-ecp256", "aes256-sha256-noesn"),
+        ("Windows with its policy", "aes256-sha256-prfsha256-modp2048", "aes256gcm16-noesn"),
+        ("Android", "aes256gcm16-prfsha384-x25519", "aes256gcm16-noesn"),
+    ];
+    for (name, ike_suite, esp_suite) in clients {
+        let mut setup = Setup::new().quiet().suites(ike_suite, esp_suite);
+        setup.target.first_ke = setup.target.ike_suites[0].kex;
+        setup.client.trust_anchor_hashes.clear();
+        // But what the tests' first provider lacks: ML-KEM and P-521.
+        let lacks = |suite: &IkeSuite| {
+            !suite.additional.is_empty() || suite.to_string().ends_with("-ecp521")
+        };
+        setup.server.ike_suites =
+            IkeSuite::defaults().into_iter().filter(|suite| !lacks(suite)).collect();
+        setup.server.esp_suites = EspSuite::defaults();
+        let pair = Pair::connected_with(setup);
+
+        assert_eq!(pair.server.established()[0].suite.as_deref(), Some(ike_suite), "{name}");
+        let child = pair.server.plane.values().next().unwrap();
+        assert_eq!(child.suite, esp(esp_suite)[0], "{name}");
         pair.assert_no_leaks();
     }
 }

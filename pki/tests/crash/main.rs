@@ -117,7 +117,10 @@ fn inspect(directory: &Path, place: &str) {
                 assert_eq!(lease(id).cert().unwrap().serial.to_string(), serial, "{place}");
             }
             ["released", id] => assert_eq!(lease(id).state, LeaseState::Released, "{place}"),
-            ["revoked", id] => assert_eq!(lease(id).state, LeaseState::Revoked, "{place}"),
+            ["revoked", id] => {
+                assert_eq!(lease(id).state, LeaseState::Revoked, "{place}");
+                assert_eq!(authority.bars().unwrap().len(), 1, "{place}: its key is barred");
+            }
             ["lost", id] => assert_eq!(lease(id).state, LeaseState::Lost, "{place}"),
             ["expired", id] => assert_eq!(lease(id).state, LeaseState::Expired, "{place}"),
             ["rotated", ref words @ ..] => {

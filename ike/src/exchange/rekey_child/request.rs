@@ -590,6 +590,14 @@ pub(crate) fn request_installed(
 pub(crate) fn request_failed(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(request) = request(sa) {
         let task = request.task();
+        // A child that the peer has made by now would stay its own for ever.
+        let made = request.answer.take().zip(request.spi_in).filter(|(answer, _)| {
+            !request.closed.contains(&answer.spi_out)
+                && !request.kex.as_ref().is_some_and(Kex::has_more)
+        });
+        if let Some((answer, spi_in)) = made {
+            delete_uninstalled(ctx, sa, spi_in, answer.spi_out, answer.suite);
+        }
         retry_later(ctx, sa, &task);
     }
     finish(ctx, sa);

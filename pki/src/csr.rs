@@ -16,6 +16,7 @@ use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use crate::ecdsa;
 use crate::issue::sha256_hex;
+use crate::signer::KeyKind;
 
 /// Trailing octets some clients add after the request.
 const STRAY_OCTETS: usize = 4;
@@ -27,6 +28,49 @@ pub struct Csr {
     pub spki: Vec<u8>,
     /// Its SHA-256, hexadecimal.
     pub spki_sha256: String,
+    /// The kind of key.
+    pub key: CsrKey,
+}
+
+/// The kind of key a request carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CsrKey {
+    /// ECDSA on P-256.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// ECDSA on P-521.
+    P521,
+    /// Ed25519.
+    Ed25519,
+    /// RSA with a modulus of so many bits.
+    Rsa(usize),
+}
+
+impl CsrKey {
+    /// Whether it is of this kind; an RSA key may be longer.
+    pub const fn is(self, kind: KeyKind) -> bool {
+        match (self, kind) {
+            (Self::P256, KeyKind::EcdsaP256)
+            | (Self::P384, KeyKind::EcdsaP384)
+            | (Self::Ed25519, KeyKind::Ed25519) => true,
+            (Self::Rsa(bits), KeyKind::Rsa3072) => bits >= 3_072,
+            (Self::Rsa(bits), KeyKind::Rsa4096) => bits >= 4_096,
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for CsrKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::P256 => f.write_str("ecdsa-p256"),
+            Self::P384 => f.write_str("ecdsa-p384"),
+            Self::P521 => f.write_str("ecdsa-p521"),
+            Self::Ed25519 => f.write_str("ed25519"),
+            Self::Rsa(bits) => write!(f, "rsa-{bits}"),
+        }
+    }
 }
 
 /// Why a request is not accepted.
@@ -79,7 +123,7 @@ impl Csr {
         {
             return Err(CsrError::Malformed("the public key is not encoded as DER".to_owned()));
         }
-        Ok(Self { spki_sha256: sha256_hex(&spki), spki })
+        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key: kind })
     }
 }
 
@@ -98,15 +142,6 @@ pub fn challenge_password(der: &[u8]) -> Option<zeroize::Zeroizing<String>> {
     })
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum KeyKind {
-    P256,
-    P384,
-    P521,
-    Ed25519,
-    Rsa,
-}
-
 const OID_EC: &str = "1.2.840.10045.2.1";
 const OID_P256: &str = "1.2.840.10045.3.1.7";
 const OID_P384: &str = "1.3.132.0.34";
@@ -116,7 +151,7 @@ const OID_ED448: &str = "1.3.101.113";
 const OID_RSA: &str = "1.2.840.113549.1.1.1";
 const OID_RSA_PSS: &str = "1.2.840.113549.1.1.10";
 
-fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
+fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<CsrKey, CsrError> {
     let refuse = |what: &str| Err(CsrError::Key(what.to_owned()));
     match spki.algorithm.algorithm.to_id_string().as_str() {
         OID_EC => {
@@ -124,14 +159,14 @@ fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
             let curve = spki.algorithm.parameters.as_ref();
             let curve = curve.filter(|any| any.tag() == Tag::Oid).and_then(|any| any.as_oid().ok());
             match curve.map(|oid| oid.to_id_string()).as_deref() {
-                Some(OID_P256) => Ok(KeyKind::P256),
-                Some(OID_P384) => Ok(KeyKind::P384),
-                Some(OID_P521) => Ok(KeyKind::P521),
+                Some(OID_P256) => Ok(CsrKey::P256),
+                Some(OID_P384) => Ok(CsrKey::P384),
+                Some(OID_P521) => Ok(CsrKey::P521),
                 Some(other) => refuse(&format!("an ECDSA key on curve {}", short(other))),
                 None => refuse("an ECDSA key without a named curve"),
             }
         }
-        OID_ED25519 => Ok(KeyKind::Ed25519),
+        OID_ED25519 => Ok(CsrKey::Ed25519),
         OID_ED448 => refuse("an Ed448 key"),
         OID_RSA_PSS => refuse("an RSA key restricted to PSS"),
         OID_RSA => match spki.parsed() {
@@ -139,7 +174,7 @@ fn key_kind(spki: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, CsrError> {
                 let modulus = crate::serial::Serial::from_bytes(rsa.modulus);
                 let bits = bit_length(modulus.as_bytes());
                 if (2048..=8192).contains(&bits) {
-                    Ok(KeyKind::Rsa)
+                    Ok(CsrKey::Rsa(bits))
                 } else {
                     refuse(&format!("an RSA key of {bits} bits"))
                 }
@@ -164,7 +199,7 @@ fn bit_length(bytes: &[u8]) -> usize {
 ///
 /// PSS names its hash in parameters; the three allowed ones are tried, all of them strong.
 fn verifiers(
-    kind: KeyKind,
+    kind: CsrKey,
     signature_oid: &str,
 ) -> Result<Vec<&'static dyn SignatureVerificationAlgorithm>, CsrError> {
     const RSA_SHA256: &str = "1.2.840.113549.1.1.11";
@@ -175,25 +210,25 @@ fn verifiers(
     const ECDSA_SHA512: &str = "1.2.840.10045.4.3.4";
     let refuse = |what: &str| Err(CsrError::SignatureAlgorithm(what.to_owned()));
     Ok(match (kind, signature_oid) {
-        (KeyKind::P256, ECDSA_SHA256) => vec![verifier::ECDSA_P256_SHA256],
-        (KeyKind::P256, ECDSA_SHA384) => vec![verifier::ECDSA_P256_SHA384],
-        (KeyKind::P384, ECDSA_SHA256) => vec![verifier::ECDSA_P384_SHA256],
-        (KeyKind::P384, ECDSA_SHA384) => vec![verifier::ECDSA_P384_SHA384],
-        (KeyKind::P521, ECDSA_SHA256) => vec![ecdsa::P521_SHA256],
-        (KeyKind::P521, ECDSA_SHA384) => vec![ecdsa::P521_SHA384],
-        (KeyKind::P521, ECDSA_SHA512) => vec![ecdsa::P521_SHA512],
-        (KeyKind::Ed25519, OID_ED25519) => vec![verifier::ED25519],
-        (KeyKind::Rsa, RSA_SHA256) => vec![verifier::RSA_PKCS1_2048_8192_SHA256],
-        (KeyKind::Rsa, RSA_SHA384) => vec![verifier::RSA_PKCS1_2048_8192_SHA384],
-        (KeyKind::Rsa, RSA_SHA512) => vec![verifier::RSA_PKCS1_2048_8192_SHA512],
-        (KeyKind::Rsa, OID_RSA_PSS) => vec![
+        (CsrKey::P256, ECDSA_SHA256) => vec![verifier::ECDSA_P256_SHA256],
+        (CsrKey::P256, ECDSA_SHA384) => vec![verifier::ECDSA_P256_SHA384],
+        (CsrKey::P384, ECDSA_SHA256) => vec![verifier::ECDSA_P384_SHA256],
+        (CsrKey::P384, ECDSA_SHA384) => vec![verifier::ECDSA_P384_SHA384],
+        (CsrKey::P521, ECDSA_SHA256) => vec![ecdsa::P521_SHA256],
+        (CsrKey::P521, ECDSA_SHA384) => vec![ecdsa::P521_SHA384],
+        (CsrKey::P521, ECDSA_SHA512) => vec![ecdsa::P521_SHA512],
+        (CsrKey::Ed25519, OID_ED25519) => vec![verifier::ED25519],
+        (CsrKey::Rsa(_), RSA_SHA256) => vec![verifier::RSA_PKCS1_2048_8192_SHA256],
+        (CsrKey::Rsa(_), RSA_SHA384) => vec![verifier::RSA_PKCS1_2048_8192_SHA384],
+        (CsrKey::Rsa(_), RSA_SHA512) => vec![verifier::RSA_PKCS1_2048_8192_SHA512],
+        (CsrKey::Rsa(_), OID_RSA_PSS) => vec![
             verifier::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
             verifier::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
             verifier::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
         ],
         (_, "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1") => return refuse("SHA-1"),
         (_, "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.2") => return refuse("MD5 or MD2"),
-        (KeyKind::P256 | KeyKind::P384, ECDSA_SHA512) => {
+        (CsrKey::P256 | CsrKey::P384, ECDSA_SHA512) => {
             return refuse("ECDSA with SHA-512, which does not fit the curve");
         }
         (_, other) => {

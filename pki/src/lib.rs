@@ -48,7 +48,7 @@ pub use ca::{
     certificates_of, issuer_id,
 };
 pub use crl::Crl;
-pub use csr::{Csr, CsrError, challenge_password};
+pub use csr::{Csr, CsrError, CsrKey, challenge_password};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};
 pub use enrol::jwt::{JwtAlgorithm, KeysWanted};
 pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::csr::CsrKey;
 use crate::enrol::jwt::{ClaimRule, Issuer, Pin};
+use crate::enrol::{Refusal, RefusalCode};
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::error::Error;
 use crate::lease::LeaseTimers;
@@ -21,6 +23,8 @@ pub struct RoleProfile {
     pub ttl: Duration,
     /// A lease's life, renewals included.
     pub max_lease: Duration,
+    /// The kinds of key its clients may have, the preferred one first; empty: any that is safe.
+    pub keys: Vec<KeyKind>,
 }
 
 impl RoleProfile {
@@ -30,7 +34,23 @@ impl RoleProfile {
             pool: pool.into(),
             ttl: Duration::from_secs(3_600),
             max_lease: Duration::from_secs(86_400),
+            keys: Vec::new(),
         }
+    }
+
+    /// Whether a client of the role may have this key.
+    pub(crate) fn check_key(&self, role: &str, key: CsrKey) -> Result<(), Refusal> {
+        if self.keys.is_empty() || self.keys.iter().any(|kind| key.is(*kind)) {
+            return Ok(());
+        }
+        let kinds: Vec<&str> = self.keys.iter().map(|kind| kind.name()).collect();
+        Err(Refusal::new(
+            RefusalCode::UnacceptableKey,
+            format!(
+                "the request carries an {key} key, role {role} takes {}: make a key of that kind",
+                kinds.join(" or ")
+            ),
+        ))
     }
 }
 

@@ -182,6 +182,8 @@ pub struct Role {
     pub ttl: Duration,
     /// A lease is never renewed past this age.
     pub max_lease: Duration,
+    /// Kinds of key its clients may have, preferred first; empty: any that is safe.
+    pub keys: Vec<KeyKind>,
     /// Allowed destinations; everything else is dropped.
     pub allow: Vec<AllowEntry>,
     /// Certificates of external CAs that have this role.

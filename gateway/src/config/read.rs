@@ -170,6 +170,7 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
             pool: pool.name.clone(),
             ttl: HOUR,
             max_lease: DAY,
+            keys: Vec::new(),
             allow: pool
                 .addresses
                 .iter()
@@ -462,6 +463,7 @@ fn role_list(
                 ),
             );
         }
+        let keys = role_keys(&mut section, found);
         let at = section.place("allow");
         let mut allow = Vec::new();
         for (text, at) in section.strings("allow", found).unwrap_or_default() {
@@ -484,10 +486,37 @@ fn role_list(
             matches.into_iter().partition(|section| section.has("issuer"));
         let matches = external::rules(&name, certificates, &config.cas, found);
         let claims = issuer::rules(&name, tokens, &config.issuers, found);
-        roles.insert(name.clone(), Role { name, pool, ttl, max_lease, allow, matches, claims });
+        roles.insert(
+            name.clone(),
+            Role { name, pool, ttl, max_lease, keys, allow, matches, claims },
+        );
         section.finish(&[], found);
     }
     order.into_iter().filter_map(|name| roles.remove(&name)).collect()
+}
+
+/// `keys = [...]`: what kinds of key a role takes.
+fn role_keys(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Vec<KeyKind> {
+    let at = section.place("keys");
+    let Some(texts) = section.strings("keys", found) else { return Vec::new() };
+    if texts.is_empty() {
+        found.error(at, "`keys` is empty: no client could enrol; leave it out to take any kind");
+    }
+    let mut kinds = Vec::new();
+    for (text, at) in texts {
+        match text.parse::<KeyKind>() {
+            Ok(kind) if !kinds.contains(&kind) => kinds.push(kind),
+            Ok(_) => found.error(at, format!("\"{text}\" is in `keys` twice; keep one")),
+            Err(_) => found.error(
+                at,
+                format!(
+                    "\"{text}\" in `keys` must be one of {}",
+                    KeyKind::ALL.map(KeyKind::name).join(", ")
+                ),
+            ),
+        }
+    }
+    kinds
 }
 
 fn role_pool(

@@ -481,3 +481,24 @@ ocsp = "https://ocsp.corp.example"
     let config = Config::parse(text, "runnel.toml").unwrap();
     assert!(config.warnings[0].contains("every certificate of ca \"corp\""));
 }
+
+#[test]
+fn the_kinds_of_key_a_role_takes() {
+    let role = |keys: &str| {
+        let text = format!("[[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\nkeys = {keys}\n");
+        Config::parse(&text, "runnel.toml").map(|config| config.roles[0].keys.clone())
+    };
+    use pki::signer::KeyKind;
+    assert_eq!(
+        role("[\"ecdsa-p384\", \"rsa-4096\"]").unwrap(),
+        [KeyKind::EcdsaP384, KeyKind::Rsa4096]
+    );
+    for (keys, part) in [
+        ("[]", "leave it out"),
+        ("[\"rsa-2048\"]", "must be one of ecdsa-p256"),
+        ("[\"ed25519\", \"ed25519\"]", "twice"),
+    ] {
+        let error = format!("{:?}", role(keys).unwrap_err());
+        assert!(error.contains("runnel.toml:4") && error.contains(part), "{keys}: {error}");
+    }
+}

@@ -82,7 +82,12 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
     for role in &config.roles {
         settings.roles.insert(
             role.name.clone(),
-            RoleProfile { pool: role.pool.clone(), ttl: role.ttl, max_lease: role.max_lease },
+            RoleProfile {
+                ttl: role.ttl,
+                max_lease: role.max_lease,
+                keys: role.keys.clone(),
+                ..RoleProfile::new(role.pool.clone())
+            },
         );
     }
     settings.issuers = config.issuers.clone();

@@ -8,11 +8,12 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use zeroize::Zeroizing;
 
-use super::{Enrolled, Refusal, RefusalCode, jwt, pkcs7, shown};
+use super::{Enrolled, Refusal, RefusalCode, csrattrs, jwt, pkcs7, shown};
 use crate::authority::Authority;
 use crate::csr::{Csr, CsrError, challenge_password};
 use crate::error::Error;
 use crate::failpoint;
+use crate::profile::RoleProfile;
 use crate::time::UnixTime;
 use crate::validate;
 
@@ -68,7 +69,7 @@ pub struct EstReply {
 pub enum EstOutcome {
     /// The CA certificates were sent.
     CaCerts,
-    /// There are no attributes to ask for.
+    /// What keys are wanted was sent, or that any will do.
     CsrAttrs,
     /// A certificate was issued.
     Issued {
@@ -241,18 +242,12 @@ impl Authority {
                 let body = pkcs7::certs_only(&certificates)?;
                 Ok(EstReply {
                     status: 200,
-                    headers: pkcs7_headers("application/pkcs7-mime"),
+                    headers: base64_headers("application/pkcs7-mime"),
                     body: STANDARD.encode(body).into_bytes(),
                     outcome: EstOutcome::CaCerts,
                 })
             }
-            // RFC 7030 4.5.2: 204 says that no attributes are asked for.
-            Operation::CsrAttrs => Ok(EstReply {
-                status: 204,
-                headers: Vec::new(),
-                body: Vec::new(),
-                outcome: EstOutcome::CsrAttrs,
-            }),
+            Operation::CsrAttrs => self.csr_attributes(path.label, request),
             Operation::SimpleEnroll => self.simple_enroll(path.label, request, now),
             Operation::SimpleReenroll => self.simple_reenroll(request, now),
             Operation::ServerKeygen | Operation::FullCmc => Err(Refusal::new(
@@ -260,6 +255,35 @@ impl Authority {
                 format!("{:?} is not offered: use simpleenroll", path.operation),
             )),
         }
+    }
+
+    /// What a role wants of its clients' keys; without the name of one, what all roles want. Who
+    /// asks is not asked (RFC 7030 4.5.1): kinds of keys are no secret.
+    fn csr_attributes(
+        &self,
+        label: Option<&str>,
+        request: &EstRequest<'_>,
+    ) -> Result<EstReply, Refusal> {
+        let user = request.authorization.and_then(parse_basic).map(|(user, _)| user);
+        let role = label.map(str::to_owned).or(user.filter(|user| !user.is_empty()));
+        let settings = self.settings();
+        let first = |profile: &RoleProfile| profile.keys.first().copied();
+        let wanted = match role {
+            Some(role) => settings.roles.get(&role).and_then(first),
+            None => {
+                let mut wanted = settings.roles.values().map(first);
+                wanted.next().flatten().filter(|kind| wanted.all(|other| other == Some(*kind)))
+            }
+        };
+        let (status, headers, body) = match wanted {
+            Some(kind) => {
+                let body = STANDARD.encode(csrattrs::wanting(kind)?);
+                (200, base64_headers("application/csrattrs"), body.into_bytes())
+            }
+            // RFC 7030 4.5.2: 204 says that no attributes are asked for.
+            None => (204, Vec::new(), Vec::new()),
+        };
+        Ok(EstReply { status, headers, body, outcome: EstOutcome::CsrAttrs })
     }
 
     fn simple_enroll(
@@ -346,7 +370,7 @@ impl Authority {
             .ok_or_else(|| Error::Encode("the certificate does not parse".to_owned()))?;
         Ok(EstReply {
             status: 200,
-            headers: pkcs7_headers("application/pkcs7-mime; smime-type=certs-only"),
+            headers: base64_headers("application/pkcs7-mime; smime-type=certs-only"),
             body: STANDARD.encode(body).into_bytes(),
             outcome: EstOutcome::Issued {
                 lease_id: enrolled.lease.id.clone(),
@@ -389,7 +413,7 @@ pub fn parse_csr(body: &[u8]) -> Result<Csr, Refusal> {
     })
 }
 
-fn pkcs7_headers(content_type: &str) -> Vec<(&'static str, String)> {
+fn base64_headers(content_type: &str) -> Vec<(&'static str, String)> {
     vec![
         ("Content-Type", content_type.to_owned()),
         ("Content-Transfer-Encoding", "base64".to_owned()),

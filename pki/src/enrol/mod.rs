@@ -2,6 +2,7 @@
 //!
 //! Protocols are pure request → decision functions: no sockets, no clock.
 
+pub mod csrattrs;
 pub mod est;
 mod holder;
 pub mod jwt;

@@ -208,6 +208,7 @@ impl Authority {
                 format!("role {} is not configured any more: add it or use another", grant.role),
             )
         })?;
+        profile.check_key(&grant.role, csr.key)?;
         let mut txn = Txn::new();
         self.refuse_barred(&mut txn, grant, csr)?;
         let addresses = lock(&self.addresses).reserve(&profile.pool, now)?;
@@ -317,6 +318,7 @@ impl Authority {
                 format!("role {} is not configured any more: add it or use another", before.role),
             )
         })?;
+        profile.check_key(&before.role, csr.key)?;
         if let Some(certificate) = self.renewed_lately(before, csr, now)? {
             return Ok(Some(Enrolled {
                 lease: before.clone(),

@@ -498,7 +498,7 @@ fn the_kinds_of_key_a_role_takes() {
         ("[\"rsa-2048\"]", "must be one of ecdsa-p256"),
         ("[\"ed25519\", \"ed25519\"]", "twice"),
     ] {
-        let error = format!("{:?}", role(keys).unwrap_err());
+        let error = role(keys).unwrap_err().to_string();
         assert!(error.contains("runnel.toml:4") && error.contains(part), "{keys}: {error}");
     }
 }

@@ -10,6 +10,7 @@ use crate::audit::chain::ChainReport;
 use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::bar::Bar;
 use crate::ca::{Ca, CaRecord, CaStatus, Maker};
+use crate::crl::Lists;
 use crate::enrol::jwt::Keyring;
 use crate::enrol::refused::RefusedTokens;
 use crate::entropy::Entropy;
@@ -139,6 +140,7 @@ pub struct Authority {
     pub(crate) addresses: Mutex<AddressBook>,
     pub(crate) refused: Mutex<RefusedTokens>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
+    pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
     ca: RwLock<Arc<Ca>>,
     /// Held while the CA changes, so that what is in use is what was stored last.
@@ -321,6 +323,7 @@ impl Authority {
             addresses: Mutex::new(addresses),
             refused: Mutex::default(),
             ocsp: Mutex::default(),
+            lists: Lists::default(),
             keyring: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             ca_turn: Mutex::default(),
@@ -572,6 +575,10 @@ impl Authority {
 
     /// Takes a changed CA into use.
     pub(crate) fn use_ca(&self, ca: Ca) {
+        self.lists.retain(|id| {
+            let issuing = ca.issuing.iter().map(|issuing| &issuing.id);
+            issuing.chain(ca.roots.iter().map(|root| &root.id)).any(|known| known == id)
+        });
         *self.ca.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ca);
     }
 

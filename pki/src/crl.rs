@@ -3,6 +3,8 @@
 //! Each covers everything its CA issued, so none has an issuing distribution point: a list that
 //! says less than all would need one.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rcgen::{
@@ -15,7 +17,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
 use crate::audit::{Actor, AuditEvent};
-use crate::authority::Authority;
+use crate::authority::{Authority, lock};
 use crate::ca::{CaKey, Issuing, Root, key_identifier};
 use crate::error::Error;
 use crate::failpoint;
@@ -41,8 +43,11 @@ const ISSUING: Periods =
 /// The root's key is opened rarely: it only says whether the issuing CA is good.
 const ROOT: Periods =
     Periods { life: Duration::from_secs(7 * 86_400), refresh: Duration::from_secs(86_400) };
-/// Times another builder may win before this one gives up.
+/// Times a builder in another process may win before this one gives up.
 const ATTEMPTS: usize = 8;
+/// How far a list may be ahead of a caller's clock: it was read before the caller waited for whoever
+/// made the list.
+const AHEAD: Duration = Duration::from_secs(30);
 
 /// A revocation list with its number and times.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,13 +68,57 @@ pub struct Crl {
     covers: Revision,
 }
 
+impl Crl {
+    /// Whether it says what it should at `now`: everything up to this revision of the trigger key.
+    fn is_current(&self, wanted: Revision, refresh: Duration, now: UnixTime) -> bool {
+        let fresh = self.this_update.minus(AHEAD)..self.this_update.plus(refresh);
+        self.covers >= wanted && fresh.contains(&now)
+    }
+}
+
+/// The lists in use, by the short name of their CA.
+#[derive(Debug, Default)]
+pub(crate) struct Lists(Mutex<BTreeMap<String, Arc<Current>>>);
+
+/// One CA's list. One caller makes it at a time; who waits for that takes the list that was made
+/// meanwhile, if it says what the caller came for.
+#[derive(Debug, Default)]
+struct Current {
+    latest: Mutex<Option<Arc<Crl>>>,
+    making: Mutex<()>,
+}
+
+impl Lists {
+    fn of(&self, issuer_id: &str) -> Arc<Current> {
+        Arc::clone(lock(&self.0).entry(issuer_id.to_owned()).or_default())
+    }
+
+    /// Keeps the lists of these CAs only.
+    pub(crate) fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        lock(&self.0).retain(|issuer_id, _| is_there(issuer_id));
+    }
+}
+
+impl Current {
+    fn latest(&self, wanted: Revision, refresh: Duration, now: UnixTime) -> Option<Arc<Crl>> {
+        let latest = lock(&self.latest);
+        latest.as_ref().filter(|crl| crl.is_current(wanted, refresh, now)).cloned()
+    }
+
+    fn use_list(&self, crl: Crl) -> Arc<Crl> {
+        let crl = Arc::new(crl);
+        *lock(&self.latest) = Some(Arc::clone(&crl));
+        crl
+    }
+}
+
 impl Authority {
     /// The current revocation list of the issuing CA, rebuilt when a revocation or its age
     /// makes it stale. Certificates that have expired leave the list and the index behind it.
     ///
     /// # Errors
     /// When the store or the signer fails.
-    pub fn crl(&self, now: UnixTime) -> Result<Crl, Error> {
+    pub fn crl(&self, now: UnixTime) -> Result<Arc<Crl>, Error> {
         self.issuing_crl(self.ca().current(), now)
     }
 
@@ -78,7 +127,7 @@ impl Authority {
     ///
     /// # Errors
     /// When the store fails, or the root is kept offline and its list was not imported.
-    pub fn root_crl(&self, now: UnixTime) -> Result<Crl, Error> {
+    pub fn root_crl(&self, now: UnixTime) -> Result<Arc<Crl>, Error> {
         self.list_of_root(self.ca().root(), now)
     }
 
@@ -86,7 +135,7 @@ impl Authority {
     ///
     /// # Errors
     /// When the store or the signer fails.
-    pub fn crl_at(&self, place: &str, now: UnixTime) -> Result<Option<Crl>, Error> {
+    pub fn crl_at(&self, place: &str, now: UnixTime) -> Result<Option<Arc<Crl>>, Error> {
         let ca = self.ca();
         if let Some(issuing) = ca.issuing.iter().find(|issuing| issuing.place == place) {
             return self.issuing_crl(issuing, now).map(Some);
@@ -95,14 +144,14 @@ impl Authority {
         root.map(|root| self.list_of_root(root, now)).transpose()
     }
 
-    fn issuing_crl(&self, issuing: &Issuing, now: UnixTime) -> Result<Crl, Error> {
+    fn issuing_crl(&self, issuing: &Issuing, now: UnixTime) -> Result<Arc<Crl>, Error> {
         self.current_crl(&issuing.id, ISSUING, now, |listing| build(issuing.key(), listing))
     }
 
-    fn list_of_root(&self, root: &Root, now: UnixTime) -> Result<Crl, Error> {
+    fn list_of_root(&self, root: &Root, now: UnixTime) -> Result<Arc<Crl>, Error> {
         if root.offline {
             let der = root.crl.as_ref().ok_or(Error::NoRootList)?;
-            return imported(der);
+            return imported(der).map(Arc::new);
         }
         self.current_crl(&root.id, ROOT, now, |listing| {
             let signer = self.root_signer(&root.id)?;
@@ -117,19 +166,28 @@ impl Authority {
         periods: Periods,
         now: UnixTime,
         build: impl Fn(&Listing<'_>) -> Result<Vec<u8>, Error>,
-    ) -> Result<Crl, Error> {
+    ) -> Result<Arc<Crl>, Error> {
+        let trigger = || -> Result<Revision, Error> {
+            Ok(self.store.get(&key::crl_trigger(issuer_id))?.map_or(0, |entry| entry.revision))
+        };
+        let wanted = trigger()?;
+        let current = self.lists.of(issuer_id);
+        if let Some(crl) = current.latest(wanted, periods.refresh, now) {
+            return Ok(crl);
+        }
+        let _making = lock(&current.making);
+        if let Some(crl) = current.latest(wanted, periods.refresh, now) {
+            return Ok(crl);
+        }
         let crl_key = key::crl(issuer_id);
         for _ in 0..ATTEMPTS {
             // The trigger is read before the index: what comes in between makes this one stale.
-            let covers =
-                self.store.get(&key::crl_trigger(issuer_id))?.map_or(0, |entry| entry.revision);
+            let covers = trigger()?;
             let stored = record::read::<Crl>(self.store.as_ref(), &crl_key)?;
-            if let Some(stored) = &stored {
-                let crl = &stored.value;
-                let fresh = (crl.this_update..crl.this_update.plus(periods.refresh)).contains(&now);
-                if fresh && crl.covers == covers {
-                    return Ok(crl.clone());
-                }
+            if let Some(stored) = &stored
+                && stored.value.is_current(covers, periods.refresh, now)
+            {
+                return Ok(current.use_list(stored.value.clone()));
             }
             let number = stored.as_ref().map_or(0, |stored| stored.value.number) + 1;
             let prefix = key::revoked_of(issuer_id);
@@ -165,7 +223,7 @@ impl Authority {
             failpoint::hit("crl.before_commit");
             if let Outcome::Committed(_) = self.store.transact(txn)? {
                 failpoint::hit("crl.after_commit");
-                return Ok(crl);
+                return Ok(current.use_list(crl));
             }
         }
         Err(Error::Contended("the revocation list"))

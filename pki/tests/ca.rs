@@ -158,7 +158,8 @@ fn every_kind_of_key_issues_lists_and_answers() {
         let chain =
             [vec![enrolled.certificate.clone()], chain_of(&authority, &enrolled.certificate)]
                 .concat();
-        let lists = [authority.crl(NOW).unwrap().der, authority.root_crl(NOW).unwrap().der];
+        let lists =
+            [authority.crl(NOW).unwrap().der.clone(), authority.root_crl(NOW).unwrap().der.clone()];
         assert!(openssl_verifies(&authority.root_der(), &chain, &lists), "{kind}");
         assert!(authority.ocsp_for(&enrolled.certificate, NOW).unwrap().is_some(), "{kind}");
         let identity = authority.server_identity(&ServerNames::new("gw.example.com"), NOW).unwrap();
@@ -240,19 +241,19 @@ fn an_issuing_ca_below_a_root_that_is_kept_elsewhere() {
     for (list, words) in [
         (stranger.list(&[]), "not taken"),
         (vec![0x30, 0], "does not parse"),
-        (authority.crl(NOW).unwrap().der, "not taken"),
+        (authority.crl(NOW).unwrap().der.clone(), "not taken"),
     ] {
         let error = authority.ca_import_list(&list, &OPERATOR, NOW).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
     let list = root.list(&[]);
     authority.ca_import_list(&list, &OPERATOR, NOW).unwrap();
-    assert_eq!(authority.root_crl(NOW).unwrap().der, list);
+    assert_eq!(authority.root_crl(NOW).unwrap().der.clone(), list);
     assert_eq!(authority.crl_at("root", NOW).unwrap().unwrap().number, 41);
     let chain =
         [vec![enrolled.certificate.clone()], chain_of(&authority, &enrolled.certificate)].concat();
     assert_eq!(chain.len(), 3, "certificate, issuing CA and policy CA; no root");
-    let lists = [list, policy.list(&[]), authority.crl(NOW).unwrap().der];
+    let lists = [list, policy.list(&[]), authority.crl(NOW).unwrap().der.clone()];
     assert!(openssl_verifies(&root.der, &chain, &lists));
 
     // Nothing can be signed with a key that is not here.
@@ -339,7 +340,8 @@ fn rotation_breaks_nothing_that_was_issued() {
     let new = authority.crl_at(&place, after(31)).unwrap().unwrap();
     assert_eq!((old.entries, new.entries), (1, 0));
     assert!(authority.crl_at("other", NOW).unwrap().is_none());
-    let lists = [old.der, new.der, authority.root_crl(after(31)).unwrap().der];
+    let lists =
+        [old.der.clone(), new.der.clone(), authority.root_crl(after(31)).unwrap().der.clone()];
     let root = authority.root_der();
     let revoked = [before.certificate.clone(), old_issuing.clone()];
     assert!(openssl_verifies(&root, &revoked, &[]) && !openssl_verifies(&root, &revoked, &lists));
@@ -378,9 +380,10 @@ fn a_new_root_is_known_by_the_old_one_until_that_retires() {
     let later = Client::new().enrol(&authority, &secret, after(10));
     let chain =
         [vec![later.certificate.clone()], chain_of(&authority, &later.certificate)].concat();
-    let mut lists = vec![authority.crl(NOW).unwrap().der, authority.root_crl(NOW).unwrap().der];
+    let mut lists =
+        vec![authority.crl(NOW).unwrap().der.clone(), authority.root_crl(NOW).unwrap().der.clone()];
     let place = authority.ca_status().certificates[1].place.clone();
-    lists.push(authority.crl_at(&place, NOW).unwrap().unwrap().der);
+    lists.push(authority.crl_at(&place, NOW).unwrap().unwrap().der.clone());
     for root in [&old_root, &new_root] {
         assert!(openssl_verifies(root, &chain, &lists));
     }

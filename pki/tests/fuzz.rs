@@ -75,8 +75,8 @@ fn the_corpus_is_made_of_what_stock_clients_and_authorities_say() {
     made.extend([
         ("certificate", "lease", good.certificate.clone()),
         ("certificate", "root", authority.ca_certificates().remove(0)),
-        ("crl", "one", authority.crl(after(20)).unwrap().der),
-        ("crl", "none", common::authority().crl(NOW).unwrap().der),
+        ("crl", "one", authority.crl(after(20)).unwrap().der.clone()),
+        ("crl", "none", common::authority().crl(NOW).unwrap().der.clone()),
         ("ocsp-answer", "good", answer(&good.certificate)),
         ("ocsp-answer", "revoked", answer(&bad.certificate)),
     ]);

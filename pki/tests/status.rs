@@ -110,15 +110,15 @@ fn our_own_lists_are_believed() {
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let [leaf, issuing] = ours(&authority, &enrolled);
-    let list = RevocationList::parse(authority.crl(NOW).unwrap().der).unwrap();
-    let roots = RevocationList::parse(authority.root_crl(NOW).unwrap().der).unwrap();
+    let list = RevocationList::parse(authority.crl(NOW).unwrap().der.clone()).unwrap();
+    let roots = RevocationList::parse(authority.root_crl(NOW).unwrap().der.clone()).unwrap();
     assert_eq!(leaf.listed(&list, NOW).unwrap(), Standing::Good { until: after(3_600) });
     assert!(matches!(issuing.listed(&roots, NOW).unwrap(), Standing::Good { .. }));
     assert!(why(leaf.listed(&roots, NOW)).contains("of another CA"));
     assert!(why(leaf.listed(&list, after(4_000))).contains("was good until"));
     let selector = RevokeSelector::Lease(enrolled.lease.id.clone());
     authority.revoke(&selector, RevocationReason::Superseded, &OPERATOR, after(1)).unwrap();
-    let list = RevocationList::parse(authority.crl(after(2)).unwrap().der).unwrap();
+    let list = RevocationList::parse(authority.crl(after(2)).unwrap().der.clone()).unwrap();
     let Standing::Revoked { at, reason } = leaf.listed(&list, after(2)).unwrap() else { panic!() };
     assert_eq!((at, reason.as_str()), (after(1), "Superseded"));
 }

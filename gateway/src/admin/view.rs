@@ -387,8 +387,9 @@ pub struct Ended {
     pub leases: Vec<String>,
     /// IKE SAs closed.
     pub sas_closed: usize,
-    /// CRL number after it.
-    pub crl_number: u64,
+    /// Number of the revocation list that says it; `None` while that is still to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl_number: Option<u64>,
     /// How long it took, data plane included.
     pub elapsed_ms: u64,
     /// It had ended before: nothing was left to do.

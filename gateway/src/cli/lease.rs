@@ -208,11 +208,14 @@ pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
         [] => String::new(),
         names => format!("; barred (see `runnel bar list`): {}", names.join(", ")),
     };
+    let crl = match ended.crl_number {
+        Some(number) => format!("CRL number {number}"),
+        None => "CRL pending (see `runnel doctor`)".to_owned(),
+    };
     format!(
-        "{verb} {}: {} IKE SA(s) closed, CRL number {}, {} ms{barred}",
+        "{verb} {}: {} IKE SA(s) closed, {crl}, {} ms{barred}",
         if ended.leases.is_empty() { "nothing".to_owned() } else { ended.leases.join(", ") },
         ended.sas_closed,
-        ended.crl_number,
         ended.elapsed_ms
     )
 }

@@ -62,7 +62,7 @@ impl StatusService {
         let authority = Arc::clone(&self.authority);
         let now = UnixTime::from_micros(clock::wall().0);
         match super::blocking(move || authority.crl_at(&place, now)).await {
-            Ok(Ok(Some(crl))) => Reply::new(200, "application/pkix-crl", crl.der),
+            Ok(Ok(Some(crl))) => Reply::new(200, "application/pkix-crl", crl.der.clone()),
             Ok(Ok(None)) => nothing_here(),
             Ok(Err(error)) => {
                 tracing::error!(%error, "CRL not available");

@@ -264,13 +264,11 @@ impl LeaseEnder {
             failpoint::hit("end.before_answer");
         }
         let changed = changes.iter().filter(|change| change.changed()).count();
-        let crl_number = if changed > 0 { self.authority.crl(now())?.number } else { 0 };
-        let crl_number = if crl_number == 0 { self.crl_number() } else { crl_number };
         Ok(Ended {
             revoked: changed,
             leases: changes.iter().map(|change| change.lease.id.clone()).collect(),
             sas_closed: closed,
-            crl_number,
+            crl_number: self.crl_number(),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: changed == 0 && !changes.is_empty(),
             barred: Vec::new(),
@@ -278,8 +276,11 @@ impl LeaseEnder {
         })
     }
 
-    fn crl_number(&self) -> u64 {
-        self.authority.crl(now()).map_or(0, |crl| crl.number)
+    /// The number of a list that says it. What has ended has ended, whatever comes of the list: it
+    /// is made again by whoever asks for it next.
+    fn crl_number(&self) -> Option<u64> {
+        let crl = self.authority.crl(now());
+        crl.inspect_err(|error| tracing::error!(%error, "CRL not made")).ok().map(|crl| crl.number)
     }
 }
 

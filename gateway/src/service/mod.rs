@@ -530,7 +530,7 @@ impl Instance {
             revoked: 0,
             leases: Vec::new(),
             sas_closed: 1,
-            crl_number: self.authority.crl(now()).map_or(0, |crl| crl.number),
+            crl_number: self.authority.crl(now()).ok().map(|crl| crl.number),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: false,
             barred: Vec::new(),

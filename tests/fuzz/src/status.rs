@@ -86,7 +86,7 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         octets.extend(der);
     }
     let answer = authority().ocsp_for(&chain[0], NOW).expect("the store is there");
-    let list = authority().crl(NOW).expect("the store is there").der;
+    let list = authority().crl(NOW).expect("the store is there").der.clone();
     vec![
         ("peer-chain", "gateway", octets),
         ("ocsp-answer", "good", answer.expect("the certificate is ours")),

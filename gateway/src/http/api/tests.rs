@@ -29,7 +29,7 @@ impl Ender {
             revoked: usize::from(changed),
             leases: vec![lease.to_owned()],
             sas_closed: 0,
-            crl_number: 1,
+            crl_number: Some(1),
             elapsed_ms: 1,
             already: !changed,
             barred: Vec::new(),

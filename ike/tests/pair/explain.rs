@@ -360,9 +360,13 @@ fn each_refused_request_is_explained_once() {
             || {
                 let mut pair = Pair::connected();
                 let mut spy = Spy::of(&pair);
-                let [ts_i, ts_r] = selectors(TrafficSelector::any_v4());
-                let payloads = Payloads::from(vec![accepted_child(), nonce(32), ts_i, ts_r]);
                 for id in 2..18 {
+                    let [ts_i, ts_r] = selectors(TrafficSelector::any_v4());
+                    let Payload::Sa(mut sa) = accepted_child() else { unreachable!() };
+                    let proposal =
+                        sa.proposals.remove(0).with_child_spi(ChildSpi(0xc000_0000 + id));
+                    let sa = Payload::Sa(SecurityAssociation::new(vec![proposal]));
+                    let payloads = Payloads::from(vec![sa, nonce(32), ts_i, ts_r]);
                     let kind = ExchangeType::CreateChildSa;
                     let said = spy.say(&pair, Side::Client, kind, false, id, &payloads);
                     pair.deliver(said);

@@ -98,6 +98,8 @@ fn no_common_selectors() {
     let pair = refused(|setup| setup.target.ts_remote = vec![net("172.16.0.0", "172.16.0.255")]);
 
     child_refused(&pair, "ts_unacceptable", NotifyType::TsUnacceptable);
+    // RFC 7296 2.19: the addresses are the IKE SA's; a child that is asked for later needs them.
+    assert_eq!(pair.client.established()[0].addresses.len(), 2);
     let what = &pair.server.refusals()[0].what;
     assert!(what.contains("172.16.0.0-172.16.0.255"), "{what}");
     assert!(what.contains("10.20.0.0-10.20.0.255"), "{what}");
@@ -112,6 +114,7 @@ fn no_address_of_the_family_asked_for() {
     });
 
     child_refused(&pair, "no_address", NotifyType::InternalAddressFailure);
+    assert_eq!(pair.client.established()[0].addresses.len(), 0);
     pair.assert_no_leaks();
 }
 

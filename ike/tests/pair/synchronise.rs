@@ -197,6 +197,24 @@ fn a_request_under_way_is_sent_again_under_the_next_id() {
     assert_both_talk(&mut pair);
 }
 
+/// The server has made the child, and its answer was lost with the process: asked for again, it is
+/// made once.
+#[test]
+fn a_new_child_that_is_asked_for_again_is_made_once() {
+    let mut pair = Pair::connected();
+    let ours = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::CreateChild(ours));
+    pair.step();
+    pair.wire.clear();
+    assert_eq!((pair.client.inbound().len(), pair.server.inbound().len()), (1, 2));
+
+    pair.restart(Side::Server);
+    pair.run();
+
+    pair.assert_mirrored(2);
+    pair.assert_traffic_flows();
+}
+
 #[test]
 fn requests_wait_until_the_ids_are_agreed_on() {
     let mut pair = Pair::connected();

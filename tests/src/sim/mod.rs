@@ -14,5 +14,6 @@ pub mod rng;
 pub mod scene;
 pub mod settle;
 pub mod setup;
+pub mod tls;
 pub mod walk;
 pub mod world;

@@ -25,6 +25,7 @@ use super::link::Packet;
 use super::pool::Pool;
 use super::proof::{self, FAR, refusal};
 use super::setup::{Habits, config};
+use super::tls::Tls;
 
 /// What kind of host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,10 @@ pub struct Node {
     pub sent_by: Option<RedirectGateway>,
     /// As client: every gateway that ever did.
     pub senders: Vec<RedirectGateway>,
+    /// As client: how many children it has asked for beside the first.
+    pub asked: usize,
+    /// Its end of EAP-TLS.
+    pub tls: Tls,
     /// As gateway: its leases.
     pub pool: Pool,
     /// As gateway: where it sends its clients, and whether those that are connected, too.
@@ -153,6 +158,8 @@ impl Node {
             habits: Habits::default(),
             sent_by: None,
             senders: Vec::new(),
+            asked: 0,
+            tls: Tls::new(seed),
             pool: Pool::new(match address {
                 IpAddr::V4(v4) => v4.octets()[3],
                 IpAddr::V6(_) => 0,
@@ -180,6 +187,7 @@ impl Node {
         self.down = true;
         self.life += 1;
         self.plane.clear();
+        self.tls.forget();
         self.kex = KexExecutor::new(self.provider);
     }
 
@@ -288,13 +296,9 @@ impl Node {
                 let known = self.kind != Kind::Gateway || self.config.ppk;
                 Completion::Ppk(proof::ppk(known, &request))
             }
-            // Simulated clients speak no EAP.
-            Action::EapTls(request) => Completion::EapTls(Err(refusal(
-                "eap_tls",
-                request.ike,
-                request.remote,
-                Some(&request.identity),
-            ))),
+            Action::EapTls(request) => {
+                Completion::EapTls(self.tls.answer(now, &self.name, &request))
+            }
             Action::Authorise(request) => Completion::Authorise(self.authorise(now, &request)),
             Action::AllocSpi => {
                 self.next_spi += 1;

@@ -11,12 +11,15 @@ use super::rng::Rng;
 use super::world::World;
 
 /// Operations to choose from; some stand more than once because they matter more.
-const OPERATIONS: [fn(&mut World, &mut Rng, usize) -> String; 36] = [
+const OPERATIONS: [fn(&mut World, &mut Rng, usize) -> String; 39] = [
     connect,
     connect,
     close,
     close_some,
     close_children,
+    another_child,
+    another_child,
+    close_a_child,
     revoke,
     cut_off,
     cut_off,
@@ -100,6 +103,30 @@ fn close_children(world: &mut World, rng: &mut Rng, client: usize) -> String {
         world.command(node, Command::CloseChild(child, CloseReason::Operator));
     }
     format!("{} closes its children", world.nodes[node].name)
+}
+
+/// RFC 7296 1.3.1: beside the children there are.
+fn another_child(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let name = world.nodes[client].name.clone();
+    if !world.nodes[client].habits.several {
+        return format!("{name} is content with its children");
+    }
+    for id in live(world, client) {
+        for _ in 0..1 + rng.below(2) {
+            world.nodes[client].asked += 1;
+            world.command(client, Command::CreateChild(id));
+        }
+    }
+    format!("{name} asks for further children")
+}
+
+fn close_a_child(world: &mut World, rng: &mut Rng, client: usize) -> String {
+    let node = either(world, rng, client);
+    let children: Vec<_> = world.nodes[node].plane.keys().copied().collect();
+    if let Some(child) = children.get(rng.below(children.len() as u64) as usize) {
+        world.command(node, Command::CloseChild(*child, CloseReason::Operator));
+    }
+    format!("{} closes one of its {} children", world.nodes[node].name, children.len())
 }
 
 /// Its lease is released, or ends because somebody wants it so; the client may come again.

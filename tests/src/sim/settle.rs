@@ -31,6 +31,7 @@ pub fn settle(world: &mut World) -> Vec<String> {
     world.link.weather = Weather::FINE;
     world.link.drop_next(0);
     world.lost_answers = 0;
+    world.nodes.iter_mut().for_each(|node| node.tls.faults = 0);
     world.run(CONVERGENCE);
     let mut broken = drained(world);
     for gateway in world.gateways() {
@@ -38,7 +39,7 @@ pub fn settle(world: &mut World) -> Vec<String> {
     }
     let clients = (1..world.nodes.len()).filter(|n| world.nodes[*n].kind != Kind::Gateway);
     for client in clients.collect::<Vec<_>>() {
-        for rule in [agree, are_gone, connect, has_one] {
+        for rule in [agree, are_gone, connect, has_what_it_wants, has_one] {
             let mut found = rule(world, client);
             if !found.is_empty() {
                 world.run(CHANGE);
@@ -99,15 +100,13 @@ fn agree(world: &mut World, client: usize) -> Vec<String> {
     broken
 }
 
-/// IKE SAs by both their SPIs, with the virtual addresses of those that have a child.
+/// IKE SAs by both their SPIs, with the virtual addresses.
 type IkeSas = Vec<((u64, u64), Vec<IpAddr>)>;
 
 /// The established IKE SAs of a client, as it and as the gateways see them.
 fn ike_sas(world: &World, client: usize) -> (IkeSas, IkeSas) {
     let name = &world.nodes[client].name;
-    // Who got no child was told no address.
-    let brief =
-        |sa: IkeSaView| (sa.spis, if sa.children.is_empty() { Vec::new() } else { sa.addresses });
+    let brief = |sa: IkeSaView| (sa.spis, sa.addresses);
     let sas = world.nodes[client].engine.sas().filter(|sa| sa.state == SaState::Established);
     let mut ours: IkeSas = sas.map(brief).collect();
     let gateways = world.gateways().into_iter();
@@ -143,6 +142,32 @@ fn connect(world: &mut World, client: usize) -> Vec<String> {
         return Vec::new();
     }
     vec!["cannot connect in fine weather".to_owned()]
+}
+
+/// Whoever asks for several children has those, and no more: then it closes all but the first.
+fn has_what_it_wants(world: &mut World, client: usize) -> Vec<String> {
+    let name = world.nodes[client].name.clone();
+    let wanted = 1 + world.nodes[client].asked;
+    let mut broken = Vec::new();
+    for gateway in world.gateways() {
+        let (all, sending) = children(world, gateway, &name);
+        if all > wanted || sending > wanted {
+            let gateway = &world.nodes[gateway].name;
+            broken.push(format!("{all} children at {gateway}, {sending} live, {wanted} wanted"));
+        }
+    }
+    if broken.is_empty() && wanted > 1 {
+        let mut kept = BTreeSet::new();
+        for child in world.nodes[client].plane.values().cloned().collect::<Vec<_>>() {
+            if !kept.insert(child.lease) {
+                let close = ike::Command::CloseChild(child.child, CloseReason::Operator);
+                world.command(client, close);
+            }
+        }
+        world.run(CONNECT);
+        broken.extend(agree(world, client));
+    }
+    broken
 }
 
 /// One child at each gateway is enough, and packets leave through one only.

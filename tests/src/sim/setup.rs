@@ -24,8 +24,15 @@ pub struct Habits {
     pub follows: bool,
     /// It proves who it is with a shared key; some gateways' proof is then one, too.
     pub shared_key: bool,
+    /// It proves who it is with EAP-TLS (RFC 5216), and may want that to be the gateway's only proof
+    /// too (RFC 5998).
+    pub eap: Option<bool>,
     /// It has a post-quantum preshared key (RFC 8784), and may insist on it.
     pub ppk: Option<bool>,
+    /// Its IKE SA is made without a child, which has an exchange of its own (RFC 6023).
+    pub childless: bool,
+    /// It asks for further children now and then.
+    pub several: bool,
 }
 
 /// The configuration of a simulated engine: short lists, real timers.
@@ -96,17 +103,23 @@ impl Node {
             start: start.parse().expect("an address"),
             end: end.parse().expect("an address"),
         };
-        let Habits { mobike, follows, shared_key, ppk } = self.habits;
-        let certificate = LocalAuth::Certificate(CredentialId(0));
+        let Habits { mobike, follows, shared_key, eap, ppk, childless, .. } = self.habits;
         let by_key = shared_key && proof::of_gateway(&self.name) == OwnProof::SharedKey;
+        let (local_auth, remote_auth) = match eap {
+            Some(true) => (LocalAuth::EapTls, RemoteAuth::EapTls),
+            Some(false) => (LocalAuth::EapTls, RemoteAuth::Certificate),
+            None if by_key => (LocalAuth::SharedKey, RemoteAuth::SharedKey),
+            None if shared_key => (LocalAuth::SharedKey, RemoteAuth::Certificate),
+            None => (LocalAuth::Certificate(CredentialId(0)), RemoteAuth::Certificate),
+        };
         PeerConfig {
             name: gateway_name.to_owned(),
             local: SocketAddr::new(self.address, 500),
             remote: SocketAddr::new(gateway, 500),
             identity: identity(&self.name),
             expected: Some(identity(gateway_name)),
-            local_auth: if shared_key { LocalAuth::SharedKey } else { certificate },
-            remote_auth: if by_key { RemoteAuth::SharedKey } else { RemoteAuth::Certificate },
+            local_auth,
+            remote_auth,
             ppk: ppk.map(|required| PpkUse { id: proof::ppk_name(&self.name), required }),
             ike_suites: offered(self.kind),
             esp_suites: esp_suites(&self.name),
@@ -115,7 +128,7 @@ impl Node {
             request_ipv6: false,
             ts_local: vec![any("0.0.0.0", "255.255.255.255")],
             ts_remote: vec![any("10.20.0.0", "10.20.255.255")],
-            first_child: FirstChild::WithIkeAuth,
+            first_child: if childless { FirstChild::Separately } else { FirstChild::WithIkeAuth },
             transport: false,
             mobike,
             follow_redirects: follows,

@@ -321,12 +321,15 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         payloads.push(auth);
     }
     let mut child_up = None;
+    // Whatever becomes of the child: a later one is between these addresses (RFC 6023 3 says so of
+    // an IKE SA without one). A lack of addresses has a notify of its own (RFC 7296 3.15.4).
+    let grant = sa.auth.as_ref().map(|auth| &auth.grant);
+    let grant = grant.filter(|grant| config::satisfiable(responder.wanted, grant));
+    if let Some(reply) = grant.and_then(|grant| config::reply(responder.wanted, grant)) {
+        payloads.push(Payload::Cp(reply));
+    }
     match responder.child {
         ChildOutcome::Installed(id, plan) => {
-            let grant = sa.auth.as_ref().map(|auth| &auth.grant);
-            if let Some(reply) = grant.and_then(|grant| config::reply(responder.wanted, grant)) {
-                payloads.push(Payload::Cp(reply));
-            }
             payloads.push(Payload::Sa(proposal::answer_esp(&plan.chosen, plan.spi_in)));
             payloads.push(Payload::TsI(TrafficSelectors::new(plan.ts_remote)));
             payloads.push(Payload::TsR(TrafficSelectors::new(plan.ts_local)));
@@ -342,13 +345,7 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
             payloads.push_notify(refused.notify);
             ctx.refuse(refused.refusal);
         }
-        // RFC 6023 3: addresses without a child.
-        _ => {
-            let grant = sa.auth.as_ref().map(|auth| &auth.grant);
-            if let Some(reply) = grant.and_then(|grant| config::reply(responder.wanted, grant)) {
-                payloads.push(Payload::Cp(reply));
-            }
-        }
+        _ => {}
     }
     if responder.ppk {
         payloads.push_notify(ppk::used());

@@ -19,7 +19,7 @@ use crate::sa::child::{self, ChildState, NewChild, remove_from_dataplane};
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::timers::TimerKey;
 use crate::wire::{
-    Nonce, Notify, NotifyType, Payload, Payloads, SecurityAssociation, TrafficSelector,
+    Nonce, Notify, NotifyType, Payload, Payloads, Proposal, SecurityAssociation, TrafficSelector,
     TrafficSelectors,
 };
 
@@ -73,6 +73,7 @@ pub(crate) fn process_request(
 ) {
     // Whatever becomes of the request: it tells that the peer lacks what an earlier one made.
     forget_unheard(ctx, sa, payloads);
+    forget_twin(ctx, sa, offer);
     // RFC 7296 2.25.2: not while we are rekeying the IKE SA, on neither side of that: until our
     // own rekey is decided, the children are not yet those of what the peer's rekey made.
     if sa.redundant || ike_rekey_under_way(sa) {
@@ -137,11 +138,29 @@ fn forget_unheard(ctx: &mut Ctx, sa: &mut IkeSa, payloads: &Payloads) {
     {
         request.collision = None;
     }
-    remove_from_dataplane(ctx, sa, new, CloseReason::Rekeyed);
-    successor_gone(sa, new);
-    sa.children.remove(&new);
-    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, new.0));
+    forget(ctx, sa, new, CloseReason::Rekeyed);
     ctx.act(sa.id, Purpose::Activate(old), Action::ActivateChild(old));
+}
+
+/// The peer offers for a child the SPI of one that we have made for it: it has none of that SPI, so
+/// it never got our answer to the same request, and has asked anew after message ids were
+/// synchronised (RFC 6311).
+fn forget_twin(ctx: &mut Ctx, sa: &mut IkeSa, offer: &SecurityAssociation) {
+    let offered = offer.proposals.iter().filter_map(Proposal::child_spi).next();
+    let twin = sa.children.values().find(|child| {
+        child.state == ChildState::Up && offered.is_some_and(|spi| spi.0 == child.spi_out)
+    });
+    if let Some(twin) = twin.map(|twin| twin.id) {
+        forget(ctx, sa, twin, CloseReason::Replaced);
+    }
+}
+
+/// A child that the peer does not have goes without a word.
+fn forget(ctx: &mut Ctx, sa: &mut IkeSa, id: ChildSaId, reason: CloseReason) {
+    remove_from_dataplane(ctx, sa, id, reason);
+    successor_gone(sa, id);
+    sa.children.remove(&id);
+    ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
 }
 
 /// Whether our own request for a child is out: the peer may have the child that it makes already,

@@ -6,9 +6,10 @@
 //! exchanges, its signature and the check of the peer's included. The ceiling is the sum of the
 //! cryptographic operations of the same handshakes. Key exchanges and signatures are measured where
 //! they are done, so that both times find the processor's caches in the same state; the symmetric
-//! part happens within the engine, and is done once more beside it to be measured. Times are those
-//! of this thread on a processor, less what reading the clock takes, and of the ratios of the turns
-//! the median counts: what else runs on the machine counts little.
+//! part happens within the engine, and is done once more beside it to be measured. The clock is one
+//! that is read without a system call, which would empty the very caches that the work needs next;
+//! what reading it takes is subtracted. Each handshake has a ratio of its own and the median counts,
+//! so that those in which the machine did something else count little.
 #![allow(clippy::print_stdout)] // numbers for people, then one JSON object for programs
 
 use std::time::Duration;
@@ -25,13 +26,13 @@ use serde_json::{Value, json};
 
 use crate::alloc;
 use crate::lab::cmd;
-use crate::processor::{Meter, reading, timed};
 use crate::real::{Identity, Party, any_grant, config, target};
+use crate::stopwatch::{Meter, reading, timed};
 
-/// Turns, each with a ratio of its own.
-const TURNS: usize = 15;
-/// Handshakes in each turn.
-const PER_TURN: u32 = 80;
+/// Handshakes measured, each with a ratio of its own.
+const MEASURED: usize = 1200;
+/// Handshakes before that, which warm up.
+const UNMEASURED: usize = 80;
 /// IKE SAs held at once when memory is measured.
 const HELD: usize = 10_000;
 /// Octets of an IKE_SA_INIT request.
@@ -157,7 +158,7 @@ struct Ends {
     responder: Party,
     peer: ike::config::PeerConfig,
     clock: u64,
-    /// What reading the processor's clock takes.
+    /// What reading the clock takes.
     reading: Duration,
 }
 
@@ -266,25 +267,20 @@ fn grant(number: u64) -> Grant {
 fn measure(case: &Case, backend: &Backend, key: &Key) -> Result<Value> {
     let mut ends = Ends::new(case, backend, key)?;
     let symmetric = Symmetric::new(case, backend)?;
-    let mut turns = Vec::with_capacity(TURNS);
-    // The first turn warms up.
-    for turn in 0..=TURNS {
-        let (mut responder, mut crypto) = (Duration::ZERO, Duration::ZERO);
-        for _ in 0..PER_TURN {
-            let (spent, on_keys) = ends.connect()?;
-            let (beside, outcome) = timed(|| symmetric.handshake());
-            outcome?;
-            responder += spent;
-            crypto += on_keys + beside.saturating_sub(ends.reading);
-        }
-        if turn > 0 {
-            let millis = |total: Duration| total.as_secs_f64() * 1000.0 / f64::from(PER_TURN);
-            turns.push((millis(responder), millis(crypto)));
+    let mut measured = Vec::with_capacity(MEASURED);
+    let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+    for number in 0..UNMEASURED + MEASURED {
+        let (spent, on_keys) = ends.connect()?;
+        let (beside, outcome) = timed(|| symmetric.handshake());
+        outcome?;
+        let crypto = on_keys + beside.saturating_sub(ends.reading);
+        if number >= UNMEASURED {
+            measured.push((millis(spent), millis(crypto)));
         }
     }
-    let responder = median(turns.iter().map(|turn| turn.0));
-    let crypto = median(turns.iter().map(|turn| turn.1));
-    let ratio = median(turns.iter().map(|turn| turn.1 / turn.0));
+    let responder = median(measured.iter().map(|(responder, _)| *responder));
+    let crypto = median(measured.iter().map(|(_, crypto)| *crypto));
+    let ratio = median(measured.iter().map(|(responder, crypto)| crypto / responder));
     println!(
         "{:<20} {:<8} responder {responder:.3} ms ({:.0}/s), its cryptography {crypto:.3} ms: \
          {ratio:.2} of the ceiling",

@@ -12,6 +12,6 @@ pub mod hostile;
 pub mod lab;
 pub mod labs;
 pub mod oidc;
-pub mod processor;
 pub mod real;
 pub mod sim;
+pub mod stopwatch;

@@ -26,7 +26,7 @@ use ike::{Action, Completion, Engine, EngineError, Event, Input, Now, Output, Tr
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 
-use crate::processor::Meter;
+use crate::stopwatch::Meter;
 
 /// The only local key's name.
 const CREDENTIAL: CredentialId = CredentialId(1);

@@ -1,25 +1,24 @@
 //! What each lease holds over all of its IKE SAs.
 //!
 //! Every handshake asks several times. Names of leases are texts that lie anywhere in memory, and a
-//! tree of thousands compares dozens of them on the way to one; so the order is that of a hash, and
-//! the names are compared only where it is the same.
+//! tree of thousands reads a dozen of them on the way to one; so this is a table by hash. Its hash
+//! has no random part, since the same inputs must give the same outputs, and nobody iterates over it.
+//! Names are made by the gateway: nobody else can choose them to fall together.
 
-use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use crate::io::{ChildSaId, LeaseId};
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    /// By the hash of their names; hardly ever more than one of each.
-    by_hash: BTreeMap<u64, Vec<Held>>,
+    by_name: HashMap<LeaseId, Held, BuildHasherDefault<DefaultHasher>>,
 }
 
 /// What one lease holds.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Held {
-    lease: LeaseId,
     /// Established IKE SAs.
     established: u32,
     /// Children in the data plane.
@@ -29,8 +28,7 @@ struct Held {
 impl Leases {
     /// Whether the lease has an established IKE SA.
     pub(crate) fn is_up(&self, lease: &LeaseId) -> bool {
-        let bucket = self.by_hash.get(&hash(lease)).map(Vec::as_slice).unwrap_or_default();
-        bucket.iter().any(|held| held.lease == *lease && held.established > 0)
+        self.by_name.get(lease).is_some_and(|held| held.established > 0)
     }
 
     /// One more IKE SA of the lease is established.
@@ -68,40 +66,22 @@ impl Leases {
 
     /// Whether no lease holds anything.
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_hash.is_empty()
+        self.by_name.is_empty()
     }
 
     fn entry(&mut self, lease: &LeaseId) -> &mut Held {
-        let bucket = self.by_hash.entry(hash(lease)).or_insert_with(|| Vec::with_capacity(1));
-        let at = bucket.iter().position(|held| held.lease == *lease).unwrap_or_else(|| {
-            bucket.push(Held { lease: lease.clone(), established: 0, children: Vec::new() });
-            bucket.len() - 1
-        });
-        &mut bucket[at]
+        self.by_name.entry(lease.clone()).or_default()
     }
 
     /// Changes what a lease holds, and forgets it when that is nothing.
     fn change<R>(&mut self, lease: &LeaseId, change: impl FnOnce(&mut Held) -> R) -> Option<R> {
-        let hash = hash(lease);
-        let bucket = self.by_hash.get_mut(&hash)?;
-        let at = bucket.iter().position(|held| held.lease == *lease)?;
-        let held = bucket.get_mut(at)?;
+        let held = self.by_name.get_mut(lease)?;
         let result = change(held);
         if held.established == 0 && held.children.is_empty() {
-            bucket.remove(at);
-            if bucket.is_empty() {
-                self.by_hash.remove(&hash);
-            }
+            self.by_name.remove(lease);
         }
         Some(result)
     }
-}
-
-/// The same for the same name, always.
-fn hash(lease: &LeaseId) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    lease.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

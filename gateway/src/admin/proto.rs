@@ -1,5 +1,6 @@
 //! Requests and answers of the admin socket.
 
+use ipnet::IpNet;
 use pki::signer::KeyKind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -41,6 +42,12 @@ pub enum Request {
         ttl: u64,
         /// How many leases it opens.
         uses: u32,
+        /// Only clients in this network may spend it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<IpNet>,
+        /// Only this key may spend it: SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
     },
     /// All tokens that can still be used, or could recently.
     TokenList,

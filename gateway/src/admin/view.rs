@@ -147,6 +147,12 @@ pub struct Token {
     pub expires: String,
     /// Leases it opened.
     pub leases: Vec<String>,
+    /// The network its client must be in.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// SHA-256 of the key that may spend it.
+    #[serde(default)]
+    pub key: Option<String>,
 }
 
 /// A token just made: the only time its secret is shown.
@@ -162,6 +168,12 @@ pub struct NewToken {
     pub expires: String,
     /// How many leases it opens.
     pub uses: u32,
+    /// The network its client must be in.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// SHA-256 of the key that may spend it.
+    #[serde(default)]
+    pub key: Option<String>,
 }
 
 impl std::fmt::Debug for NewToken {

@@ -1,6 +1,7 @@
 //! `runnel token`
 
 use clap::Subcommand;
+use ipnet::IpNet;
 
 use super::output::{self, OutputArg, table};
 use super::{Context, Failure};
@@ -13,6 +14,10 @@ Examples:
   runnel token create --role builder                   one runner, within 15 minutes
   TOKEN=$(runnel token create --role builder -q)       the secret alone, for scripts
   runnel token create --role builder --ttl 5m --uses 3
+  runnel token create --role builder --from 192.0.2.0/24
+                                                       for clients of this network alone
+  KEY=$(openssl pkey -in key.pem -pubout -outform DER | sha256sum | cut -d' ' -f1)
+  runnel token create --role builder --key \"$KEY\"     for this key alone
 
 The runner presents it as `pki --est --userpass ROLE:TOKEN`.";
 const LIST: &str = "\
@@ -21,7 +26,7 @@ Examples:
   runnel token list -o json";
 const REVOKE: &str = "\
 Examples:
-  runnel token revoke t-4m2x9c       leases it opened stay; end them with `runnel lease revoke`";
+  runnel token revoke 4m2x9c       leases it opened stay; end them with `runnel lease revoke`";
 
 /// One-time tokens that open leases
 #[derive(Debug, Subcommand)]
@@ -38,6 +43,12 @@ pub(super) enum Command {
         /// How many leases it opens
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
+        /// Network the client must be in: 192.0.2.0/24
+        #[arg(long, value_name = "CIDR")]
+        from: Option<IpNet>,
+        /// SHA-256 of the public key that may spend it, hexadecimal
+        #[arg(long, value_name = "SHA256")]
+        key: Option<String>,
         /// Print the secret alone
         #[arg(short, long)]
         quiet: bool,
@@ -61,15 +72,17 @@ pub(super) enum Command {
 pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     let mut client = context.client()?;
     match command {
-        Command::Create { role, ttl, uses, quiet, output } => {
+        Command::Create { role, ttl, uses, from, key, quiet, output } => {
+            let ttl = ttl.as_secs();
             let token: NewToken =
-                client.ask(Request::TokenCreate { role, ttl: ttl.as_secs(), uses })?;
+                client.ask(Request::TokenCreate { role, ttl, uses, from, key })?;
             if quiet {
                 output::line(&token.token);
             } else {
                 output.print(&token, |token| {
+                    let bound = bound(token.from.as_deref(), token.key.as_deref());
                     format!(
-                        "{}\n\nrole {}, {} use(s), until {}; its id is {}. \
+                        "{}\n\nrole {}, {} use(s), until {}, for {bound}; its id is {}. \
                          It is shown this once.\n",
                         token.token, token.role, token.uses, token.expires, token.id
                     )
@@ -88,11 +101,12 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
                             t.state.clone(),
                             t.uses_left.to_string(),
                             t.expires.clone(),
+                            bound(t.from.as_deref(), t.key.as_deref()),
                             t.leases.join(","),
                         ]
                     })
                     .collect();
-                table(&["ID", "ROLE", "STATE", "USES LEFT", "EXPIRES", "LEASES"], &rows)
+                table(&["ID", "ROLE", "STATE", "USES LEFT", "EXPIRES", "FOR", "LEASES"], &rows)
             });
         }
         Command::Revoke { id } => {
@@ -101,4 +115,11 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Who may spend a token.
+fn bound(from: Option<&str>, key: Option<&str>) -> String {
+    let key = key.map(|key| format!("key sha256:{}", key.get(..16).unwrap_or(key)));
+    let bounds: Vec<_> = from.map(str::to_owned).into_iter().chain(key).collect();
+    if bounds.is_empty() { "anyone".to_owned() } else { bounds.join(", ") }
 }

@@ -110,12 +110,18 @@ impl<S> Limited<S> {
 
 impl<S: Service> Service for Limited<S> {
     async fn answer(&self, request: Request) -> Reply {
-        let costly = request.method != "GET" || request.path.starts_with("/v1/leases");
-        if costly && let Err(seconds) = self.count(request.peer.ip(), clock::mono()) {
+        if costly(&request.method, &request.path)
+            && let Err(seconds) = self.count(request.peer.ip(), clock::mono())
+        {
             return self.refuse(&request, seconds);
         }
         self.service.answer(request).await
     }
+}
+
+/// Whether a request can make signatures be checked or records be read, spelled in any way.
+fn costly(method: &str, path: &str) -> bool {
+    method != "GET" || (path.starts_with("/v1/") && path != "/v1/openapi.json")
 }
 
 /// One IPv6 host has a whole /64.
@@ -150,6 +156,16 @@ mod tests {
         assert_eq!(answered, 20);
         let answered = (0..500).filter(|_| limited.count(runner, at(100_000)).is_ok()).count();
         assert_eq!(answered, 100, "no more than a burst is saved up");
+    }
+
+    #[test]
+    fn every_spelling_of_a_costly_request_counts() {
+        for path in ["/v1/leases/r-1", "/v1//leases/r-1", "/v1//v1/leases/r-1", "/v1/hooks/github"]
+        {
+            assert!(costly("GET", path), "{path}");
+        }
+        assert!(costly("HEAD", "/") && costly("POST", "/.well-known/est/simpleenroll"));
+        assert!(!costly("GET", "/v1/openapi.json") && !costly("GET", "/.well-known/est/cacerts"));
     }
 
     #[test]

@@ -142,8 +142,10 @@ impl Instance {
                 value(())
             }
             Request::Reload => value(self.reload(actor)?),
-            Request::TokenCreate { role, ttl, uses } => {
-                value(self.token_create(actor, role, ttl, uses)?)
+            Request::TokenCreate { role, ttl, uses, from, key } => {
+                let ttl = Duration::from_secs(ttl);
+                let create = TokenCreate { role, ttl, uses, bound_net: from, bound_spki: key };
+                value(self.token_create(actor, &create)?)
             }
             Request::TokenList => {
                 let now = now();
@@ -398,20 +400,18 @@ impl Instance {
     fn token_create(
         &self,
         actor: &Actor,
-        role: String,
-        ttl: u64,
-        uses: u32,
+        create: &TokenCreate,
     ) -> Result<view::NewToken, AdminError> {
-        if self.config.get().role(&role).is_none() {
+        let role = &create.role;
+        if self.config.get().role(role).is_none() {
             let known: Vec<_> = self.config.get().roles.iter().map(|r| r.name.clone()).collect();
             return Err(AdminError::new(
                 ErrorCode::BadRequest,
                 format!("there is no role \"{role}\"; use one of {}", known.join(", ")),
             ));
         }
-        let create = TokenCreate { ttl: Duration::from_secs(ttl), uses, ..TokenCreate::new(role) };
         let (token, secret) =
-            self.authority.token_create(&create, actor, now()).map_err(pki_error)?;
+            self.authority.token_create(create, actor, now()).map_err(pki_error)?;
         failpoint::hit("token.before_answer");
         Ok(view::NewToken {
             id: token.id,
@@ -419,6 +419,8 @@ impl Instance {
             role: token.role,
             expires: token.expires.to_string(),
             uses: token.uses,
+            from: token.bound_net.map(|net| net.to_string()),
+            key: token.bound_spki,
         })
     }
 

@@ -26,6 +26,8 @@ pub(super) fn token(token: &Token, now: UnixTime) -> view::Token {
         created: token.created.to_string(),
         expires: token.expires.to_string(),
         leases: token.spends.iter().map(|spend| spend.lease_id.clone()).collect(),
+        from: token.bound_net.map(|net| net.to_string()),
+        key: token.bound_spki.clone(),
     }
 }
 

@@ -296,6 +296,8 @@ impl Authority {
             let mut event = AuditEvent::new("token.create", actor, now);
             event.token = Some(token.id.clone());
             event.role = Some(token.role.clone());
+            event.spki_sha256.clone_from(&token.bound_spki);
+            event.reason = token.bound_net.map(|net| format!("for clients in {net}"));
             event.record(&mut txn);
             failpoint::hit("token.create.before_commit");
             // A taken name means another draw.

@@ -102,6 +102,18 @@ pub fn serial(cert: &Path) -> Result<String> {
     Ok(hex.to_ascii_lowercase())
 }
 
+/// SHA-256 of a key's SubjectPublicKeyInfo, hexadecimal, as an operator takes it.
+///
+/// # Errors
+/// When `openssl` cannot read it.
+pub fn public_key_hash(key: &Path) -> Result<String> {
+    let public = key.with_extension("public.der");
+    let (key, public) = (key.display().to_string(), public.display().to_string());
+    cmd::run("openssl", &["pkey", "-in", &key, "-pubout", "-outform", "DER", "-out", &public])?;
+    let said = cmd::run("openssl", &["dgst", "-sha256", "-r", &public])?;
+    Ok(said.split_whitespace().next().context("openssl printed no digest")?.to_owned())
+}
+
 /// An enrolment server as the stock client sees it.
 #[derive(Debug, Clone)]
 pub struct Est {

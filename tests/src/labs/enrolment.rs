@@ -55,15 +55,50 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
         bail!("two tokens opened one lease");
     }
 
+    lab.step("tokens bound to a network and to a key: refused elsewhere, with the reason");
+    bound_tokens(&scene)?;
+
     lab.step("killed and started again: still the same lease for the same key");
     scene.gateway.kill()?;
     scene.gateway.up(&[])?;
     retry_gets_same_lease(&scene, &first, &id)?;
     let all = scene.gateway.json(&["lease", "list", "--all"])?;
-    if all.as_array().map(Vec::len) != Some(2) {
-        bail!("two enrolments must leave two leases: {all}");
+    if all.as_array().map(Vec::len) != Some(3) {
+        bail!("three enrolments must leave three leases: {all}");
     }
     scene.finish()
+}
+
+/// `runnel token create --from` and `--key`.
+fn bound_tokens(scene: &Scene) -> Result<()> {
+    let host = scene.world.runner();
+    let dir = host.dir()?.join("bound");
+    fs::create_dir_all(&dir)?;
+    let (key, request) = (dir.join("key.pem"), dir.join("req.der"));
+    pkitool::generate(P256, &key)?;
+    pkitool::request(&key, "CN=ci", &request)?;
+    let make = |option: &str, value: &str| -> Result<String> {
+        let words = ["token", "create", "--role", "builder", option, value];
+        let made = scene.gateway.json(&words)?;
+        Ok(made["token"].as_str().context("no token in the answer")?.to_owned())
+    };
+    let est = scene.est()?;
+    let elsewhere = format!("builder:{}", make("--from", "203.0.113.0/24")?);
+    refused(&est.enrol(host, &request, &elsewhere)?, "403", "a token of another network")?;
+    let another = format!("builder:{}", make("--key", &"ab".repeat(32))?);
+    refused(&est.enrol(host, &request, &another)?, "403", "a token of another key")?;
+    let log = scene.gateway.log();
+    for reason in ["is bound to 203.0.113.0/24, the client is at", "is bound to key sha256:abab"] {
+        if !log.contains(reason) {
+            bail!("the log does not say \"{reason}\"\n{}", scene.lab.tails());
+        }
+    }
+    let own = format!("builder:{}", make("--key", &pkitool::public_key_hash(&key)?)?);
+    let said = est.enrol(host, &request, &own)?;
+    if !said.ok() {
+        bail!("a token bound to the very key was refused: {}\n{}", said.all(), scene.lab.tails());
+    }
+    Ok(())
 }
 
 fn retry_gets_same_lease(

@@ -123,8 +123,9 @@ enum Resource<'r> {
 }
 
 fn resource(request: &Request) -> Result<Resource<'_>, Refusal> {
-    let path: Vec<&str> =
-        request.path.trim_start_matches("/v1/").trim_end_matches('/').split('/').collect();
+    // One spelling only: what counts requests must see the same resources.
+    let path = request.path.strip_prefix("/v1/").unwrap_or_default();
+    let path: Vec<&str> = path.strip_suffix('/').unwrap_or(path).split('/').collect();
     let method = request.method.as_str();
     Ok(match (path.as_slice(), method) {
         (["openapi.json"], "GET" | "HEAD") => Resource::OpenApi,

@@ -426,10 +426,12 @@ fn the_interface_is_what_its_document_says() {
 #[test]
 fn other_paths_are_no_resources() {
     let f = Fixture::new();
-    for path in ["/v1/", "/v1/leases/a/b/c", "/v1/lease", "/v1/leases/a/other"] {
+    let twice = ["/v1//leases/a", "/v1//v1/leases/a", "/v1/leases/a//"];
+    for path in ["/v1/", "/v1/leases/a/b/c", "/v1/lease", "/v1/leases/a/other"].iter().chain(&twice)
+    {
         let request = Request {
             method: "GET".to_owned(),
-            path: path.to_owned(),
+            path: (*path).to_owned(),
             headers: hyper::HeaderMap::new(),
             body: Vec::new().into(),
             peer: "192.0.2.7:4711".parse().unwrap(),

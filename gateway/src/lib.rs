@@ -19,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod driver;
 mod fetch;
+pub mod hooks;
 pub mod http;
 pub mod lease;
 pub mod live;

@@ -100,7 +100,7 @@ impl RunName {
         Some(Self { issuer, project: String::new(), run: job.run_url.clone()? })
     }
 
-    fn digest(&self) -> String {
+    pub(crate) fn digest(&self) -> String {
         sha256_hex([self.issuer.as_str(), &self.project, &self.run].join("\0").as_bytes())
     }
 }

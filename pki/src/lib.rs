@@ -26,6 +26,7 @@ pub mod enrol;
 mod entropy;
 mod error;
 pub mod failpoint;
+pub mod hook;
 mod issue;
 mod lease;
 mod ocsp;

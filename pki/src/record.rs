@@ -50,6 +50,7 @@ pub(crate) mod key {
     pub(crate) const REVOKED: &str = "revoked/";
     pub(crate) const HOLDER: &str = "holder/";
     pub(crate) const SITE: &str = "site/";
+    pub(crate) const JOB: &str = "job/";
     pub(crate) const BARRED_SPKI: &str = "barred-spki/";
     pub(crate) const BARRED_RUN: &str = "barred-run/";
     pub(crate) const JWT: &str = "jwt/";
@@ -111,6 +112,14 @@ pub(crate) mod key {
     /// The delegated OCSP signer of a CA.
     pub(crate) fn ocsp_signer(issuer: &str) -> String {
         format!("ocsp-signer/{issuer}")
+    }
+    /// Live leases of a CI run, by the digests of the run's name and of the job's.
+    pub(crate) fn job(run: &str, job: &str, lease: &str) -> String {
+        format!("{JOB}{run}/{job}/{lease}")
+    }
+    /// Where the live leases of a CI run are.
+    pub(crate) fn run_leases(run: &str) -> String {
+        format!("{JOB}{run}/")
     }
     /// A spent token of a CI platform.
     pub(crate) fn jwt(digest: &str) -> String {

@@ -9,6 +9,8 @@ pub mod enrol;
 pub mod jwt;
 #[path = "../../tests/fuzz/src/status.rs"]
 pub mod status;
+#[path = "../../tests/fuzz/src/webhook.rs"]
+pub mod webhook;
 
 use std::path::PathBuf;
 
@@ -22,8 +24,13 @@ fn corpus(target: &str) -> PathBuf {
 #[test]
 fn the_corpus_of_certificates_and_status_requests_holds() {
     let targets = status::TARGETS.into_iter().chain(jwt::TARGETS).chain(enrol::TARGETS);
-    let seeds: Vec<_> =
-        status::seeds().into_iter().chain(jwt::seeds()).chain(enrol::seeds()).collect();
+    let targets = targets.chain(webhook::TARGETS);
+    let seeds: Vec<_> = status::seeds()
+        .into_iter()
+        .chain(jwt::seeds())
+        .chain(enrol::seeds())
+        .chain(webhook::seeds())
+        .collect();
     for (name, target) in targets {
         let mut inputs: Vec<Vec<u8>> = std::fs::read_dir(corpus(name))
             .unwrap_or_else(|error| panic!("{name} has no corpus: {error}"))

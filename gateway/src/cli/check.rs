@@ -20,6 +20,7 @@ pub(super) fn run(context: &Context, _args: &Args) -> Result<(), Failure> {
     PeerKeys::load(&config).map_err(|errors| Failure::failed(errors.join("\n")))?;
     Externals::load(&config).map_err(|errors| Failure::failed(errors.join("\n")))?;
     crate::oidc::check(&config).map_err(|errors| Failure::failed(errors.join("\n")))?;
+    crate::hooks::check(&config).map_err(|errors| Failure::failed(errors.join("\n")))?;
     for warning in &config.warnings {
         output::error_line(&format!("warning: {warning}"));
     }

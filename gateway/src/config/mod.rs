@@ -6,6 +6,7 @@
 mod audit;
 mod error;
 mod external;
+mod hooks;
 mod issuer;
 mod keyfile;
 mod keys;
@@ -19,6 +20,7 @@ use std::path::Path;
 
 pub use audit::{Audit, AuditBody, AuditFormat, AuditSink, AuditTarget};
 pub use error::{ConfigError, ConfigErrors};
+pub use hooks::{HookFrom, Hooks};
 pub use keyfile::read_key;
 pub use model::{
     AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, MatchRule, PeerId, Pki,

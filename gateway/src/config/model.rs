@@ -20,6 +20,8 @@ pub struct Config {
     pub pki: Pki,
     /// `[enrol]`
     pub enrol: Enrol,
+    /// `[hooks]`; `None`: no webhooks are taken.
+    pub hooks: Option<super::Hooks>,
     /// `[audit]`
     pub audit: super::Audit,
     /// `[[pool]]`

@@ -11,6 +11,7 @@ use toml::de::DeTable;
 use super::audit;
 use super::error::{ConfigError, ConfigErrors};
 use super::external;
+use super::hooks;
 use super::issuer;
 use super::keys;
 use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
@@ -65,6 +66,9 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         if let Some(sections) = top.tables("issuer", "[[issuer]]", &mut found) {
             let audience = config.enrol.url.as_deref();
             config.issuers = issuer::issuers(sections, audience, &mut found);
+        }
+        if let Some(section) = top.table("hooks", "[hooks]", &mut found) {
+            config.hooks = Some(hooks::hooks(section, &config.issuers, &mut found));
         }
         let built_in = built_in();
         config.pools = match pools {
@@ -143,6 +147,7 @@ pub(super) fn built_in() -> Config {
             ca_key: KeyKind::EcdsaP256,
         },
         enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
+        hooks: None,
         audit: audit::Audit::default(),
         roles: default_roles(&pools),
         sites: Vec::new(),

@@ -502,3 +502,49 @@ fn the_kinds_of_key_a_role_takes() {
         assert!(error.contains("runnel.toml:4") && error.contains(part), "{keys}: {error}");
     }
 }
+
+#[test]
+fn webhooks_need_a_certificate_or_a_proxy_and_a_secret() {
+    let with = |hooks: &str| {
+        format!(
+            "[enrol]\nurl = \"https://gw.example.com:8443\"\n\
+             [[issuer]]\nname = \"github\"\nkind = \"github\"\n\
+             [[issuer]]\nname = \"k8s\"\nkind = \"kubernetes\"\nissuer = \"https://k8s.example.com\"\n\
+             {hooks}\n"
+        )
+    };
+    let from = "[[hooks.from]]\nissuer = \"github\"\nsecrets = [\"/etc/a\", \"/etc/b\"]";
+    let text = with(&format!("[hooks]\nbehind_proxy = true\nburst = 7\n{from}"));
+    let hooks = Config::parse(&text, "test").unwrap().hooks.unwrap();
+    assert_eq!((hooks.listen.port(), hooks.certificate, hooks.rate.burst), (8444, None, 7));
+    assert_eq!((hooks.from[0].issuer.as_str(), hooks.from[0].secrets.len()), ("github", 2));
+    let text = with(&format!("[hooks]\ncert = \"/etc/c\"\nkey = \"/etc/k\"\n{from}"));
+    assert!(Config::parse(&text, "test").unwrap().hooks.unwrap().certificate.is_some());
+    assert_eq!(Config::parse("", "test").unwrap().hooks, None);
+    for (text, part) in [
+        (format!("[hooks]\n{from}"), "has no certificate"),
+        (format!("[hooks]\ncert = \"/etc/c\"\n{from}"), "add key ="),
+        (
+            format!("[hooks]\nbehind_proxy = true\ncert = \"/c\"\nkey = \"/k\"\n{from}"),
+            "`behind_proxy` takes plain HTTP",
+        ),
+        ("[hooks]\nbehind_proxy = true".to_owned(), "believes nobody"),
+        (format!("[hooks]\nbehind_proxy = true\n{from}\n{from}"), "is there twice"),
+        (
+            "[hooks]\nbehind_proxy = true\n[[hooks.from]]\nissuer = \"github\"".to_owned(),
+            "has no secret",
+        ),
+        (
+            format!("[hooks]\nbehind_proxy = true\n{}", from.replace("\"github\"", "\"gitub\"")),
+            "did you mean \"github\"?",
+        ),
+        (
+            format!("[hooks]\nbehind_proxy = true\n{}", from.replace("\"github\"", "\"k8s\"")),
+            "are not understood",
+        ),
+        (format!("[hooks]\nbehind_proxy = true\nport = 1\n{from}"), "unknown key `port`"),
+    ] {
+        let found = errors(&with(&text));
+        assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
+    }
+}

@@ -6,6 +6,7 @@
 mod api;
 mod enrol;
 mod est;
+mod hooks;
 mod page;
 mod rate;
 mod server;
@@ -15,11 +16,12 @@ mod tls;
 pub use api::{Api, ApiService, EndLeases, OPENAPI};
 pub use enrol::EnrolService;
 pub use est::EstService;
+pub use hooks::{HookService, MAX_RECEIVED, OPENAPI as HOOKS_OPENAPI};
 pub use page::PageService;
 pub use rate::{Limited, Rate};
 pub use server::{Limits, Reply, Request, Service, serve};
 pub use status::StatusService;
-pub use tls::{CertificateSlot, acceptor, eap_config};
+pub use tls::{CertificateSlot, acceptor, eap_config, public_acceptor};
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};

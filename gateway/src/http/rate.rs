@@ -38,13 +38,19 @@ pub struct Limited<S> {
     service: Arc<S>,
     rate: Rate,
     refusals: Arc<Refusals>,
+    section: &'static str,
     sources: Mutex<BTreeMap<Option<IpAddr>, Allowance>>,
 }
 
 impl<S> Limited<S> {
-    /// Bounds how often a service is asked.
-    pub fn new(service: Arc<S>, rate: Rate, refusals: Arc<Refusals>) -> Self {
-        Self { service, rate, refusals, sources: Mutex::default() }
+    /// Bounds how often a service is asked; `section` of the configuration has the rate.
+    pub fn new(
+        service: Arc<S>,
+        rate: Rate,
+        refusals: Arc<Refusals>,
+        section: &'static str,
+    ) -> Self {
+        Self { service, rate, refusals, section, sources: Mutex::default() }
     }
 
     /// Counts a request: `Err` with the whole seconds after which one more is answered.
@@ -82,14 +88,16 @@ impl<S> Limited<S> {
             format!("the source sent more than {burst} requests at once or {per_second} a second");
         self.refusals.report(
             &Report {
-                code: "enrol_too_many_requests".to_owned(),
+                code: format!("{}_too_many_requests", self.section.trim_matches(['[', ']'])),
                 peer: request.peer.to_string(),
                 source: Some(request.peer.ip()),
                 identity: "-".to_owned(),
                 told: format!("HTTP 429, request {}", request.id),
                 what: what.clone(),
-                fix: "raise `rate` and `burst` in [enrol] if many runners share this address"
-                    .to_owned(),
+                fix: format!(
+                    "raise `rate` and `burst` in {} if many senders share this address",
+                    self.section
+                ),
             },
             clock::now(),
         );
@@ -137,7 +145,7 @@ mod tests {
     use super::*;
 
     fn limited(per_second: u32, burst: u32) -> Limited<()> {
-        Limited::new(Arc::new(()), Rate { per_second, burst }, Arc::default())
+        Limited::new(Arc::new(()), Rate { per_second, burst }, Arc::default(), "[enrol]")
     }
 
     fn at(millis: u64) -> Timestamp {

@@ -30,6 +30,11 @@ impl CertificateSlot {
         Self { current: RwLock::new(first) }
     }
 
+    /// The one in use.
+    pub fn current(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Uses another certificate from the next handshake on.
     pub fn replace(&self, next: Arc<CertifiedKey>) {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
@@ -38,7 +43,7 @@ impl CertificateSlot {
 
 impl ResolvesServerCert for CertificateSlot {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(self.current())
     }
 }
 
@@ -63,6 +68,19 @@ pub fn eap_config(
     certificate: Arc<CertificateSlot>,
 ) -> Result<Arc<ServerConfig>, Error> {
     server(authority, certificate, Purpose::Eap)
+}
+
+/// TLS that asks nobody for a certificate, for senders that prove themselves otherwise.
+///
+/// # Errors
+/// As [`acceptor`].
+pub fn public_acceptor(certificate: Arc<CertificateSlot>) -> Result<TlsAcceptor, Error> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// What a listener asks certificates for.

@@ -285,8 +285,8 @@ impl LeaseEnder {
 }
 
 impl EndLeases for LeaseEnder {
-    fn release(&self, lease: &str, actor: &Actor) -> Result<Ended, EndError> {
-        self.release_because(&Selector::Id(lease.to_owned()), "client", actor)
+    fn release(&self, lease: &str, cause: &str, actor: &Actor) -> Result<Ended, EndError> {
+        self.release_because(&Selector::Id(lease.to_owned()), cause, actor)
     }
 
     fn revoke(&self, lease: &str, reason: &str, actor: &Actor) -> Result<Ended, EndError> {

@@ -39,8 +39,9 @@ use crate::actions::{Externals, PeerKeys, Peers, PlaneHandle};
 use crate::admin::Handler;
 use crate::admin::proto::{AdminError, ErrorCode, Request, Selector};
 use crate::admin::view;
-use crate::config::{Config, Gateway, Pki};
+use crate::config::{Config, Gateway, Hooks, Pki};
 use crate::driver::{EngineHandle, Message};
+use crate::hooks::HookSources;
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
 use crate::obs::audit::Sink;
@@ -96,6 +97,8 @@ pub struct Instance {
     pub identity: Arc<GatewayIdentity>,
     /// Tunnels to other gateways.
     pub sites: Arc<Sites>,
+    /// Whose webhooks are believed.
+    pub hooks: Arc<HookSources>,
     /// Places elsewhere that take the audit trail.
     pub sinks: Vec<Arc<Sink>>,
     /// The gateway that clients are sent to.
@@ -354,9 +357,11 @@ impl Instance {
         let keys = PeerKeys::load(&config).map_err(|errors| failed(errors.join("\n")))?;
         crate::oidc::check(&config).map_err(|errors| failed(errors.join("\n")))?;
         let externals = Externals::load(&config).map_err(|errors| failed(errors.join("\n")))?;
+        let hooks = crate::hooks::sources(&config).map_err(|errors| failed(errors.join("\n")))?;
         let settings = setup::pki_settings(&config, &self.facts.id);
         self.authority.reconfigure(settings).map_err(pki_error)?;
         crate::oidc::reread(&self.authority, &config);
+        self.hooks.replace(hooks);
         self.plane.replace_roles(policy::role_filters(&config)).wait(PATIENCE).map_err(failed)?;
         self.peers.replace_externals(externals);
         let engine = self.engine_config(&config)?;
@@ -559,6 +564,11 @@ fn needs_restart(before: &Config, after: &Config) -> Option<&'static str> {
     }
     if fixed(&before.pki) != fixed(&after.pki) || before.enrol != after.enrol {
         return Some("[pki] or [enrol]");
+    }
+    let listening =
+        |config: &Config| config.hooks.clone().map(|hooks| Hooks { from: Vec::new(), ..hooks });
+    if listening(before) != listening(after) {
+        return Some("[hooks]");
     }
     let networks = |config: &Config| {
         config

@@ -7,8 +7,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
 use super::UpError;
+use crate::hooks::PublicCertificate;
 use crate::http::{
-    self, Api, ApiService, EnrolService, EstService, Limited, Limits, PageService, StatusService,
+    self, Api, ApiService, EnrolService, EstService, HookService, Limited, Limits, PageService,
+    StatusService,
 };
 use crate::oidc::KeyFetcher;
 use crate::service::Instance;
@@ -54,6 +56,39 @@ pub(super) fn address(listener: &TcpListener) -> Result<SocketAddr, UpError> {
     listener.local_addr().map_err(|error| UpError::Other(format!("a listener is gone: {error}")))
 }
 
+/// Starts taking webhooks.
+pub(super) fn serve_hooks(
+    instance: &Arc<Instance>,
+    listener: TcpListener,
+    certificate: Option<PublicCertificate>,
+    stopped: &watch::Receiver<bool>,
+) -> Result<(), UpError> {
+    let other = |error: &dyn std::fmt::Display| UpError::Other(error.to_string());
+    let Some(rate) = instance.config.get().hooks.as_ref().map(|hooks| hooks.rate) else {
+        return Ok(());
+    };
+    let tls = match certificate {
+        Some(certificate) => {
+            let tls = http::public_acceptor(certificate.slot()).map_err(|e| other(&e))?;
+            tokio::spawn(certificate.watch(stopped.clone()));
+            Some(tls)
+        }
+        None => None,
+    };
+    let refusals = || Arc::clone(&instance.refusals);
+    let service = HookService::new(
+        Arc::clone(&instance.authority),
+        refusals(),
+        Box::new(instance.ender.clone()),
+        Arc::clone(&instance.hooks),
+    );
+    let service = Limited::new(Arc::new(service), rate, refusals(), "[hooks]");
+    let limits = Limits { body: http::MAX_RECEIVED, ..Limits::default() };
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| other(&error))?;
+    tokio::spawn(http::serve(listener, tls, Arc::new(service), limits, stopped.clone()));
+    Ok(())
+}
+
 /// Starts serving on all of them.
 pub(super) fn serve(
     instance: &Arc<Instance>,
@@ -83,7 +118,7 @@ pub(super) fn serve(
     let est = EstService::new(authority(), refusals(), keys);
     let service = Arc::new(EnrolService { est, api: ApiService(Arc::new(api)) });
     let rate = instance.config.get().enrol.rate;
-    let service = Arc::new(Limited::new(service, rate, refusals()));
+    let service = Arc::new(Limited::new(service, rate, refusals(), "[enrol]"));
     tokio::spawn(http::serve(tokio_listener(enrol)?, Some(tls), service, limits, stopped.clone()));
 
     let service = Arc::new(StatusService::new(authority()));

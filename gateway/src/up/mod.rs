@@ -25,6 +25,7 @@ use crate::actions::{Dispatcher, EapServer, Peers, PlaneHandle, Workers};
 use crate::admin;
 use crate::config::Config;
 use crate::driver::{EngineHandle, EventLoop};
+use crate::hooks::HookSources;
 use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
 use crate::obs::audit::Courier;
@@ -195,7 +196,8 @@ struct Parts<'a> {
 fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let Parts { options, state, preflight, authority, identity, engine, plane, .. } = parts;
     let other = |error: &dyn std::fmt::Display| UpError::Other(error.to_string());
-    let Preflight { id, kind, why, keys, externals, sockets, enrol, status } = preflight;
+    let Preflight { id, kind, why, keys, externals, sockets, enrol, status, hooks, hook_sources } =
+        preflight;
     let config = LiveConfig::new(options.config.clone());
     let registry = Arc::new(LeaseRegistry::default());
     let tunnels = Tunnels::new(engine.clone(), plane.clone(), Arc::clone(&registry));
@@ -253,6 +255,9 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         sockets.addresses().into_iter().map(|a| service::listener("ike", a)).collect();
     listening.push(service::listener("enrol", listeners::address(&enrol)?));
     listening.push(service::listener("status", listeners::address(&status)?));
+    if let Some((listener, _)) = &hooks {
+        listening.push(service::listener("hooks", listeners::address(listener)?));
+    }
     for listener in &page {
         listening.push(service::listener("page", listeners::address(listener)?));
     }
@@ -282,6 +287,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         identity: Arc::clone(&identity),
         facts,
         sites: Arc::clone(&sites),
+        hooks: Arc::new(HookSources::new(hook_sources)),
         sinks,
         drain: std::sync::Mutex::default(),
         reloading: std::sync::Mutex::default(),
@@ -293,6 +299,9 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         crate::obs::audit::AuditFile::open(&path, &authority).map_err(UpError::Other)?;
     instance.gate_issuance(audit.follow(&authority).err().as_ref());
     listeners::serve(&instance, enrol, status, page, &stopped)?;
+    if let Some((listener, certificate)) = hooks {
+        listeners::serve_hooks(&instance, listener, certificate, &stopped)?;
+    }
     let handler = Arc::new(Admin(Arc::clone(&instance)));
     tokio::spawn(admin::serve(admin_listener, handler, stopped.clone()));
 

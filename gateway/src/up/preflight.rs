@@ -2,13 +2,15 @@
 
 use std::net::{SocketAddr, TcpListener};
 
+use pki::hook::HookSource;
 use xfrm::model::PlaneKind;
 use xfrm::probe::{self, PlaneChoice, ProbeReport};
 
 use super::UpError;
 use crate::actions::{Externals, PeerKeys};
-use crate::config::{Config, DataplaneChoice};
+use crate::config::{Config, DataplaneChoice, Hooks};
 use crate::driver::IkeSockets;
+use crate::hooks::PublicCertificate;
 use crate::{service, sys};
 
 /// What was found, with every port already held.
@@ -29,6 +31,10 @@ pub(super) struct Preflight {
     pub(super) enrol: TcpListener,
     /// The status port.
     pub(super) status: TcpListener,
+    /// The webhooks' port, and their certificate.
+    pub(super) hooks: Option<(TcpListener, Option<PublicCertificate>)>,
+    /// The webhooks' secrets.
+    pub(super) hook_sources: Vec<HookSource>,
 }
 
 impl Preflight {
@@ -37,6 +43,7 @@ impl Preflight {
         let id = service::gateway_id(config);
         service::pki_settings(config, &id).validate()?;
         crate::oidc::check(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
+        crate::hooks::check(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
         let keys = PeerKeys::load(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
         let externals =
             Externals::load(config).map_err(|errors| UpError::Other(errors.join("\n")))?;
@@ -53,8 +60,19 @@ impl Preflight {
         let sockets = IkeSockets::bind(&config.gateway.listen, kind == PlaneKind::Kernel)?;
         let enrol = bind(config.enrol.listen, "[enrol] listen")?;
         let status = bind(config.pki.status_listen, "[pki] status_listen")?;
-        Ok(Self { id, kind, why, keys, externals, sockets, enrol, status })
+        let hooks = config.hooks.as_ref().map(hooks).transpose()?;
+        let hook_sources = crate::hooks::sources(config);
+        let hook_sources = hook_sources.map_err(|errors| UpError::Other(errors.join("\n")))?;
+        Ok(Self { id, kind, why, keys, externals, sockets, enrol, status, hooks, hook_sources })
     }
+}
+
+fn hooks(hooks: &Hooks) -> Result<(TcpListener, Option<PublicCertificate>), UpError> {
+    let certificate = hooks.certificate.as_ref().map(|(chain, key)| {
+        PublicCertificate::open(chain, key)
+            .map_err(|error| UpError::Other(format!("[hooks]: {error}")))
+    });
+    Ok((bind(hooks.listen, "[hooks] listen")?, certificate.transpose()?))
 }
 
 fn check_nft(report: &ProbeReport) -> Result<(), UpError> {

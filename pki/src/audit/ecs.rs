@@ -187,7 +187,7 @@ fn category(action: &str) -> &'static str {
     }
     match action.split('.').next() {
         Some("ike" | "site") => "network",
-        Some("lease" | "token" | "cert" | "key" | "run" | "bar") => "iam",
+        Some("lease" | "token" | "cert" | "key" | "run" | "bar" | "hook") => "iam",
         Some("policy" | "config" | "ca" | "crl" | "gateway") => "configuration",
         _ => "authentication",
     }

@@ -14,7 +14,7 @@ use crate::entropy::random_text;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{self, BACKDATE, CertRecord, ClientNames, Terms};
-use crate::lease::book::move_deadline;
+use crate::lease::book::{job_key, move_deadline};
 use crate::lease::pool::AddressRecord;
 use crate::lease::state;
 use crate::lease::{CiRef, Lease, LeaseCert, LeaseEvent, LeaseState, transition};
@@ -274,6 +274,9 @@ impl Authority {
             txn.put(key::due(deadline, &id), Vec::new());
         }
         put_certificate(&mut txn, &certificate, &id);
+        if let Some(job_key) = job_key(&lease) {
+            txn.put(job_key, Vec::new());
+        }
         if let Some((address, resting_until)) = self.claim_addresses(&mut txn, &lease, now)? {
             drop(reservation);
             self.learn(&profile.pool, address, resting_until);

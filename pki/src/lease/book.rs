@@ -1,16 +1,18 @@
 //! Leases in the store: every step is one transaction over lease, indexes, addresses,
 //! certificates and audit.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Access, AccessError, Authority, lock};
+use crate::bar::RunName;
 use crate::error::Error;
 use crate::failpoint;
-use crate::issue::CertRecord;
+use crate::issue::{CertRecord, sha256_hex};
 use crate::lease::pool::AddressRecord;
 use crate::lease::state::{self, LeaseEvent, transition};
-use crate::lease::{Lease, LeaseChange, LeaseState};
+use crate::lease::{CiRef, Lease, LeaseChange, LeaseState};
 use crate::record::{self, Stored, key};
 use crate::revoke::RevocationReason;
 use crate::serial::Serial;
@@ -412,6 +414,9 @@ impl Authority {
         }
         if done.ended {
             txn.put(key::ended(now, id), Vec::new());
+            if let Some(job_key) = job_key(&before) {
+                txn.delete(job_key);
+            }
             let quarantine = settings.pools.get(&before.pool).map(|pool| pool.quarantine);
             let until = now.plus(quarantine.unwrap_or_default());
             for address in &before.addresses {
@@ -458,6 +463,26 @@ impl Authority {
             book.rest(&lease.pool, *address, until);
         }
     }
+}
+
+/// Where a live lease is found by its CI job, if a token of such a job opened it.
+pub(crate) fn job_key(lease: &Lease) -> Option<String> {
+    let (run, job) = job_of(&lease.claims, &lease.ci_ref)?;
+    Some(key::job(&run, &job, &lease.id))
+}
+
+/// Digests of the names of a CI run and of one job of it. Where tokens do not name the job, all of
+/// one attempt at the run count as one.
+pub(crate) fn job_of(
+    claims: &BTreeMap<String, String>,
+    ci_ref: &CiRef,
+) -> Option<(String, String)> {
+    let run = RunName::by_id(claims, ci_ref)?.digest();
+    let job = match (&ci_ref.job_id, claims.get("run_attempt")) {
+        (Some(job), _) => format!("job {job}"),
+        (None, attempt) => format!("attempt {}", attempt.map_or("", String::as_str)),
+    };
+    Some((run, sha256_hex(job.as_bytes())))
 }
 
 /// Keeps the index of deadlines in step with the lease.

@@ -84,7 +84,7 @@ pub struct LeaseCert {
 pub struct LeaseEnd {
     /// When.
     pub at: UnixTime,
-    /// The cause in one word: `client`, `admin`, `lost`, `never_connected`, `expired`, `cap`,
+    /// The cause in one word: `client`, `admin`, `job`, `lost`, `never_connected`, `expired`, `cap`,
     /// `revoked`.
     pub cause: String,
     /// Who.

@@ -7,3 +7,4 @@ pub mod samples;
 pub mod status;
 pub mod targets;
 pub mod toy;
+pub mod webhook;

@@ -16,7 +16,7 @@ use crate::lab::world::{GATEWAY, STORE, Shape};
 use crate::lab::{Lab, wait};
 
 /// Seconds after the answer in which a packet that was on its way may still be seen.
-const GRACE: f64 = 0.5;
+pub(super) const GRACE: f64 = 0.5;
 
 /// `runnel lease release` ends the tunnel at once, even when the peer hears nothing of it.
 pub(super) fn release(lab: &Lab) -> Result<()> {
@@ -144,12 +144,12 @@ pub(super) fn dead_peer(lab: &Lab) -> Result<()> {
     scene.finish()
 }
 
-fn background_ping(host: &Host, address: &str) -> Result<Process> {
+pub(super) fn background_ping(host: &Host, address: &str) -> Result<Process> {
     let mut command: Command = host.command("ping");
     command.args(["-n", "-i", "0.05", "-W", "1", address]);
     Process::start(host.lab(), "ping", command, &host.dir()?.join("ping.log"))
 }
 
-fn now() -> f64 {
+pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }

@@ -13,6 +13,7 @@ mod eap;
 mod endings;
 mod enrolment;
 mod external;
+mod hooks;
 mod hostile;
 mod interop;
 mod kernel_connect;
@@ -217,6 +218,11 @@ pub const ALL: &[Entry] = &[
         "release",
         "lease release ends the tunnel at once, also for a deaf peer",
         endings::release,
+    ),
+    entry(
+        "webhook",
+        "a CI platform's signed webhook ends its job's tunnel at once; unsigned ones end nothing",
+        hooks::run,
     ),
     entry("revoke", "cert revoke ends the tunnel at once and updates the CRL", endings::revoke),
     entry(

@@ -188,7 +188,7 @@ fn served(path: &Path, body: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn claims(jti: &str) -> Value {
+pub(super) fn claims(jti: &str) -> Value {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     with(oidc::github(i64::try_from(now).unwrap_or(0), AUDIENCE, jti), "iss", ISSUER)
 }
@@ -225,7 +225,13 @@ fn request(dir: &Path, token: &str) -> Result<PathBuf> {
     Ok(request)
 }
 
-fn enrol(scene: &Scene, est: &Est, host: &Host, name: &str, token: &str) -> Result<Credentials> {
+pub(super) fn enrol(
+    scene: &Scene,
+    est: &Est,
+    host: &Host,
+    name: &str,
+    token: &str,
+) -> Result<Credentials> {
     let dir = host.dir()?.join(name);
     fs::create_dir_all(&dir)?;
     let request = request(&dir, token)?;

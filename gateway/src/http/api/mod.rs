@@ -30,11 +30,11 @@ const MAX_BODY: usize = 32 * 1024;
 
 /// Ends leases with their tunnels.
 pub trait EndLeases: Send + Sync + 'static {
-    /// The work of a lease is done.
+    /// The work of a lease is done; `cause` says in one word who says so.
     ///
     /// # Errors
     /// [`EndError`].
-    fn release(&self, lease: &str, actor: &Actor) -> Result<Ended, EndError>;
+    fn release(&self, lease: &str, cause: &str, actor: &Actor) -> Result<Ended, EndError>;
 
     /// A lease must not be trusted any more.
     ///
@@ -232,7 +232,7 @@ impl Api {
 
     fn release(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
         let (lease, _) = self.holder(id, request)?;
-        let ended = self.ender.release(&lease.id, &Actor::Peer(request.peer.ip()));
+        let ended = self.ender.release(&lease.id, "client", &Actor::Peer(request.peer.ip()));
         Ok(answers::json(200, &ended.map_err(not_ended)?))
     }
 

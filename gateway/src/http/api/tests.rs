@@ -39,8 +39,8 @@ impl Ender {
 }
 
 impl EndLeases for Ender {
-    fn release(&self, lease: &str, actor: &Actor) -> Result<Ended, EndError> {
-        let change = self.authority.release(lease, "client", actor, now())?;
+    fn release(&self, lease: &str, cause: &str, actor: &Actor) -> Result<Ended, EndError> {
+        let change = self.authority.release(lease, cause, actor, now())?;
         self.ended(change.changed(), lease)
     }
 

@@ -48,6 +48,7 @@ fn kept(kind: IssuerKind) -> &'static [&'static str] {
             "project_path",
             "project_id",
             "namespace_id",
+            "job_project_id",
             "ref",
             "ref_protected",
             "environment",

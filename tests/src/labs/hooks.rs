@@ -156,7 +156,8 @@ impl Platform<'_> {
             .trim_end()
             .rsplit_once('\n')
             .with_context(|| format!("curl failed: {}", said.all()))?;
-        let json = serde_json::from_str(body).with_context(|| format!("no JSON: {}", said.all()))?;
+        let json =
+            serde_json::from_str(body).with_context(|| format!("no JSON: {}", said.all()))?;
         Ok((status.trim().parse()?, json))
     }
 

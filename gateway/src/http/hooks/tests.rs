@@ -35,7 +35,7 @@ impl EndLeases for Ender {
             revoked: 1,
             leases: vec![lease.to_owned()],
             sas_closed: 1,
-            crl_number: 1,
+            crl_number: Some(1),
             elapsed_ms: 1,
             already: false,
             barred: Vec::new(),

@@ -5,6 +5,8 @@
 //! has no random part, since the same inputs must give the same outputs, and nobody iterates over it.
 //! Names are made by the gateway: nobody else can choose them to fall together.
 
+#![allow(clippy::disallowed_types)] // its hash is fixed, and nobody iterates
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 

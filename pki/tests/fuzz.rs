@@ -87,6 +87,25 @@ fn the_corpus_is_made_of_what_stock_clients_and_authorities_say() {
         ("ocsp-answer", "good", answer(&good.certificate)),
         ("ocsp-answer", "revoked", answer(&bad.certificate)),
     ]);
+    let certificates = |chain: &[&Vec<u8>]| {
+        let one = |der: &&Vec<u8>| [&(der.len() as u16).to_be_bytes()[..], der].concat();
+        chain.iter().flat_map(one).collect::<Vec<u8>>()
+    };
+    let cas = authority.ca_certificates();
+    let (root, leaf) = (&cas[0], &good.certificate);
+    let other = common::authority().ca_certificates().remove(0);
+    let names = pki::ServerNames::new("gw.example.com");
+    let server = authority.server_identity(&names, NOW).unwrap().chain;
+    let mut whole: Vec<&Vec<u8>> = server.iter().collect();
+    whole.extend(&cas);
+    made.extend([
+        ("peer-chain", "client", certificates(&[leaf, root])),
+        ("peer-chain", "gateway", certificates(&whole)),
+        ("peer-chain", "alone", certificates(&[leaf])),
+        ("peer-chain", "another_root", certificates(&[leaf, &other])),
+        ("peer-chain", "turned_round", certificates(&[root, leaf])),
+        ("peer-chain", "twice", certificates(&[leaf, leaf, root, root])),
+    ]);
     for (target, name, octets) in made {
         assert!((8..4096).contains(&octets.len()), "{target}/{name}: {} octets", octets.len());
         let path = corpus(target).join(name);

@@ -20,6 +20,7 @@ pub fn samples() -> Vec<Sample> {
     out.extend(encrypted());
     out.extend(fragments());
     out.extend(eap());
+    out.extend(eap_peer());
     out.extend(public_keys());
     out
 }
@@ -85,6 +86,41 @@ fn eap() -> Vec<Sample> {
         ("eap", "too_long", script(&[(1, &[0x80, 0, 1, 0, 0, 1])])),
         ("eap", "out_of_turn", script(&[(99, &hello), (1, &[0, 1, 2])])),
         ("eap", "start_from_the_peer", script(&[(1, &[0x20])])),
+    ]
+}
+
+/// Scripts of [`crate::targets::fuzz_eap_peer`]: length, way and octets of each request.
+fn eap_peer() -> Vec<Sample> {
+    let script = |entries: &[(u8, &[u8])]| {
+        let mut out = Vec::new();
+        for (way, octets) in entries {
+            out.push(u8::try_from(octets.len()).expect("short entries"));
+            out.push(*way);
+            out.extend_from_slice(octets);
+        }
+        out
+    };
+    let start: (u8, &[u8]) = (3, &[0x20]);
+    let long: (u8, &[u8]) = (97, &[0x20]);
+    let hello = [&[0x80, 0, 0, 0, 3][..], &[0x16, 0x03, 0x01]].concat();
+    let first = [&[0xc0, 0, 0, 0, 6][..], b"abc"].concat();
+    let identity = [1, 1, 0, 5, 1];
+    let peap = [1, 2, 0, 6, 25, 0x20];
+    let (success, failure) = ([3, 9, 0, 4], [4, 9, 0, 4]);
+    vec![
+        ("eap-peer", "handshake", script(&[start, (1, &hello), (1, &hello), (0, &success)])),
+        ("eap-peer", "fragments", script(&[start, (1, &first), (3, &[0, b'd', b'e', b'f'])])),
+        (
+            "eap-peer",
+            "ours_in_fragments",
+            script(&[long, (1, &[0]), (1, &[]), (1, &[0]), (1, &hello)]),
+        ),
+        ("eap-peer", "identity", script(&[(0, &identity), start, (1, &hello)])),
+        ("eap-peer", "another_method", script(&[(0, &peap), start, (0, &peap)])),
+        ("eap-peer", "failure", script(&[start, (0, &failure)])),
+        ("eap-peer", "out_of_turn", script(&[long, (1, &hello)])),
+        ("eap-peer", "too_long", script(&[start, (1, &[0x80, 0, 1, 0, 0, 1])])),
+        ("eap-peer", "success_at_once", script(&[(0, &success)])),
     ]
 }
 

@@ -1,11 +1,11 @@
 //! What each fuzz target does with its input. Panics are findings.
 
 use ike::crypto::{PublicKey, SignatureScheme, ecdsa_der_from_raw, ecdsa_raw_from_der};
-use ike::eap::{EapTls, Heard, MAX_ROUNDS, MAX_TLS};
+use ike::eap::{EapTls, EapTlsPeer, Heard, MAX_ROUNDS, MAX_TLS, PeerHeard};
 use ike::wire::{
-    AdditionalAddresses, Eap, EapType, FragmentLimits, Frame, Header, Message, Notify, Opened,
-    Payload, PayloadType, Payloads, Progress, Reassembler, SignatureData, SkCipher, WireError,
-    open, seal, seal_fragments, seal_plaintext,
+    AdditionalAddresses, Eap, EapCode, EapType, FragmentLimits, Frame, Header, Message, Notify,
+    Opened, Payload, PayloadType, Payloads, Progress, Reassembler, SignatureData, SkCipher,
+    WireError, open, seal, seal_fragments, seal_plaintext,
 };
 
 use crate::toy::{ToyAead, ToyCbcMac, counting_iv};
@@ -16,11 +16,12 @@ const KEY: u64 = 0x0123_4567_89ab_cdef;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("message", fuzz_message),
     ("encrypted", fuzz_encrypted),
     ("fragments", fuzz_fragments),
     ("eap", fuzz_eap),
+    ("eap-peer", fuzz_eap_peer),
     ("public-key", fuzz_public_key),
 ];
 
@@ -100,11 +101,60 @@ pub fn fuzz_eap(data: &[u8]) {
         assert!(answers <= MAX_ROUNDS, "a conversation ends");
         assert_eq!(request.identifier, expected.wrapping_add(1));
         expected = request.identifier;
-        let [flags, tls @ ..] = request.data.as_slice() else { panic!("no flags") };
-        let tls = if flags & 0x80 == 0 { tls } else { &tls[4..] };
-        assert!(tls.len() <= 1000 && tls.len() <= owed);
-        owed -= tls.len();
-        assert_eq!(flags & 0x40 != 0, owed > 0, "the last fragment says so");
+        owed = still_owed(&request, owed);
+    }
+}
+
+/// What the other end has still to hear after a fragment.
+fn still_owed(packet: &Eap, owed: usize) -> usize {
+    let [flags, tls @ ..] = packet.data.as_slice() else { panic!("no flags") };
+    let tls = if flags & 0x80 == 0 { tls } else { &tls[4..] };
+    assert!(tls.len() <= 1000 && tls.len() <= owed);
+    let owed = owed - tls.len();
+    assert_eq!(flags & 0x40 != 0, owed > 0, "the last fragment says so");
+    owed
+}
+
+/// A script of EAP requests to an EAP-TLS client, in the form of those for [`fuzz_eap`]; an odd way
+/// makes the octets the data of an EAP-TLS request.
+pub fn fuzz_eap_peer(mut script: &[u8]) {
+    let identity = b"runner-17.builder.ci.example.com";
+    let mut peer = EapTlsPeer::new(identity.to_vec());
+    let (mut identifier, mut owed, mut requests) = (0_u8, 0, 0);
+    let mut started = false;
+    loop {
+        let [length, way, rest @ ..] = script else { return };
+        let (octets, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        script = rest;
+        let request = if way & 1 == 0 {
+            let Ok(request) = Eap::from_bytes(octets) else { continue };
+            request
+        } else {
+            identifier = identifier.wrapping_add(1);
+            Eap::request(identifier, EapType::Tls, octets.to_vec())
+        };
+        requests += 1;
+        let response = match peer.hear(&request) {
+            Ok(PeerHeard::Reply(response)) => response,
+            Ok(PeerHeard::Tls(tls)) => {
+                assert!(tls.len() <= MAX_TLS);
+                assert_eq!(tls.is_empty(), !std::mem::replace(&mut started, true));
+                assert_eq!(owed, 0, "the server speaks when it has heard everything");
+                owed = usize::from(*way) * 32;
+                peer.send(vec![0x17; owed]).expect("that much can be sent")
+            }
+            // Whether it is believed is for whoever has the key to say.
+            Ok(PeerHeard::Success) => return assert_eq!(request.code, EapCode::Success),
+            Err(error) => return assert!(!error.to_string().is_empty()),
+        };
+        assert!(requests <= MAX_ROUNDS, "a conversation ends");
+        assert_eq!((response.code, response.identifier), (EapCode::Response, request.identifier));
+        match response.method {
+            Some(EapType::Tls) => owed = still_owed(&response, owed),
+            Some(EapType::Identity) => assert!(!started && response.data == identity),
+            Some(EapType::Nak) => assert!(!started && response.data == [EapType::Tls.value()]),
+            other => panic!("{other:?} in an answer"),
+        }
     }
 }
 

@@ -100,7 +100,7 @@ fn clean(
 }
 
 /// The request that deletes a listed flow, if an address of ours opened it.
-fn deletion(
+pub(super) fn deletion(
     fixed: &[u8],
     payload: &[u8],
     addresses: &BTreeSet<IpAddr>,

@@ -12,6 +12,8 @@
 mod conntrack;
 mod elements;
 mod ruleset;
+#[cfg(any(test, feature = "fuzzing"))]
+mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -25,6 +27,11 @@ use crate::enforcer::PacketFilter;
 use crate::error::PlaneError;
 use crate::model::{LeaseFilter, PlaneKind, RoleFilter, SiteFilter, TunnelNetwork};
 use crate::netlink::{Message, Netlink, Protocol};
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub use self::targets::nft_message;
+#[cfg(test)]
+pub(crate) use self::targets::samples;
 
 /// Reasons of the named drop counters.
 const DROP_REASONS: [&str; 4] = ["from_client", "to_client", "client_to_client", "spoofed"];

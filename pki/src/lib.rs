@@ -34,6 +34,7 @@ mod profile;
 mod record;
 mod revoke;
 mod seal;
+mod select;
 mod serial;
 pub mod signer;
 pub mod store;
@@ -63,7 +64,8 @@ pub use lease::{
 };
 pub use ocsp::{OcspReply, OcspStatus};
 pub use profile::{Options, PoolConfig, RoleProfile, Settings};
-pub use revoke::{Revocation, RevocationReason, RevokeOutcome, RevokeSelector};
+pub use revoke::{Revocation, RevocationReason, RevokeOutcome};
+pub use select::RevokeSelector;
 pub use serial::Serial;
 pub use time::UnixTime;
 pub use validate::{IkeId, PeerError, San, VerifiedPeer};

@@ -1,25 +1,31 @@
 //! Revocation records: durable, keyed by issuer and serial, never by certificate hash.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
-use crate::bar::{Bar, Barred, RunName};
+use crate::bar::{Bar, Barred};
 use crate::enrol::KeyHolder;
-use crate::enrol::jwt::IssuerKind;
-use crate::enrol::token::normal_hash;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::CertRecord;
 use crate::lease::book::{ATTEMPTS, Step};
 use crate::lease::{Lease, LeaseChange, LeaseEvent};
 use crate::record::{self, key};
+use crate::select::RevokeSelector;
 use crate::serial::Serial;
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
+
+/// Leases that one transaction may end: the store's writer does nothing else meanwhile.
+const WHOLE: usize = 1_024;
+/// Leases of one part when there are more.
+const PART: usize = 256;
+/// How often a transaction is tried again as it is before it is divided.
+const TRIES: usize = 2;
 
 /// Why a certificate is revoked (RFC 5280 5.3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,66 +97,8 @@ pub struct Revocation {
     pub actor: Actor,
 }
 
-/// What to revoke.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RevokeSelector {
-    /// One certificate of the embedded CA, and its lease.
-    Serial(Serial),
-    /// A lease with all its certificates.
-    Lease(String),
-    /// All leases of a public key (SHA-256, hexadecimal).
-    Spki(String),
-    /// All live leases whose identity begins so.
-    Identity(String),
-    /// All live leases of a role.
-    Role(String),
-    /// All live leases of a CI run.
-    Run {
-        /// Its id or address.
-        run: String,
-        /// The issuer, by its name or URL; needed when several have such a run.
-        issuer: Option<String>,
-    },
-    /// All live leases that a token of this issuer opened, by its name or URL.
-    Issuer(String),
-}
-
-impl RevokeSelector {
-    /// Whether a lease is meant; for those selectors that say so of each lease.
-    fn matches(&self, lease: &Lease) -> bool {
-        let is = |found: Option<&String>, wanted: &String| found == Some(wanted);
-        match self {
-            Self::Identity(prefix) => lease.identity.starts_with(prefix.as_str()),
-            Self::Role(role) => lease.role == *role,
-            Self::Run { run, issuer } => {
-                let job = &lease.ci_ref;
-                let of = |issuer: &String| is(lease.claims.get("iss"), issuer);
-                (is(job.run_id.as_ref(), run) || is(job.run_url.as_ref(), run))
-                    && issuer.as_ref().is_none_or(of)
-            }
-            Self::Issuer(issuer) => is(lease.claims.get("iss"), issuer),
-            Self::Serial(_) | Self::Lease(_) | Self::Spki(_) => false,
-        }
-    }
-}
-
-impl fmt::Display for RevokeSelector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Serial(serial) => write!(f, "serial {serial}"),
-            Self::Lease(id) => write!(f, "lease {id}"),
-            Self::Spki(hash) => write!(f, "key {hash}"),
-            Self::Identity(prefix) => write!(f, "identity {prefix}..."),
-            Self::Role(role) => write!(f, "role {role}"),
-            Self::Run { run, issuer: None } => write!(f, "run {run}"),
-            Self::Run { run, issuer: Some(issuer) } => write!(f, "run {run} of {issuer}"),
-            Self::Issuer(issuer) => write!(f, "issuer {issuer}"),
-        }
-    }
-}
-
 /// What a revocation did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RevokeOutcome {
     /// The serials that are revoked now, by this or an earlier call.
     pub serials: Vec<Serial>,
@@ -162,6 +110,29 @@ pub struct RevokeOutcome {
     pub barred_keys: usize,
     /// The leases concerned; end the tunnels of those that say so.
     pub changes: Vec<LeaseChange>,
+    /// What failed after all this was done: the rest is still to be revoked.
+    pub failed: Option<Error>,
+}
+
+impl RevokeOutcome {
+    /// Nothing was done.
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.barred.is_empty() && self.barred_keys == 0
+    }
+}
+
+/// A revocation as it was ordered.
+struct Order<'a> {
+    reason: RevocationReason,
+    actor: &'a Actor,
+    now: UnixTime,
+}
+
+impl Order<'_> {
+    fn bar(&self, what: Barred, lease: Option<String>) -> Bar {
+        let (reason, actor) = (Some(self.reason), Some(self.actor.clone()));
+        Bar { what, at: self.now, reason, actor, lease }
+    }
 }
 
 /// An entry of the index that revocation lists are made from.
@@ -174,80 +145,13 @@ pub(crate) struct RevokedEntry {
     pub(crate) not_after: UnixTime,
 }
 
-/// Numbers of runs are unique in an issuer, or in a project of it.
-fn only_one_run(run: &str, leases: &[Lease]) -> Result<(), Error> {
-    // By its address a run is the same in whatever project it has a number.
-    let name = |lease: &Lease| match RunName::by_url(&lease.claims, &lease.ci_ref) {
-        Some(by_url) if by_url.run == run => Some(by_url),
-        _ => RunName::by_id(&lease.claims, &lease.ci_ref),
-    };
-    let runs: BTreeSet<RunName> = leases.iter().filter_map(name).collect();
-    if runs.len() < 2 {
-        return Ok(());
-    }
-    let issuers: BTreeSet<&str> = runs.iter().map(|run| run.issuer.as_str()).collect();
-    let fix = match issuers.len() {
-        1 => "give the address of the run",
-        _ => "name the issuer",
-    };
-    let all: Vec<String> = runs.iter().map(ToString::to_string).collect();
-    Err(Error::Invalid(format!("{run} is {}: {fix}", all.join(" and "))))
-}
-
 impl Authority {
-    /// The leases a selector means: for a lease, certificate or key also those that have ended,
-    /// otherwise the live ones.
+    /// Revokes certificates and ends their leases durably, before it returns. The caller then ends
+    /// the tunnels of the returned changes, also when there is a failure beside them. Repeating it
+    /// changes nothing.
     ///
-    /// # Errors
-    /// When the store fails.
-    pub fn select(&self, selector: &RevokeSelector) -> Result<Vec<Lease>, Error> {
-        match selector {
-            RevokeSelector::Lease(id) => Ok(self.lease(id)?.into_iter().collect()),
-            RevokeSelector::Serial(serial) => {
-                Ok(self.lease_by_serial(None, serial)?.into_iter().collect())
-            }
-            RevokeSelector::Spki(hash) => {
-                let hash = normal_hash(hash)?;
-                let mut leases = self.leases_by_spki(&hash)?;
-                // Clients of external CAs and sites enrol nowhere, so no index knows their keys.
-                let known: BTreeSet<String> = leases.iter().map(|lease| lease.id.clone()).collect();
-                let others = self.leases(false)?.into_iter();
-                leases.extend(
-                    others.filter(|lease| lease.spki_sha256 == hash && !known.contains(&lease.id)),
-                );
-                Ok(leases)
-            }
-            _ => {
-                let selector = self.with_issuer_url(selector);
-                let mut leases = self.leases(false)?;
-                leases.retain(|lease| selector.matches(lease));
-                if let RevokeSelector::Run { run, .. } = &selector {
-                    only_one_run(run, &leases)?;
-                }
-                Ok(leases)
-            }
-        }
-    }
-
-    /// The selector with issuers as leases know them.
-    fn with_issuer_url(&self, selector: &RevokeSelector) -> RevokeSelector {
-        let settings = self.settings();
-        let url = |name: &String| {
-            let known = settings.issuers.iter().find(|issuer| issuer.name == *name);
-            known.map_or_else(|| name.clone(), |issuer| issuer.issuer.clone())
-        };
-        match selector {
-            RevokeSelector::Issuer(issuer) => RevokeSelector::Issuer(url(issuer)),
-            RevokeSelector::Run { run, issuer } => {
-                RevokeSelector::Run { run: run.clone(), issuer: issuer.as_ref().map(url) }
-            }
-            other => other.clone(),
-        }
-    }
-
-    /// Revokes certificates and ends their leases, all in one durable transaction, before it
-    /// returns. The caller then ends the tunnels of the returned changes. Repeating it changes
-    /// nothing.
+    /// It is one transaction, unless it is about more than 1,024 leases or they do not stand still:
+    /// then it goes by parts, each with the bars of its leases, and nobody's renewals hold it up.
     ///
     /// Revocation sticks: the public keys of the leases are barred, also when a lease had ended
     /// before, and other live leases of such a key end with them. A client with a shared key and a
@@ -266,96 +170,131 @@ impl Authority {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<RevokeOutcome, Error> {
-        let bar = |what| Bar {
-            what,
-            at: now,
-            reason: Some(reason),
-            actor: Some(actor.clone()),
-            lease: None,
-        };
-        let mut outcome = RevokeOutcome::default();
-        let mut leases = self.select(selector)?;
-        let asked: Vec<Bar> = self.asked_bars(selector, &leases)?.into_iter().map(bar).collect();
+        let order = Order { reason, actor, now };
+        let selector = self.normal(selector)?;
+        let leases = self.select(&selector)?;
+        let asked = self.asked_bars(&selector, &leases)?;
         if leases.is_empty() && asked.is_empty() {
-            return self.revoke_alone(selector, reason, actor, now);
+            return self.revoke_alone(&selector, &order);
         }
+        let mut outcome = RevokeOutcome::default();
+        match self.revoke_all(&selector, leases, &asked, &order, &mut outcome) {
+            Ok(()) => Ok(outcome),
+            Err(error) if outcome.is_empty() => Err(error),
+            Err(error) => Ok(RevokeOutcome { failed: Some(error), ..outcome }),
+        }
+    }
+
+    fn revoke_all(
+        &self,
+        selector: &RevokeSelector,
+        mut leases: Vec<Lease>,
+        asked: &[Barred],
+        order: &Order<'_>,
+        outcome: &mut RevokeOutcome,
+    ) -> Result<(), Error> {
         for _ in 0..ATTEMPTS {
-            let keys = match actor {
+            let keys = match order.actor {
                 // The list of another CA said so, of one certificate: the CA may have given its key
                 // another.
-                Actor::System => BTreeSet::new(),
+                Actor::System => BTreeMap::new(),
                 // A job that is over ends its own lease; only its key's loss is about the key.
-                Actor::Peer(_) if reason != RevocationReason::KeyCompromise => BTreeSet::new(),
+                Actor::Peer(_) if order.reason != RevocationReason::KeyCompromise => {
+                    BTreeMap::new()
+                }
                 _ => self.keys_of(&leases)?,
             };
-            let asked_for = |key: &Barred| asked.iter().any(|bar| bar.what == *key);
-            let keys = keys.into_iter().filter(|key| !asked_for(key)).map(bar);
-            let bars: Vec<Bar> = asked.iter().cloned().chain(keys).collect();
+            let mut bars: Vec<Bar> = Vec::with_capacity(asked.len() + keys.len());
+            for what in asked {
+                let of = |lease: &&Lease| match what {
+                    Barred::Key(hash) => lease.spki_sha256 == *hash,
+                    _ => true,
+                };
+                bars.push(order.bar(what.clone(), leases.iter().find(of).map(|l| l.id.clone())));
+            }
+            let keys = keys.into_iter().filter(|(key, _)| !asked.contains(key));
+            bars.extend(keys.map(|(key, lease)| order.bar(key, Some(lease))));
             let together = self.with_all_of(leases, &bars)?;
-            if self.revoke_together(&together, &bars, reason, actor, now, &mut outcome)? {
-                // A lease that was opened between the look and the commit did not see the bars; no
-                // later one is.
-                let late = self.opened_meanwhile(selector, &bars, &outcome)?;
-                if late.is_empty() {
-                    return Ok(outcome);
-                }
-                leases = late;
-            } else {
-                leases = self.select(selector)?;
+            self.revoke_in_parts(&together, &bars, order, outcome)?;
+            // A lease that was opened between the look and the commit did not see the bars; no
+            // later one is.
+            leases = self.opened_meanwhile(selector, &bars, outcome)?;
+            if leases.is_empty() {
+                return Ok(());
             }
         }
         Err(Error::Contended("the revocation"))
     }
 
-    /// What a selector names itself, whether or not it has a lease now.
-    fn asked_bars(
+    /// Ends all of them: at once while they are few and stand still, otherwise by parts, and those
+    /// that keep moving one by one. One that cannot be ended keeps back no other.
+    fn revoke_in_parts(
         &self,
-        selector: &RevokeSelector,
         leases: &[Lease],
-    ) -> Result<Vec<Barred>, Error> {
-        Ok(match self.with_issuer_url(selector) {
-            RevokeSelector::Spki(hash) => vec![Barred::Key(normal_hash(&hash)?)],
-            RevokeSelector::Run { run, issuer } => {
-                let named = |lease: &Lease| {
-                    let by_id = RunName::by_id(&lease.claims, &lease.ci_ref);
-                    by_id.filter(|name| name.run == run).or_else(|| {
-                        RunName::by_url(&lease.claims, &lease.ci_ref).filter(|n| n.run == run)
-                    })
-                };
-                let name = match (leases.first(), issuer) {
-                    (Some(lease), _) => named(lease),
-                    // Without a lease only an address says which project's run is meant, unless the
-                    // issuer numbers all of them.
-                    (None, Some(issuer)) if run.contains("://") || self.numbers_runs(&issuer) => {
-                        Some(RunName { issuer, project: String::new(), run })
-                    }
-                    (None, _) => None,
-                };
-                name.into_iter().map(Barred::Run).collect()
+        bars: &[Bar],
+        order: &Order<'_>,
+        outcome: &mut RevokeOutcome,
+    ) -> Result<(), Error> {
+        // Each bar goes with its lease; what has none here goes first.
+        let known: BTreeSet<&str> = leases.iter().map(|lease| lease.id.as_str()).collect();
+        let mut bars_of: BTreeMap<Option<&str>, Vec<&Bar>> = BTreeMap::new();
+        for bar in bars {
+            let lease = bar.lease.as_deref().filter(|id| known.contains(id));
+            bars_of.entry(lease).or_default().push(bar);
+        }
+        let whole = if leases.len() > WHOLE { PART } else { leases.len() };
+        let mut parts: VecDeque<(&[Lease], usize)> =
+            leases.chunks(whole.max(1)).map(|part| (part, 0)).collect();
+        if leases.is_empty() {
+            parts.push_back((&[], 0));
+        }
+        let mut contended = Ok(());
+        let mut alone = bars_of.remove(&None).unwrap_or_default();
+        // What one part was too large for the next ones are too large for as well.
+        let mut most = usize::MAX;
+        while let Some((part, tried)) = parts.pop_front() {
+            let (first, second) = part.split_at(part.len() / 2);
+            if part.len() > most {
+                parts.push_front((second, 0));
+                parts.push_front((first, 0));
+                continue;
             }
-            _ => Vec::new(),
-        })
+            let of_part = part.iter().filter_map(|lease| bars_of.get(&Some(lease.id.as_str())));
+            let bars: Vec<&Bar> = alone.iter().copied().chain(of_part.flatten().copied()).collect();
+            if self.revoke_together(part, &bars, order, outcome)? {
+                alone.clear();
+                continue;
+            }
+            if first.is_empty() {
+                match tried < ATTEMPTS {
+                    true => parts.push_front((part, tried + 1)),
+                    false => contended = Err(Error::Contended("the revocation")),
+                }
+            } else if tried < TRIES {
+                parts.push_front((part, tried + 1));
+            } else {
+                most = second.len();
+                parts.push_front((part, 0));
+            }
+        }
+        contended
     }
 
-    /// Whether an issuer's numbers of runs are unique in all of it.
-    fn numbers_runs(&self, issuer: &str) -> bool {
-        let settings = self.settings();
-        settings.issuers.iter().any(|known| {
-            known.issuer == issuer && matches!(known.kind, IssuerKind::Github | IssuerKind::Gitlab)
-        })
-    }
-
-    /// The public keys of leases that are to be barred. A site is barred by its name.
-    fn keys_of(&self, leases: &[Lease]) -> Result<BTreeSet<Barred>, Error> {
-        let mut keys = BTreeSet::new();
+    /// The public keys of leases that are to be barred, each with a lease that has it. A site is
+    /// barred by its name.
+    fn keys_of(&self, leases: &[Lease]) -> Result<BTreeMap<Barred, String>, Error> {
+        let mut keys = BTreeMap::new();
         for lease in leases.iter().filter(|lease| lease.site().is_none()) {
+            let mut note = |hash: String| {
+                keys.entry(Barred::Key(hash)).or_insert_with(|| lease.id.clone());
+            };
             if !lease.spki_sha256.is_empty() {
-                keys.insert(Barred::Key(lease.spki_sha256.clone()));
+                note(lease.spki_sha256.clone());
             }
             for cert in &lease.certs {
                 let cert_key = key::cert(&cert.issuer, &cert.serial);
                 if let Some(stored) = record::read::<CertRecord>(self.store.as_ref(), &cert_key)? {
-                    keys.insert(Barred::Key(stored.value.spki_sha256));
+                    note(stored.value.spki_sha256);
                 }
             }
         }
@@ -383,9 +322,10 @@ impl Authority {
                 also.extend(current);
             }
         }
+        let mut known: BTreeSet<String> = leases.iter().map(|lease| lease.id.clone()).collect();
         let mut together = leases;
         for lease in also.into_iter().filter(|lease| lease.state.is_live()) {
-            if together.iter().all(|known| known.id != lease.id) {
+            if known.insert(lease.id.clone()) {
                 together.push(lease);
             }
         }
@@ -413,7 +353,8 @@ impl Authority {
         if let RevokeSelector::Run { .. } = selector {
             late.extend(self.select(selector)?);
         }
-        late.retain(|lease| done.changes.iter().all(|change| change.lease.id != lease.id));
+        let done: BTreeSet<&str> = done.changes.iter().map(|c| c.lease.id.as_str()).collect();
+        late.retain(|lease| !done.contains(lease.id.as_str()));
         Ok(late)
     }
 
@@ -421,16 +362,14 @@ impl Authority {
     fn revoke_alone(
         &self,
         selector: &RevokeSelector,
-        reason: RevocationReason,
-        actor: &Actor,
-        now: UnixTime,
+        order: &Order<'_>,
     ) -> Result<RevokeOutcome, Error> {
         let RevokeSelector::Serial(serial) = selector else {
             return Err(Error::not_found("lease matches", selector));
         };
         let record =
             self.certificate(serial)?.ok_or_else(|| Error::not_found("certificate", serial))?;
-        let revoked_now = self.revoke_bare(&record.issuer, serial, reason, actor, now)?;
+        let revoked_now = self.revoke_bare(&record.issuer, serial, order)?;
         let serials = vec![serial.clone()];
         Ok(RevokeOutcome { serials, revoked_now, ..RevokeOutcome::default() })
     }
@@ -439,12 +378,11 @@ impl Authority {
     fn revoke_together(
         &self,
         leases: &[Lease],
-        bars: &[Bar],
-        reason: RevocationReason,
-        actor: &Actor,
-        now: UnixTime,
+        bars: &[&Bar],
+        order: &Order<'_>,
         outcome: &mut RevokeOutcome,
     ) -> Result<bool, Error> {
+        let Order { reason, actor, now } = *order;
         let event = LeaseEvent::Revoke { actor: actor.clone() };
         let step = Step { action: "lease.revoke", reason: Some(reason.name().to_owned()) };
         let mut txn = Txn::new();
@@ -456,12 +394,7 @@ impl Authority {
         let mut barred = self.bar_clients(&mut txn, leases, actor, now)?;
         let mut barred_keys = 0;
         for bar in bars {
-            let of = |lease: &&Lease| match &bar.what {
-                Barred::Key(hash) => lease.spki_sha256 == *hash,
-                _ => true,
-            };
-            let bar = Bar { lease: leases.iter().find(of).map(|l| l.id.clone()), ..bar.clone() };
-            if !self.plan_bar(&mut txn, &bar)? {
+            if !self.plan_bar(&mut txn, bar)? {
                 continue;
             }
             let mut event = AuditEvent::new("key.bar", actor, now).object(&bar.what).reason(reason);
@@ -531,10 +464,9 @@ impl Authority {
         &self,
         issuer: &str,
         serial: &Serial,
-        reason: RevocationReason,
-        actor: &Actor,
-        now: UnixTime,
+        order: &Order<'_>,
     ) -> Result<usize, Error> {
+        let Order { reason, actor, now } = *order;
         for _ in 0..ATTEMPTS {
             let mut txn = Txn::new();
             let revoked = self.plan_revocation(&mut txn, issuer, serial, reason, actor, now)?;

@@ -198,7 +198,7 @@ pub enum Selector {
     Id(String),
     /// By certificate serial, hexadecimal.
     Serial(String),
-    /// By the beginning of the identity.
+    /// By the identity, and those below it.
     Identity(String),
     /// By role.
     Role(String),
@@ -240,7 +240,7 @@ impl std::fmt::Display for Selector {
         match self {
             Self::Id(id) => f.write_str(id),
             Self::Serial(serial) => write!(f, "serial {serial}"),
-            Self::Identity(prefix) => write!(f, "identity {prefix}..."),
+            Self::Identity(identity) => write!(f, "identity {identity}"),
             Self::Role(role) => write!(f, "role {role}"),
             Self::Key(hash) => write!(f, "key {hash}"),
             Self::Run { run, issuer: None } => write!(f, "run {run}"),

@@ -76,7 +76,7 @@ pub(super) struct Which {
     /// By certificate serial, hexadecimal
     #[arg(long, group = "selector")]
     serial: Option<String>,
-    /// By the beginning of the identity
+    /// By the identity, with those below it (whole segments)
     #[arg(long, group = "selector", value_name = "PREFIX")]
     identity: Option<String>,
     /// Every lease of a role
@@ -212,6 +212,12 @@ pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
         Some(number) => format!("CRL number {number}"),
         None => "CRL pending (see `runnel doctor`)".to_owned(),
     };
+    if ended.leases.is_empty() && !(ended.barred.is_empty() && ended.keys_barred == 0) {
+        return format!(
+            "NO LIVE LEASE MATCHED AND NO TUNNEL WAS CLOSED: only what comes later is kept \
+             out{barred}. Was it meant so? `runnel lease list` shows what is live"
+        );
+    }
     format!(
         "{verb} {}: {} IKE SA(s) closed, {crl}, {} ms{barred}",
         if ended.leases.is_empty() { "nothing".to_owned() } else { ended.leases.join(", ") },

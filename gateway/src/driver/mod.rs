@@ -81,6 +81,20 @@ impl Default for EngineHandle {
     }
 }
 
+/// The answer to come of a lease whose IKE SAs are closed.
+#[derive(Debug)]
+pub struct Closing(mpsc::Receiver<usize>);
+
+impl Closing {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When the engine gives no answer in time.
+    pub fn wait(self, patience: Duration) -> Result<usize, String> {
+        wait(&self.0, patience)
+    }
+}
+
 impl EngineHandle {
     /// Sends what must not be lost. After the engine's end nobody listens, and nothing is left
     /// that could need it.
@@ -109,19 +123,11 @@ impl EngineHandle {
         self.queue.dropped()
     }
 
-    /// Closes a lease's IKE SAs; how many were established.
-    ///
-    /// # Errors
-    /// When the engine gives no answer in time.
-    pub fn close_lease(
-        &self,
-        lease: LeaseId,
-        reason: CloseReason,
-        patience: Duration,
-    ) -> Result<usize, String> {
+    /// Closes a lease's IKE SAs; the answer says how many were established.
+    pub fn closing_lease(&self, lease: LeaseId, reason: CloseReason) -> Closing {
         let (answer, answered) = mpsc::channel();
         self.post(Message::CloseLease(lease, reason, answer));
-        wait(&answered, patience)
+        Closing(answered)
     }
 
     /// Closes one IKE SA; false when there is none of that name.

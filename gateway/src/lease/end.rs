@@ -19,6 +19,8 @@ use crate::sys::{clock, failpoint};
 
 /// Longest wait for engine and data plane together.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What each lease adds to that when many end together.
+const EACH: Duration = Duration::from_millis(10);
 
 /// Why an ending could not be completed.
 #[derive(Debug, Error)]
@@ -57,23 +59,45 @@ impl Tunnels {
     /// # Errors
     /// A sentence when engine or plane did not confirm.
     pub fn end(&self, lease: &Lease, reason: CloseReason) -> Result<usize, String> {
-        let id = LeaseId(lease.id.clone());
-        self.registry.end(&id);
-        let reqid = self.registry.known_reqid(&id);
+        self.end_all(&[lease], &reason).into_iter().next().unwrap_or(Ok(0))
+    }
+
+    /// The same for many leases, in their order: all are asked to end before the first is waited for.
+    fn end_all(&self, leases: &[&Lease], reason: &CloseReason) -> Vec<Result<usize, String>> {
+        let patience = PATIENCE + EACH * u32::try_from(leases.len()).unwrap_or(u32::MAX);
+        let until = Instant::now() + patience;
+        let left = || until.saturating_duration_since(Instant::now()).max(EACH);
+        let ids: Vec<LeaseId> = leases.iter().map(|lease| LeaseId(lease.id.clone())).collect();
         // Packets stop first: the engine's orderly removal may queue behind a handshake.
-        let first = reqid.map(|reqid| self.plane.end_lease(reqid));
-        let closed = self.engine.close_lease(id.clone(), reason, PATIENCE)?;
-        if let Some(first) = first {
-            first.wait(PATIENCE)?;
-        }
+        let stops: Vec<_> = ids
+            .iter()
+            .map(|id| {
+                self.registry.end(id);
+                self.registry.known_reqid(id).map(|reqid| self.plane.end_lease(reqid))
+            })
+            .collect();
+        let closing: Vec<_> =
+            ids.iter().map(|id| self.engine.closing_lease(id.clone(), reason.clone())).collect();
+        let mut ended: Vec<Result<usize, String>> =
+            closing.into_iter().map(|closing| closing.wait(left())).collect();
         // What an exchange installed between the two is behind us in the plane's queue by now.
-        if let Some(reqid) = self.registry.known_reqid(&id) {
-            self.plane.end_lease(reqid).wait(PATIENCE)?;
+        let again: Vec<_> = ids
+            .iter()
+            .map(|id| self.registry.known_reqid(id).map(|reqid| self.plane.end_lease(reqid)))
+            .collect();
+        for (ended, stopped) in ended.iter_mut().zip(stops.into_iter().zip(again)) {
+            for stopped in [stopped.0, stopped.1].into_iter().flatten() {
+                if let Err(error) = stopped.wait(left()) {
+                    *ended = Err(error);
+                }
+            }
         }
-        if !lease.state.is_live() {
-            self.registry.forget(&id);
+        for ((lease, id), ended) in leases.iter().zip(&ids).zip(&ended) {
+            if ended.is_ok() && !lease.state.is_live() {
+                self.registry.forget(id);
+            }
         }
-        Ok(closed)
+        ended
     }
 }
 
@@ -149,6 +173,9 @@ impl LeaseEnder {
         })?;
         let mut tally = Tally::default();
         self.cut(Ok(outcome.changes), &CloseReason::Revoked, &mut tally);
+        if let Some(error) = outcome.failed {
+            tally.failed = Some(error.into());
+        }
         let mut ended = self.answer(tally, started)?;
         if ended.leases.is_empty() {
             // A certificate without a lease, like the gateway's own.
@@ -218,28 +245,29 @@ impl LeaseEnder {
         if !changes.is_empty() {
             failpoint::hit("end.after_durable");
         }
-        for change in &changes {
-            // An ended lease is closed again when asked again: a first attempt may have been cut.
-            let over = change.end_tunnels
-                || matches!(change.lease.state, LeaseState::Released | LeaseState::Revoked);
-            if over {
-                self.close(&change.lease, reason.clone(), tally);
-            }
-        }
+        // An ended lease is closed again when asked again: a first attempt may have been cut.
+        let over = |change: &&LeaseChange| {
+            change.end_tunnels
+                || matches!(change.lease.state, LeaseState::Released | LeaseState::Revoked)
+        };
+        let leases: Vec<&Lease> = changes.iter().filter(over).map(|c| &c.lease).collect();
+        self.close(&leases, reason, tally);
         tally.changes.extend(changes);
     }
 
-    fn close(&self, lease: &Lease, reason: CloseReason, tally: &mut Tally) {
-        let ended = self.tunnels.end(lease, reason.clone());
+    fn close(&self, leases: &[&Lease], reason: &CloseReason, tally: &mut Tally) {
+        let all = self.tunnels.end_all(leases, reason);
         let mut unconfirmed = self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        match ended {
-            Ok(count) => {
-                tally.closed += count;
-                unconfirmed.remove(&lease.id);
-            }
-            Err(error) => {
-                unconfirmed.insert(lease.id.clone(), (lease.clone(), reason));
-                tally.failed.get_or_insert(EndError::NotConfirmed(error));
+        for (lease, ended) in leases.iter().zip(all) {
+            match ended {
+                Ok(count) => {
+                    tally.closed += count;
+                    unconfirmed.remove(&lease.id);
+                }
+                Err(error) => {
+                    unconfirmed.insert(lease.id.clone(), ((*lease).clone(), reason.clone()));
+                    tally.failed.get_or_insert(EndError::NotConfirmed(error));
+                }
             }
         }
     }
@@ -251,7 +279,7 @@ impl LeaseEnder {
             unconfirmed.values().cloned().collect()
         };
         for (lease, reason) in waiting {
-            self.close(&lease, reason, tally);
+            self.close(&[&lease], &reason, tally);
         }
     }
 

@@ -162,6 +162,7 @@ fn reply(tls: &mut Tls, status: &str) {
 
 #[test]
 fn syslog_delivers_the_trail_in_order_and_a_copy_of_it_verifies() {
+    // RFC 5424 6, RFC 5425 4.3.
     let (receiver, state) = (Receiver::new(), tempfile::tempdir().unwrap());
     let authority = authority(state.path());
     for number in 0..600 {
@@ -191,6 +192,7 @@ fn syslog_delivers_the_trail_in_order_and_a_copy_of_it_verifies() {
 
 #[test]
 fn what_a_receiver_lost_with_its_connection_is_sent_again() {
+    // RFC 5425 4.3.
     // A connection that stays open for a while after a record counts as a delivery, and on a busy
     // machine the receiver may take that while to close it: then the scenario begins anew.
     const TRIES: usize = 20;

@@ -85,6 +85,7 @@ fn failed(refusal: &Refusal) -> &str {
 
 #[test]
 fn a_job_of_each_algorithm_opens_a_lease() {
+    // RFC 7515 5.2, RFC 7518 3.1, RFC 8037 3.1.
     let iss = "https://ci.example.com";
     let (es, ed) = (IssuerKey::es256("es-1"), IssuerKey::eddsa("ed-1"));
     let keys = [rsa(), &es, &ed];
@@ -110,6 +111,7 @@ fn a_job_of_each_algorithm_opens_a_lease() {
 
 #[test]
 fn a_github_job_enrols_over_est_with_the_token_in_its_request() {
+    // RFC 7030 4.2.1, RFC 2985 5.4.1.
     let authority = github();
     let token = rsa().sign(&claims("est"));
     let body = base64(&Client::new().csr_with_password(&token)).into_bytes();
@@ -142,6 +144,7 @@ fn a_github_job_enrols_over_est_with_the_token_in_its_request() {
 /// The table of what must not open a lease, with the reason and the field the trace blames.
 #[test]
 fn what_is_wrong_with_a_token_is_named() {
+    // RFC 7519 4.1, 7.2.
     use RefusalCode as Code;
     let authority = github();
     let now = NOW.secs();
@@ -184,6 +187,7 @@ fn what_is_wrong_with_a_token_is_named() {
 
 #[test]
 fn forged_signatures_open_nothing() {
+    // RFC 7515 5.2, RFC 8725 3.1, 3.2.
     use RefusalCode as Code;
     let authority = github();
     let good = claims("forged");
@@ -252,6 +256,7 @@ fn forged_signatures_open_nothing() {
 
 #[test]
 fn a_token_opens_one_lease_for_one_key() {
+    // RFC 7519 4.1.7.
     let authority = github();
     let token = rsa().sign(&claims("once"));
     let (first, thief) = (Client::new(), Client::new());
@@ -303,6 +308,7 @@ fn a_token_without_a_number_is_spent_by_what_it_says() {
 
 #[test]
 fn a_signature_with_a_second_valid_form_is_the_same_token() {
+    // RFC 7519 4.1.7: its `jti` tells tokens apart, not their octets.
     let iss = "https://ci.example.com";
     let key = IssuerKey::es256("es-1");
     let rules = vec![rule("builder", "ci", &[("sub", &["build"])])];
@@ -318,6 +324,7 @@ fn a_signature_with_a_second_valid_form_is_the_same_token() {
 
 #[test]
 fn a_hundred_keys_with_one_token_get_one_lease() {
+    // RFC 7519 4.1.7.
     let authority = Arc::new(github());
     let token = rsa().sign(&claims("race"));
     let threads: Vec<_> = (0..100)
@@ -364,6 +371,7 @@ fn both_shapes_of_githubs_subject() {
 
 #[test]
 fn rules_of_roles_are_tried_in_order_and_traced() {
+    // RFC 9457 3.
     let rules = vec![
         rule(
             "deployer",
@@ -456,6 +464,7 @@ fn gitlab_and_kubernetes_jobs() {
 
 #[test]
 fn keys_are_fetched_for_tokens_that_could_be_good() {
+    // RFC 7517 5.
     let authority = authority();
     let github = issuer("github", IssuerKind::Github, GITHUB);
     let rules = vec![rule("builder", "github", &[("repository_id", &["123456"])])];
@@ -591,6 +600,7 @@ fn spent_tokens_are_forgotten_when_they_are_no_good_any_more() {
 
 #[test]
 fn key_sets_are_read_carefully() {
+    // RFC 7517 4, 5.
     let good = rsa().jwk();
     let set = |keys: Value| jwks::KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
     assert_eq!(set(json!([good])).unwrap().len(), 1);

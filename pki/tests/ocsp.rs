@@ -97,6 +97,7 @@ fn revoke(authority: &Authority, serial: &Serial, now: UnixTime) {
 
 #[test]
 fn openssl_accepts_good_revoked_and_unknown() {
+    // RFC 6960 2.2, RFC 5019 2.2.
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let files = Files::new(&authority, &enrolled.certificate);
@@ -126,6 +127,7 @@ fn openssl_accepts_good_revoked_and_unknown() {
 
 #[test]
 fn the_answer_flips_with_the_revocation_also_for_a_kept_one() {
+    // RFC 6960 2.2, RFC 5019 6.
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let files = Files::new(&authority, &enrolled.certificate);
@@ -139,6 +141,7 @@ fn the_answer_flips_with_the_revocation_also_for_a_kept_one() {
 
 #[test]
 fn nonces_are_echoed_and_such_answers_are_for_one_client() {
+    // RFC 8954 2.1, RFC 9654 2.1.
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let files = Files::new(&authority, &enrolled.certificate);
@@ -230,6 +233,7 @@ fn what_is_no_request_and_whom_nobody_here_speaks_for() {
 
 #[test]
 fn the_root_says_that_the_issuing_ca_is_good() {
+    // RFC 6960 2.2, 4.2.2.2.
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let files = Files::new(&authority, &enrolled.certificate);
@@ -294,6 +298,7 @@ fn our_own_answer_can_be_stapled() {
 /// `openssl verify -crl_check_all` with both lists, which it finds complete and in order.
 #[test]
 fn openssl_verifies_with_both_revocation_lists() {
+    // RFC 5280 5.
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let files = Files::new(&authority, &enrolled.certificate);
@@ -331,6 +336,7 @@ fn openssl_verifies_with_both_revocation_lists() {
 
 #[test]
 fn the_roots_list_is_renewed_daily_and_never_expires() {
+    // RFC 5280 5.1.2.5.
     let authority = authority();
     let day = 86_400;
     let first = authority.root_crl(NOW).unwrap();

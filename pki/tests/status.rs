@@ -32,6 +32,7 @@ fn why(result: Result<Standing, StatusError>) -> String {
 
 #[test]
 fn answers_of_an_honest_responder_are_believed() {
+    // RFC 6960 3.2, 4.2.2.2.
     let authority = authority();
     let (_, enrolled) = enrolled(&authority);
     let [leaf, issuing] = ours(&authority, &enrolled);
@@ -56,6 +57,7 @@ fn answers_of_an_honest_responder_are_believed() {
 
 #[test]
 fn answers_that_prove_nothing() {
+    // RFC 6960 3.2, 4.2.2.2.
     let authority = authority();
     let (_, first) = enrolled(&authority);
     let (_, second) = enrolled(&authority);
@@ -199,6 +201,7 @@ fn partitions_cover_what_names_them() {
 
 #[test]
 fn lists_that_prove_nothing() {
+    // RFC 5280 6.3.3.
     let usages = || vec![KeyUsagePurpose::CrlSign, KeyUsagePurpose::KeyCertSign];
     let (ours, twin) = (ca("CA", usages()), ca("CA", usages()));
     let question_ = question(&ours);

@@ -86,6 +86,7 @@ fn intermediates_may_come_in_any_order_and_with_the_root() {
 
 #[test]
 fn chains_on_p521_are_verified_with_every_hash() {
+    // RFC 5280 6.1, RFC 5758 3.2.
     for algorithm in [
         &rcgen::PKCS_ECDSA_P521_SHA256,
         &rcgen::PKCS_ECDSA_P521_SHA384,

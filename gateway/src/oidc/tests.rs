@@ -78,6 +78,7 @@ fn discovery(url: &str, keys: &str) -> Vec<u8> {
 
 #[test]
 fn keys_are_found_by_discovery() {
+    // RFC 7517 5; OpenID Connect Discovery 4.
     let key = issuer::IssuerKey::eddsa("k");
     let set = issuer::jwks(&[&key]);
     let expected = set.clone();
@@ -100,6 +101,7 @@ fn keys_are_found_by_discovery() {
 
 #[test]
 fn issuers_that_misbehave_are_named_and_bounded() {
+    // RFC 7517 5.
     let huge = |_: &str, _: &str| {
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n".to_vec();
         [head, vec![b' '; MAX_KEY_SET + 4096]].concat()
@@ -124,6 +126,7 @@ fn issuers_that_misbehave_are_named_and_bounded() {
 
 #[test]
 fn many_jobs_at_once_have_the_keys_fetched_once() {
+    // RFC 7517 5.
     let key = issuer::IssuerKey::eddsa("k");
     let set = issuer::jwks(&[&key]);
     let server = Server::new(move |url, path| match path {

@@ -212,6 +212,7 @@ const ENROLMENT: [&str; 7] = [
 
 #[test]
 fn a_token_of_a_platform_opens_one_lease_wherever_the_process_dies() {
+    // RFC 7519 4.1.7.
     let key = oidc::IssuerKey::rs256("k");
     let token = key.sign(&oidc::github(NOW.secs(), AUDIENCE, "crash"));
     for name in ENROLMENT {

@@ -265,6 +265,7 @@ fn der(pem: &Value) -> Vec<u8> {
 
 #[test]
 fn the_interface_is_what_its_document_says() {
+    // RFC 9457 3.
     let mut f = Fixture::new();
     let (key, other) = (Key::new(), Key::new());
 

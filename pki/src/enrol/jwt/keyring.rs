@@ -170,6 +170,7 @@ mod tests {
 
     #[test]
     fn an_unknown_key_has_the_set_fetched_once_in_thirty_seconds() {
+        // RFC 7517 4.5.
         let (mut ring, issuer) = (Keyring::default(), issuer());
         let wanted =
             |ring: &Keyring, kid: &str, secs| ring.wanted(&issuer, Some(kid), ALGORITHM, at(secs));
@@ -204,6 +205,7 @@ mod tests {
 
     #[test]
     fn keys_outlive_an_outage_of_a_day() {
+        // RFC 7517 5.
         let (mut ring, issuer) = (Keyring::default(), issuer());
         ring.fetched(&issuer, Ok(set("a")), None, at(0));
         let wanted = |ring: &Keyring, secs| ring.wanted(&issuer, Some("a"), ALGORITHM, at(secs));

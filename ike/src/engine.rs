@@ -13,7 +13,8 @@ use crate::crypto::{CryptoProvider, PrfId};
 use crate::error::EngineError;
 use crate::event::{CloseReason, Event};
 use crate::exchange::{
-    self, Task, advance, dpd, duplicate, followup, init, reauth, redirect, rekey_child, rekey_ike,
+    self, Task, advance, create_child, dpd, duplicate, followup, init, reauth, rekey_child,
+    rekey_ike,
 };
 use crate::io::{ChildSaId, Deadline, IkeSaId, Input, Output, TimerKind, Token};
 use crate::policy::limits::Source;
@@ -247,7 +248,7 @@ impl Engine {
                     let kept: Vec<IkeSaId> = std::iter::once(keep).chain(crossing).collect();
                     self.close_lease(&lease, &kept, &CloseReason::Replaced);
                     if let Some(other) = crossing {
-                        duplicate::settle(self, keep, other, true);
+                        duplicate::settle(self, keep, other);
                     }
                 }
                 Deferred::Adopt(sa) => self.adopt(sa),
@@ -259,18 +260,14 @@ impl Engine {
                 }
                 Deferred::Overlap { lease, keep } => {
                     match duplicate::crossed_by(self, &lease, keep, false) {
-                        Some(other) => duplicate::settle(self, keep, other, false),
+                        Some(other) => duplicate::settle(self, keep, other),
                         None => reauth::limit_overlap(self, &lease, keep),
                     }
                 }
                 Deferred::Activated { ike, child } => {
                     self.with_sa(ike, |ctx, sa| rekey_child::activated(ctx, sa, child));
                 }
-                Deferred::Superseded(id) => {
-                    self.with_sa(id, |ctx, sa| {
-                        lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer);
-                    });
-                }
+                Deferred::Superseded { old, new } => self.supersede(old, new),
                 Deferred::ReauthFailed(old) => reauth::again(self, old),
                 Deferred::Redundant(id) => {
                     // The peer closes it. If it does not, the timer does.
@@ -336,6 +333,21 @@ impl Engine {
         self.sas.insert(sa);
     }
 
+    fn supersede(&mut self, old: IkeSaId, new: IkeSaId) {
+        let asks = self.with_sa(old, |ctx, sa| {
+            let asks = create_child::asks_for_new(ctx, sa);
+            lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer);
+            asks
+        });
+        if asks == Some(true) {
+            // What was wanted of the old one is still wanted.
+            self.with_sa(new, |ctx, sa| {
+                sa.enqueue(Task::CreateChild);
+                advance(ctx, sa);
+            });
+        }
+    }
+
     fn succeed(&mut self, old: IkeSaId, new: IkeSaId, delete: bool) {
         let Some(mut successor) = self.sas.take(new) else {
             self.with_sa(old, advance);
@@ -381,9 +393,8 @@ impl Engine {
         if key.kind == TimerKind::HalfOpen {
             return self.too_slow(key.sa);
         }
-        if key.kind == TimerKind::Overlap && key.sub == 0 && !duplicate::has_another(self, key.sa) {
-            // What it was to make room for is gone.
-            return;
+        if key.kind == TimerKind::Overlap && key.sub == 0 {
+            return duplicate::due(self, key.sa);
         }
         self.with_sa(key.sa, |ctx, sa| match key.kind {
             TimerKind::Retransmit => {
@@ -412,10 +423,7 @@ impl Engine {
             TimerKind::Activate => rekey_child::activate(ctx, sa, ChildSaId(key.sub)),
             TimerKind::FollowupKe => followup::expired(ctx, sa),
             TimerKind::Reassembly => sa.inbox.clear(key.sub != 0),
-            TimerKind::Overlap if key.sub == redirect::SENT_AWAY => {
-                lifecycle::close(ctx, sa, CloseReason::Redirected, Tell::Peer);
-            }
-            TimerKind::Overlap => lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer),
+            TimerKind::Overlap => lifecycle::close(ctx, sa, CloseReason::Redirected, Tell::Peer),
             TimerKind::Action
             | TimerKind::HalfOpen
             | TimerKind::Deadline
@@ -430,6 +438,9 @@ impl Engine {
         let stranger = self.sas.get(id).is_some_and(init::is_stranger);
         let report = stranger && self.may_answer_stranger();
         self.with_sa(id, |ctx, sa| {
+            if exchange::auth::too_slow(ctx, sa) {
+                return;
+            }
             if report {
                 ctx.refuse(init::unfinished(sa));
             }

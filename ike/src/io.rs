@@ -383,7 +383,9 @@ impl std::fmt::Debug for EapTlsRequest {
 pub struct EapTlsAnswer {
     /// TLS records for the peer; may be empty only when the handshake is complete.
     pub send: Vec<u8>,
-    /// The handshake is complete: the peer proved its identity.
+    /// The handshake is complete: the peer proved its identity. As TLS client of version 1.3 not
+    /// before the server's protected success indication has come, one octet 0x00 of application
+    /// data (RFC 9190 2.5): EAP-Success, which anybody on the way can make, is taken only after this.
     pub done: Option<EapTlsDone>,
 }
 

@@ -61,6 +61,8 @@ pub struct Snapshot {
     pub grant: Arc<Grant>,
     /// Time since it was established.
     pub age: Duration,
+    /// Time since the connection was, before any rekey.
+    pub connected_for: Duration,
     /// Time until it is to be rekeyed.
     pub rekey_in: Option<Duration>,
     /// Its children.
@@ -157,8 +159,8 @@ pub struct SavedChild {
 /// Why octets are not a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SnapshotError {
-    /// Another version wrote it.
-    #[error("version {0} is not known here; it was written by a newer release")]
+    /// A version wrote it that is not read here.
+    #[error("version {0} is not read here: a newer release wrote it, or one long ago")]
     Version(u8),
     /// The octets end too early.
     #[error("it is cut off")]

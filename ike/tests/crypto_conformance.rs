@@ -153,6 +153,7 @@ fn x25519_points_of_small_order_are_refused() {
 
 #[test]
 fn points_off_their_curve_are_refused() {
+    // RFC 6989 2.3.
     for provider in providers() {
         for (method, point) in [
             (KeMethod::Ecp256, v::ECP256_GI),

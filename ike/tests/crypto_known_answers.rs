@@ -57,6 +57,7 @@ fn check(
 
 #[test]
 fn aes_gcm_gives_the_nist_vectors_with_every_tag_length() {
+    // NIST SP 800-38D; RFC 5282 3.
     for provider in providers() {
         for (bits, key, sealed) in [
             (128, v::GCM_KEY_128, v::GCM_SEALED_128),
@@ -89,6 +90,7 @@ fn chacha20_poly1305_gives_the_vectors_of_rfc_8439_and_rfc_7634() {
 
 #[test]
 fn aes_cbc_gives_the_vectors_of_sp_800_38a_and_authenticates_header_iv_and_text() {
+    // NIST SP 800-38A F.2; RFC 7296 3.14.
     for provider in providers() {
         for (bits, key, sealed) in [
             (128, v::CBC_KEY_128, v::CBC_SEALED_128),
@@ -167,6 +169,7 @@ fn concat_child(keys: &ChildKeys) -> String {
 
 #[test]
 fn key_derivation_matches_an_independent_computation() {
+    // RFC 7296 2.14, 2.17, 2.18.
     let (ni, nr) = (hex(v::NI), hex(v::NR));
     let nonces = Nonces { i: &ni, r: &nr };
     let (shared, extra) = (secret(v::SHARED), secret(v::EXTRA));
@@ -231,6 +234,7 @@ fn key_derivation_matches_an_independent_computation() {
 
 #[test]
 fn prf_plus_ends_where_its_counter_does() {
+    // RFC 7296 2.13.
     let prf = ike::crypto::ring::PROVIDER.prf(PrfId::HmacSha2_256).unwrap();
     assert_eq!(prf_plus(prf, b"k", &[b"s"], 255 * 32).unwrap().len(), 255 * 32);
     assert!(prf_plus(prf, b"k", &[b"s"], 255 * 32 + 1).is_err());

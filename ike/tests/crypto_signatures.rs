@@ -193,6 +193,7 @@ fn ed25519_refuses_a_scalar_beyond_the_order() {
 
 #[test]
 fn classic_methods_use_raw_ecdsa_tied_to_its_curve() {
+    // RFC 4754 3, 7.
     let message = hex(v::MESSAGE);
     for provider in providers() {
         let verify = |curve, spki: &str, raw: &str| {
@@ -237,6 +238,7 @@ fn raw_and_der_convert_into_each_other() {
 
 #[test]
 fn rsa_without_a_named_hash_accepts_sha2_and_names_sha1() {
+    // RFC 7296 3.8: method 1 names no hash. RFC 8247 3.1.
     let (spki, message) = (hex(v::RSA_SPKI), hex(v::MESSAGE));
     for provider in providers() {
         let verify =
@@ -259,6 +261,7 @@ fn rsa_without_a_named_hash_accepts_sha2_and_names_sha1() {
 
 #[test]
 fn short_rsa_keys_and_foreign_salts_are_refused() {
+    // RFC 8247 3.1.1, RFC 7427 A.4.
     let message = hex(v::MESSAGE);
     for provider in providers() {
         assert_eq!(

@@ -58,6 +58,12 @@ impl EapTlsPeer {
                 let identity = self.identity.clone();
                 Ok(PeerHeard::Reply(Eap::response(self.identifier, EapType::Identity, identity)))
             }
+            // RFC 3748 5.2: what it says to a user is acknowledged, at any time; here is none.
+            Some(EapType::Notification) => Ok(PeerHeard::Reply(Eap::response(
+                self.identifier,
+                EapType::Notification,
+                Vec::new(),
+            ))),
             // RFC 3748 5.3.1: we want EAP-TLS. Once it has begun there is no other.
             Some(_) if !self.started => {
                 let wanted = vec![EapType::Tls.value()];

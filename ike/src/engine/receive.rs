@@ -222,7 +222,11 @@ impl Engine {
                     if sa.is_established() {
                         ctx.checkpoint(sa);
                     }
-                } else if !auth::is_too_early(sa, &opened) {
+                } else if auth::is_too_early(sa, &opened) {
+                    // When it comes again it is put together again.
+                    sa.inbox.clear(false);
+                } else {
+                    init::heard(ctx, sa);
                     sa.reply = path;
                     sa.answering = header.exchange;
                     sa.window.accept();

@@ -9,11 +9,11 @@ use crate::wire::{CfgAttr, CfgType, Configuration};
 /// Prefix length of a single IPv6 address: a client is not given a network.
 const HOST_PREFIX: u8 = 128;
 
-/// What a peer asked for.
+/// What a peer asked for: how many addresses of each family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Wanted {
-    pub(crate) ipv4: bool,
-    pub(crate) ipv6: bool,
+    ipv4: usize,
+    ipv6: usize,
 }
 
 impl Wanted {
@@ -25,8 +25,8 @@ impl Wanted {
         };
         for attribute in &request.attributes {
             match attribute {
-                CfgAttr::Ip4Address(_) => wanted.ipv4 = true,
-                CfgAttr::Ip6Address(_) => wanted.ipv6 = true,
+                CfgAttr::Ip4Address(_) => wanted.ipv4 = wanted.ipv4.saturating_add(1),
+                CfgAttr::Ip6Address(_) => wanted.ipv6 = wanted.ipv6.saturating_add(1),
                 _ => {}
             }
         }
@@ -35,24 +35,37 @@ impl Wanted {
 
     /// It asked for an address at all.
     pub(crate) fn any(self) -> bool {
-        self.ipv4 || self.ipv6
+        self.ipv4() || self.ipv6()
     }
 
-    fn wants(self, address: &IpAddr) -> bool {
-        if address.is_ipv4() { self.ipv4 } else { self.ipv6 }
+    /// It asked for an IPv4 address.
+    pub(crate) fn ipv4(self) -> bool {
+        self.ipv4 > 0
+    }
+
+    /// It asked for an IPv6 address.
+    pub(crate) fn ipv6(self) -> bool {
+        self.ipv6 > 0
+    }
+
+    /// Of these addresses as many as were asked for of each family, which is the most that may be
+    /// given (RFC 7296 3.15.1).
+    fn choose(self, addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+        let v4 = addresses.iter().filter(|address| address.is_ipv4()).take(self.ipv4);
+        let v6 = addresses.iter().filter(|address| address.is_ipv6()).take(self.ipv6);
+        v4.chain(v6).copied()
     }
 }
 
 /// Our answer; `None` when nothing was asked for. Addresses of a family that was not asked for
-/// are left out; DNS servers go along.
+/// are left out, and so are more than were asked for; DNS servers go along.
 pub(crate) fn reply(wanted: Wanted, grant: &Grant) -> Option<Configuration> {
     if !wanted.any() {
         return None;
     }
-    let addresses = grant.addresses.iter().filter(|address| wanted.wants(address));
-    let addresses = addresses.map(|address| match address {
-        IpAddr::V4(v4) => CfgAttr::Ip4Address(Some(*v4)),
-        IpAddr::V6(v6) => CfgAttr::Ip6Address(Some((*v6, HOST_PREFIX))),
+    let addresses = wanted.choose(&grant.addresses).map(|address| match address {
+        IpAddr::V4(v4) => CfgAttr::Ip4Address(Some(v4)),
+        IpAddr::V6(v6) => CfgAttr::Ip6Address(Some((v6, HOST_PREFIX))),
     });
     let dns = grant.dns.iter().map(|server| match server {
         IpAddr::V4(v4) => CfgAttr::Ip4Dns(Some(*v4)),
@@ -63,7 +76,7 @@ pub(crate) fn reply(wanted: Wanted, grant: &Grant) -> Option<Configuration> {
 
 /// Whether the grant holds an address the peer asked for.
 pub(crate) fn satisfiable(wanted: Wanted, grant: &Grant) -> bool {
-    grant.addresses.iter().any(|address| wanted.wants(address))
+    wanted.choose(&grant.addresses).next().is_some()
 }
 
 /// Our request as initiator.
@@ -136,6 +149,29 @@ mod tests {
     #[test]
     fn who_asks_for_nothing_gets_no_answer() {
         assert_eq!(reply(Wanted::of(None), &grant(&["10.77.0.2"])), None);
-        assert!(!satisfiable(Wanted { ipv4: false, ipv6: true }, &grant(&["10.77.0.2"])));
+        assert!(!satisfiable(Wanted { ipv4: 0, ipv6: 1 }, &grant(&["10.77.0.2"])));
+    }
+
+    /// RFC 7296 3.15.1: several addresses of a family are asked for with an attribute for each;
+    /// the answer holds up to as many, and what the lease has is all there is.
+    #[test]
+    fn several_addresses_of_a_family_are_given_up_to_as_many_as_were_asked_for() {
+        let asked = |v4: usize, v6: usize| {
+            let mut attributes = vec![CfgAttr::Ip4Address(None); v4];
+            attributes.extend(vec![CfgAttr::Ip6Address(None); v6]);
+            attributes.push(CfgAttr::Ip4Dns(None));
+            Wanted::of(Some(&Configuration::new(CfgType::Request, attributes)))
+        };
+        let given = |wanted, addresses: &[&str]| -> Vec<String> {
+            let answer = reply(wanted, &grant(addresses)).unwrap();
+            received(Some(&answer)).0.iter().map(ToString::to_string).collect()
+        };
+        let many = ["10.77.0.2", "fd77::2", "10.77.0.3", "10.77.0.4", "fd77::3"];
+
+        assert_eq!(given(asked(2, 0), &["10.77.0.2", "fd77::2"]), ["10.77.0.2"]);
+        assert_eq!(given(asked(5, 1), &["10.77.0.2", "fd77::2"]), ["10.77.0.2", "fd77::2"]);
+        assert_eq!(given(asked(1, 1), &many), ["10.77.0.2", "fd77::2"]);
+        assert_eq!(given(asked(2, 0), &many), ["10.77.0.2", "10.77.0.3"]);
+        assert_eq!(given(asked(0, 2), &many), ["fd77::2", "fd77::3"]);
     }
 }

@@ -392,12 +392,15 @@ fn fail(ctx: &mut Ctx, sa: &mut IkeSa, ours: bool) {
     match (ours, is_child(sa, ours)) {
         (true, true) => rekey_child::request_failed(ctx, sa),
         (true, false) => rekey_ike::request_failed(ctx, sa),
-        (false, _) => {
-            abandon_response(ctx, sa);
-            respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
-            answered(ctx, sa);
-        }
+        (false, _) => put_off(ctx, sa),
     }
+}
+
+/// Makes nothing of the peer's request; it may ask again later.
+pub(crate) fn put_off(ctx: &mut Ctx, sa: &mut IkeSa) {
+    abandon_response(ctx, sa);
+    respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
+    answered(ctx, sa);
 }
 
 fn is_child(sa: &IkeSa, ours: bool) -> bool {
@@ -432,6 +435,14 @@ pub(crate) fn answered(ctx: &mut Ctx, sa: &mut IkeSa) {
         proceed(ctx, sa, true);
     }
     advance(ctx, sa);
+}
+
+/// Whether a child SA is still to be made that replaces none.
+pub(crate) fn asks_for_new(ctx: &Ctx, sa: &IkeSa) -> bool {
+    sa.tasks.contains(&Task::CreateChild)
+        || sa.active == Some(Task::CreateChild)
+        || matches!(sa.requesting.as_deref(), Some(Requesting::Child(r)) if r.rekeys().is_none())
+        || ctx.timers.is_set(TimerKey::new(sa.id, TimerKind::CreateChild))
 }
 
 /// Whether the peer's IKE rekey is being answered.

@@ -1,7 +1,9 @@
 //! Both sides connect to each other at the same time: two IKE SAs under one lease, one of each
 //! side's making. Which of them stays is decided by what both sides know, so that each comes to the
-//! same answer alone: the one with the lower SPIs, the shards in front left out. Whoever made the
-//! other closes it, after both have had time to send on the one that stays: no packet is lost.
+//! same answer alone: one that carries a child before one that carries none, then the one with the
+//! lower SPIs, the shards in front left out. Whoever made the other closes it, after both have had
+//! time to send on the one that stays: no packet is lost. What each carries is looked at again then,
+//! since a child may have come or gone meanwhile: the only one that carries is never closed.
 //!
 //! INITIAL_CONTACT (RFC 7296 2.4) was said before the sender knew of the other SA, so it ends none
 //! that came up at the same time. If it was meant (the peer was restarted just then), the SA it
@@ -10,10 +12,13 @@
 use std::time::Duration;
 
 use crate::engine::Engine;
+use crate::event::CloseReason;
 use crate::exchange::{Task, advance, reauth};
 use crate::io::{Action, ChildSaId, IkeSaId, LeaseId, TimerKind, UniquePolicy};
 use crate::sa::IkeSa;
+use crate::sa::child::{Child, ChildState};
 use crate::sa::context::Purpose;
+use crate::sa::lifecycle::{self, Tell};
 use crate::sa::timers::TimerKey;
 
 /// What we made does not cross an SA that came up longer ago: a handshake does not take so long.
@@ -33,6 +38,9 @@ const CLOSE_AFTER: Duration = Duration::from_secs(10);
 /// then.
 const CLOSE_THEIRS_AFTER: Duration = Duration::from_secs(120);
 
+/// When an SA that is to go, but alone carries a child, is looked at again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
 /// The SA of the other side's making that came up while `new` was under way. `claimed` is that the
 /// peer said INITIAL_CONTACT with `new`.
 pub(crate) fn crossed_by(
@@ -43,66 +51,158 @@ pub(crate) fn crossed_by(
 ) -> Option<IkeSaId> {
     let young = if claimed { YOUNG_IF_CLAIMED } else { YOUNG };
     let now = engine.ctx.now.mono;
-    let we_made = engine.sas.get(new)?.peer.is_some();
+    let we_made = engine.sas.get(new)?.is_client();
     let crosses = |sa: &&IkeSa| {
         sa.id != new
             && sa.is_established()
-            && sa.peer.is_some() != we_made
+            && sa.is_client() != we_made
             && sa.auth.as_ref().is_some_and(|auth| {
                 auth.grant.lease == *lease
                     && auth.grant.unique == UniquePolicy::Replace
-                    && now.since(auth.established_at) < young
+                    && now.since(auth.connected_at) < young
             })
     };
     engine.sas.iter().find(crosses).map(|sa| sa.id)
 }
 
 /// Decides between the two.
-pub(crate) fn settle(engine: &mut Engine, new: IkeSaId, other: IkeSaId, claimed: bool) {
-    let we_made = |id| engine.sas.get(id).is_some_and(|sa| sa.peer.is_some());
-    let (ours, theirs) = if we_made(new) { (new, other) } else { (other, new) };
-    let spis = |id| engine.sas.get(id).map(|sa| (sa.spi_i.0 & CHANCE, sa.spi_r.0 & CHANCE));
-    let ours_stays = spis(ours) < spis(theirs);
+pub(crate) fn settle(engine: &mut Engine, new: IkeSaId, other: IkeSaId) {
+    let (ours, theirs) = if we_made(engine, new) { (new, other) } else { (other, new) };
+    let ours_stays = survivor(engine, ours, theirs) == ours;
     let now = engine.ctx.now.mono;
     // The peer has ours for certain; theirs only when our answer has arrived.
+    send_on(engine, ours, theirs);
     engine.with_sa(theirs, |ctx, sa| {
-        for child in up(sa) {
-            if let Some(child) = sa.children.get_mut(&child) {
-                child.outbound_active = false;
-            }
-            reauth::wait_to_send(ctx, sa, child);
-            if ours_stays {
-                ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, child.0));
-            }
-        }
         if ours_stays {
             ctx.timers.set(TimerKey::new(sa.id, TimerKind::Overlap), now + CLOSE_THEIRS_AFTER);
+            return;
+        }
+        for child in up(sa) {
+            reauth::wait_to_send(ctx, sa, child);
+        }
+    });
+    if !ours_stays {
+        let key = TimerKey::new(ours, TimerKind::Overlap);
+        engine.ctx.timers.set(key, now + CLOSE_AFTER);
+    }
+    // What is kept may be of an earlier run of the peer's.
+    for id in [ours, theirs] {
+        engine.with_sa(id, |ctx, sa| {
+            sa.enqueue(Task::Liveness);
+            advance(ctx, sa);
+        });
+    }
+}
+
+/// The time is over of an SA that another of its lease was to replace: it goes, unless things have
+/// changed.
+pub(crate) fn due(engine: &mut Engine, id: IkeSaId) {
+    let others = others(engine, id);
+    let carries = |id: IkeSaId| engine.sas.get(id).is_some_and(carries);
+    match others[..] {
+        // What it was to make room for is gone.
+        [] => return,
+        [other] if cross(engine, id, other) && survivor(engine, id, other) == id => {
+            return turn(engine, id, other);
+        }
+        // Whether the peer knows the other one at all will be told soon.
+        [other] if cross(engine, id, other) && engine.sas.get(other).is_some_and(is_asked) => {
+            let at = engine.ctx.now.mono + CLOSE_AFTER;
+            return engine.ctx.timers.set(TimerKey::new(id, TimerKind::Overlap), at);
+        }
+        _ if carries(id) && !others.iter().copied().any(carries) => {
+            let at = engine.ctx.now.mono + LOOK_AGAIN_AFTER;
+            return engine.ctx.timers.set(TimerKey::new(id, TimerKind::Overlap), at);
+        }
+        _ => {}
+    }
+    engine.with_sa(id, |ctx, sa| lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer));
+}
+
+/// It is the other one that goes.
+fn turn(engine: &mut Engine, stays: IkeSaId, goes: IkeSaId) {
+    let after = if we_made(engine, goes) { CLOSE_AFTER } else { CLOSE_THEIRS_AFTER };
+    let at = engine.ctx.now.mono + after;
+    send_on(engine, stays, goes);
+    let key = TimerKey::new(goes, TimerKind::Overlap);
+    if !engine.ctx.timers.is_set(key) {
+        engine.ctx.timers.set(key, at);
+    }
+}
+
+/// Packets leave through the children of `one`; those of `other` wait until these go.
+fn send_on(engine: &mut Engine, one: IkeSaId, other: IkeSaId) {
+    engine.with_sa(other, |ctx, sa| {
+        for id in up(sa) {
+            if let Some(child) = sa.children.get_mut(&id) {
+                child.outbound_active = false;
+            }
+            reauth::wait_to_send(ctx, sa, id);
+            // Not after a time of its own.
+            ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
         }
         ctx.checkpoint(sa);
     });
-    engine.with_sa(ours, |ctx, sa| {
-        for child in up(sa) {
-            ctx.act(sa.id, Purpose::Activate(child), Action::ActivateChild(child));
+    engine.with_sa(one, |ctx, sa| {
+        for id in up(sa) {
+            ctx.reauths.settled(id);
+            ctx.timers.cancel(TimerKey::sub(sa.id, TimerKind::Activate, id.0));
+            if let Some(child) = sa.children.get_mut(&id) {
+                child.outbound_active = true;
+            }
+            ctx.act(sa.id, Purpose::Activate(id), Action::ActivateChild(id));
         }
-        if !ours_stays {
-            ctx.timers.set(TimerKey::new(sa.id, TimerKind::Overlap), now + CLOSE_AFTER);
-        }
-        if claimed {
-            sa.enqueue(Task::Liveness);
-            advance(ctx, sa);
-        }
+        ctx.checkpoint(sa);
     });
 }
 
-/// Whether the lease has another SA that lives: only then does one go for it.
-pub(crate) fn has_another(engine: &Engine, id: IkeSaId) -> bool {
-    let lease = engine.sas.get(id).and_then(IkeSa::lease_id);
-    let other = |sa: &IkeSa| sa.id != id && sa.is_established() && sa.lease_id() == lease;
-    engine.sas.iter().any(other)
+/// Which of two that cross stays.
+fn survivor(engine: &Engine, one: IkeSaId, other: IkeSaId) -> IkeSaId {
+    let rank = |id| {
+        let sa = engine.sas.get(id);
+        sa.map(|sa| (!carries(sa), sa.spi_i.0 & CHANCE, sa.spi_r.0 & CHANCE))
+    };
+    if rank(one) < rank(other) { one } else { other }
 }
 
-/// The children that packets may leave through.
+/// Whether two SAs of a lease came up at the same time, one of each side's making.
+fn cross(engine: &Engine, one: IkeSaId, other: IkeSaId) -> bool {
+    let of = |id| {
+        let sa = engine.sas.get(id)?;
+        let auth = sa.auth.as_ref()?;
+        let replaces = auth.grant.unique == UniquePolicy::Replace;
+        replaces.then_some((sa.is_client(), auth.connected_at))
+    };
+    of(one).zip(of(other)).is_some_and(|((ours, at), (theirs, then))| {
+        ours != theirs && at.since(then).max(then.since(at)) < YOUNG
+    })
+}
+
+fn we_made(engine: &Engine, id: IkeSaId) -> bool {
+    engine.sas.get(id).is_some_and(IkeSa::is_client)
+}
+
+/// The lease's other SAs that live.
+fn others(engine: &Engine, id: IkeSaId) -> Vec<IkeSaId> {
+    let lease = engine.sas.get(id).and_then(IkeSa::lease_id);
+    let other = |sa: &&IkeSa| sa.id != id && sa.is_established() && sa.lease_id() == lease;
+    engine.sas.iter().filter(other).map(|sa| sa.id).collect()
+}
+
+/// Whether packets can go through the SA.
+fn carries(sa: &IkeSa) -> bool {
+    sa.children.values().any(|child| child.state == ChildState::Up && !child.removed)
+}
+
+/// Whether the peer is being asked if it lives, and has not answered.
+fn is_asked(sa: &IkeSa) -> bool {
+    sa.active == Some(Task::Liveness) || sa.tasks.contains(&Task::Liveness)
+}
+
+/// The children that packets may leave through: none that waits for what it replaces.
 fn up(sa: &IkeSa) -> Vec<ChildSaId> {
-    let current = sa.children.values().filter(|child| !child.removed && child.outbound_active);
-    current.map(|child| child.id).collect()
+    let follows = |id| sa.children.values().any(|old| !old.removed && old.replaced_by == Some(id));
+    let is_up = |child: &&Child| child.state == ChildState::Up && !child.removed;
+    let current = sa.children.values().map(AsRef::as_ref).filter(is_up);
+    current.map(|child: &Child| child.id).filter(|id| !follows(*id)).collect()
 }

@@ -21,6 +21,7 @@ use crate::policy::proposal;
 use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::protect::Protection;
 use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
+use crate::time::Timestamp;
 use crate::wire::{
     ExchangeType, Header, KeyExchange, Message, Nonce, Notify, NotifyType, Payload, Payloads,
 };
@@ -28,7 +29,7 @@ use crate::wire::{
 pub(crate) use initiator::{
     InitSent, initiate, process_response, retransmit_due, silenced, solved, unanswered,
 };
-pub(crate) use responder::process_request;
+pub(crate) use responder::{heard, process_request};
 
 /// Octets of an IKE_SA_INIT message at most; it travels unfragmented (RFC 7383 2.1).
 pub(crate) const MAX_INIT_LEN: usize = 4096;
@@ -49,6 +50,8 @@ const MAX_FORGERIES: u32 = 64;
 /// What is known between IKE_SA_INIT and IKE_AUTH, as responder.
 #[derive(Debug)]
 pub(crate) struct HalfOpenSa {
+    /// When its first message came.
+    began: Timestamp,
     pub(crate) ni: Nonce,
     pub(crate) nr: Nonce,
     chosen: proposal::Chosen<IkeSuite>,

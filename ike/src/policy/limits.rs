@@ -11,6 +11,9 @@
 //! place of who did not, or solved an easier one. Only a solution as hard as the table now asks
 //! for counts, and only within the source's share: work buys a place among equals, never more than
 //! others may hold. Who cannot solve is served while there is room.
+//!
+//! While cookies are asked for, a handshake is also given up sooner that has not come to an
+//! authentic message, the sooner the fuller the table is (RFC 8019 4.1).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -38,6 +41,11 @@ const PUZZLE_QUARTERS: usize = 3;
 /// Zero bits asked for from then on, and when the table is full: some milliseconds and some tenths
 /// of a second of a peer's time.
 const PUZZLE_BITS: (u8, u8) = (10, 16);
+
+/// How long the next message of a handshake is waited for when cookies begin to be asked for, and
+/// when the table is full (RFC 8019 4.1). strongSwan sends a message again after 4 s and 11 s: in
+/// the worst case one loss still costs no more than that.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
 
 /// How many half-open SAs are looked at for one that gives way to a solution.
 const CANDIDATES: usize = 256;
@@ -183,6 +191,23 @@ impl HalfOpen {
         let range = limits.max_half_open.saturating_sub(from).max(1);
         let more = over.saturating_mul(steps).div_euclid(range).min(steps);
         Some(least.saturating_add(u8::try_from(more).unwrap_or_default()))
+    }
+
+    /// How long a new half-open SA of this source is kept for its peer's first authentic message,
+    /// of the `whole` time that a handshake has. Sources that authenticated lately have all of it
+    /// within their share: who is known to come through is not the attacker.
+    pub fn patience(&self, limits: &Limits, source: Source, whole: Duration) -> Duration {
+        let own = self.of.get(&source).map_or(0, Held::len);
+        let known = self.proven.contains_key(&source) && own <= self.share(limits, source);
+        if known || !self.cookie_mode(limits) {
+            return whole;
+        }
+        let (most, least) = PATIENCE;
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let range = number(limits.max_half_open.saturating_sub(limits.cookie_threshold).max(1));
+        let over = number(self.owner.len().saturating_sub(limits.cookie_threshold)).min(range);
+        let less = most.saturating_sub(least).saturating_mul(over).checked_div(range);
+        most.saturating_sub(less.unwrap_or_default()).min(whole)
     }
 
     /// Every new peer must return a cookie first (RFC 7296 2.6).
@@ -519,5 +544,37 @@ mod tests {
     fn who_cannot_solve_is_served_while_there_is_room() {
         let limits = Limits { cookie_threshold: 4, max_half_open: 10, ..Limits::default() };
         assert_eq!(spread(9).admit(&limits, T, A, COOKIE), Admission::Accept);
+    }
+
+    #[test]
+    fn patience_ends_with_the_places_and_not_for_who_is_known() {
+        // RFC 8019 4.1
+        let whole = Duration::from_secs(30);
+        let limits = Limits { cookie_threshold: 10, max_half_open: 110, ..Limits::default() };
+        let mut half_open = HalfOpen::default();
+        let seconds =
+            |half_open: &HalfOpen, source| half_open.patience(&limits, source, whole).as_secs_f64();
+        let mut next = 0;
+        let mut fill = |half_open: &mut HalfOpen, to: u64| {
+            while next < to {
+                next += 1;
+                half_open.add(IkeSaId(next), A, 0);
+            }
+        };
+        fill(&mut half_open, 9);
+        assert_eq!(seconds(&half_open, A), 30.0);
+        fill(&mut half_open, 10);
+        assert_eq!(seconds(&half_open, A), 15.0);
+        fill(&mut half_open, 60);
+        assert_eq!(seconds(&half_open, A), 10.0);
+        fill(&mut half_open, 110);
+        assert_eq!(seconds(&half_open, A), 5.0);
+        // B authenticated a moment ago; so did A, which holds more than its share all the same.
+        half_open.authenticated(B, T);
+        half_open.authenticated(A, T);
+        assert_eq!((seconds(&half_open, A), seconds(&half_open, B)), (5.0, 30.0));
+        // Never longer than a handshake may take at all.
+        let short = Duration::from_secs(2);
+        assert_eq!(half_open.patience(&limits, A, short), short);
     }
 }

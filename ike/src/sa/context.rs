@@ -102,8 +102,8 @@ pub(crate) enum Deferred {
     Overlap { lease: LeaseId, keep: IkeSaId },
     /// The data plane was told to send on a child.
     Activated { ike: IkeSaId, child: ChildSaId },
-    /// As initiator: the SA has a complete successor.
-    Superseded(IkeSaId),
+    /// As initiator: `old` has a complete successor.
+    Superseded { old: IkeSaId, new: IkeSaId },
     /// As initiator: the SA's successor did not come about.
     ReauthFailed(IkeSaId),
 }

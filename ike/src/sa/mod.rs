@@ -95,7 +95,10 @@ pub(crate) struct Authenticated {
     pub(crate) identity: Identification,
     /// What it was granted. As initiator: made from what we asked for and were given.
     pub(crate) grant: Arc<Grant>,
+    /// When this IKE SA was, by IKE_AUTH or by a rekey.
     pub(crate) established_at: Timestamp,
+    /// When the connection was, by IKE_AUTH: however often it was rekeyed since.
+    pub(crate) connected_at: Timestamp,
 }
 
 /// Where an IKE SA is in its life, with what only that phase needs.

@@ -68,6 +68,7 @@ impl IkeSa {
             identity: auth.identity.clone(),
             grant: Arc::clone(&auth.grant),
             age: now.since(auth.established_at),
+            connected_for: now.since(auth.connected_at),
             rekey_in: left(TimerKey::new(self.id, TimerKind::RekeyIke)),
             children: self
                 .children
@@ -220,6 +221,7 @@ impl Engine {
             identity: saved.identity,
             grant: saved.grant,
             established_at: now - saved.age,
+            connected_at: now - saved.connected_for,
         }));
         for child in saved.children {
             self.restore_child(&mut sa, child);

@@ -1,5 +1,6 @@
 //! The snapshot's octets: a version, then fields in a fixed order, numbers big endian, octet
-//! strings and lists with a count in front. A change of the order or of a field is a new version.
+//! strings and lists with a count in front. A change of the order or of a field is a new version;
+//! the one before it is still read, so that tunnels outlive an upgrade.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -15,7 +16,13 @@ use crate::time::WallTime;
 use crate::wire::{Identification, IkeSpi, MessageIdSync, TrafficSelector};
 
 /// The version written.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
+
+/// The first with the time since the connection was established.
+const WITH_CONNECTED_FOR: u8 = 6;
+
+/// The oldest that is read.
+const OLDEST: u8 = 5;
 
 impl Snapshot {
     /// The octets; erased when dropped.
@@ -72,22 +79,24 @@ impl Snapshot {
         w.bytes(&self.identity.data);
         w.grant(&self.grant);
         w.duration(self.age);
+        w.duration(self.connected_for);
         w.option(self.rekey_in.as_ref(), |w, left| w.duration(*left));
         w.list(&self.children, Out::child);
         w.0
     }
 
-    /// Reads what [`Snapshot::encode`] wrote.
+    /// Reads what [`Snapshot::encode`] wrote, in this release or the one before.
     ///
     /// # Errors
     /// [`SnapshotError`].
     pub fn decode(octets: &[u8]) -> Result<Self, SnapshotError> {
         let mut r = In(octets);
         let version = r.u8()?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(SnapshotError::Version(version));
         }
-        let snapshot = Self {
+        let known = |since: u8| version >= since;
+        let mut snapshot = Self {
             ike: IkeSaId(r.u64()?),
             initiator: r.bool()?,
             client: r.bool()?,
@@ -139,9 +148,13 @@ impl Snapshot {
             identity: Identification { id_type: r.u8()?.into(), data: r.vec()? },
             grant: Arc::new(r.grant()?),
             age: r.duration()?,
+            connected_for: if known(WITH_CONNECTED_FOR) { r.duration()? } else { Duration::ZERO },
             rekey_in: r.option(In::duration)?,
             children: r.list(In::child)?,
         };
+        if !known(WITH_CONNECTED_FOR) {
+            snapshot.connected_for = snapshot.age;
+        }
         match r.0.len() {
             0 => Ok(snapshot),
             more => Err(SnapshotError::Trailing(more)),

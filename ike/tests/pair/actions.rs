@@ -131,6 +131,7 @@ fn a_removal_that_is_never_answered_still_ends() {
 
 #[test]
 fn answers_nobody_asked_for_are_ignored() {
+    // RFC 7296 2.3: an answer belongs to a request.
     let mut pair = Pair::connected();
     for token in [0, 1, 999] {
         let nonsense = Completion::InstallChild(Err("no".to_owned()));

@@ -107,6 +107,7 @@ fn what_has_ended_takes_no_new_request() {
 
 #[test]
 fn one_copy_without_the_cookie_does_not_spoil_the_handshake() {
+    // RFC 7296 2.6, 2.15.
     let mut setup = Setup::new().quiet();
     setup.server.limits.cookie_threshold = 0;
     let mut pair = setup.build();

@@ -343,3 +343,57 @@ fn who_authenticates_again_keeps_a_child() {
         pair.assert_no_leaks();
     }
 }
+
+/// What was asked for under the first IKE SA is asked for under the one that replaces it
+/// (RFC 7296 2.8.3): nobody else would.
+#[test]
+fn a_child_asked_for_before_a_reauthentication_is_made_after_it() {
+    // The request is lost, or the peer has refused it for the moment.
+    for refused in [false, true] {
+        let mut setup = setup(FirstChild::Later, "aes256gcm16-esn");
+        let allowed = setup.grant.clone().unwrap();
+        if refused {
+            setup.grant.as_mut().unwrap().allowed = vec![];
+        }
+        let mut pair = setup.build();
+        pair.initiate();
+        pair.run();
+        let first = pair.client.established()[0].id;
+        pair.command(Side::Client, Command::CreateChild(first));
+        if refused {
+            pair.run();
+            assert_eq!(pair.client.codes(), ["child_refused"]);
+            pair.server.grant = Some(allowed);
+        } else {
+            pair.lose();
+        }
+        pair.command(Side::Client, Command::Reauthenticate(first));
+        pair.run();
+
+        assert_eq!(pair.client.established().len(), 1);
+        assert_ne!(pair.client.established()[0].id, first);
+        pair.run_for(Duration::from_secs(20));
+        pair.assert_connected();
+        pair.assert_no_leaks();
+    }
+}
+
+/// RFC 7296 3.13: selectors for no packet are not asked for.
+#[test]
+fn a_child_without_selectors_is_not_asked_for() {
+    let mut setup = setup(FirstChild::Later, "aes256gcm16-esn");
+    setup.target.request_ipv4 = false;
+    setup.target.request_ipv6 = false;
+    let mut pair = setup.build();
+    pair.initiate();
+    pair.run();
+    let ike = pair.client.established()[0].id;
+
+    pair.command(Side::Client, Command::CreateChild(ike));
+
+    assert!(pair.wire.is_empty());
+    assert_eq!(pair.client.codes(), ["no_selectors"]);
+    pair.run_for(Duration::from_secs(30));
+    assert_eq!(pair.client.codes(), ["no_selectors"], "it is said once");
+    pair.assert_no_leaks();
+}

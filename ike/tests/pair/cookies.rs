@@ -219,3 +219,47 @@ fn a_full_table_takes_nobody_else_from_the_same_source() {
     pair.wire.clear();
     pair.assert_no_leaks();
 }
+
+/// RFC 8019 4.1: under attack a handshake that its peer does not go on with is given up sooner,
+/// and not one that goes on.
+#[test]
+fn under_attack_who_says_nothing_more_is_forgotten_sooner() {
+    for (attack, seconds) in [(false, 30), (true, 15)] {
+        let mut pair = setup(attack, false);
+        pair.initiate();
+        while pair.server.engine.stats().half_open == 0 {
+            pair.step();
+        }
+        pair.wire.clear();
+        let left = |pair: &Pair| pair.server.engine.stats().half_open;
+
+        pair.wait(Duration::from_millis(seconds * 1000 - 100));
+        assert_eq!(left(&pair), 1, "attack: {attack}");
+        pair.wait(Duration::from_millis(200));
+        assert_eq!(left(&pair), 0, "attack: {attack}");
+    }
+}
+
+/// Whose IKE_AUTH has come has the whole time: EAP goes to and fro.
+#[test]
+fn under_attack_who_goes_on_has_the_whole_time() {
+    let mut setup = Setup::new().quiet();
+    setup.server.limits.cookie_threshold = 0;
+    setup.server.eap_tls = true;
+    setup.target.local_auth = ike::config::LocalAuth::EapTls;
+    let mut pair = setup.build();
+    pair.initiate();
+    // IKE_SA_INIT with the cookie, the first IKE_AUTH and its answer.
+    for _ in 0..6 {
+        pair.step();
+    }
+    let next = pair.wire.pop_front().unwrap();
+    assert_eq!(next.to, Side::Server);
+    pair.wait(Duration::from_secs(20));
+    pair.wire.clear();
+    pair.deliver(next);
+    pair.run();
+
+    pair.assert_connected();
+    pair.assert_no_leaks();
+}

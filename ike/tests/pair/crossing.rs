@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use ike::Command;
-use ike::event::CloseReason;
+use ike::event::{CloseReason, Event};
 use ike::io::Action;
 
 use crate::harness::*;
@@ -329,4 +329,37 @@ fn the_lowest_nonce_loses() {
         pair.assert_no_leaks();
     }
     assert_eq!(winners.len(), 2, "both outcomes must have been seen");
+}
+
+/// RFC 7296 2.25.1: a child that is closed while its successor is being installed is not
+/// followed by it, whichever side rekeys.
+#[test]
+fn a_child_closed_while_its_successor_is_installed_has_none() {
+    for (rekeys, closes) in [
+        (Side::Client, Side::Client),
+        (Side::Server, Side::Server),
+        (Side::Client, Side::Server),
+        (Side::Server, Side::Client),
+    ] {
+        let mut pair = Pair::connected();
+        let old = *pair.peer(closes).plane.keys().next().unwrap();
+        pair.peer(closes).late = installs;
+        start(&mut pair, rekeys, Op::RekeyChild);
+        pair.run();
+        assert_eq!(pair.peer(closes).answers.len(), 1, "the successor is being installed");
+
+        pair.command(closes, Command::CloseChild(old, CloseReason::Operator));
+        pair.peer(closes).late = |_| false;
+        pair.answer_late(closes, 0);
+        pair.run_for(Duration::from_secs(60));
+
+        pair.assert_mirrored(0);
+        assert_eq!((pair.client.established().len(), pair.server.established().len()), (1, 1));
+        let ups = |peer: &Peer| {
+            let up = |event: &&Event| matches!(event, Event::ChildUp { .. });
+            peer.events.iter().filter(up).count()
+        };
+        assert_eq!(ups(pair.peer(closes)), 1, "the successor never came up");
+        pair.assert_no_leaks();
+    }
 }

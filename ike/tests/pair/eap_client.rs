@@ -214,3 +214,65 @@ fn eap_goes_with_several_key_exchanges_and_without_a_child() {
     pair.assert_connected();
     pair.assert_no_leaks();
 }
+
+/// RFC 3748 5.2: what a server says to the user is acknowledged, before the method and within it.
+#[test]
+fn a_notification_of_the_server_is_acknowledged() {
+    let said = b"the building closes at six".to_vec();
+    let (mut pair, mut spy) = begun(setup(true));
+    let notification = Payload::Eap(Eap::request(5, EapType::Notification, said.clone()));
+    answer(&mut pair, &mut spy, 1, vec![server_id(), notification]);
+    let acknowledged = spy.hear(&pair.wire[0]).payloads().unwrap();
+    assert_eq!(acknowledged.eap(), Some(&Eap::response(5, EapType::Notification, vec![])));
+
+    let start = Payload::Eap(Eap::request(6, EapType::Tls, vec![0x20]));
+    answer(&mut pair, &mut spy, 2, vec![start]);
+    assert_eq!(tls(&pair), 1, "the method goes on as if nothing had been said");
+    let notification = Payload::Eap(Eap::request(7, EapType::Notification, said));
+    answer(&mut pair, &mut spy, 3, vec![notification]);
+    let acknowledged = spy.hear(&pair.wire[0]).payloads().unwrap();
+    assert_eq!(acknowledged.eap(), Some(&Eap::response(7, EapType::Notification, vec![])));
+    assert_eq!(tls(&pair), 1);
+    assert!(pair.client.codes().is_empty());
+}
+
+/// RFC 7296 2.16 leaves it to the sides how often they speak: a server that never comes to an end
+/// does not keep us for longer than a minute.
+#[test]
+fn a_server_that_always_asks_for_more_is_given_up() {
+    let (mut pair, mut spy) = begun(setup(true));
+    let more = |n: u8| Payload::Eap(Eap::request(n, EapType::Notification, vec![]));
+    answer(&mut pair, &mut spy, 1, vec![server_id(), more(1)]);
+    for n in 2..=6 {
+        pair.wait(Duration::from_secs(9));
+        answer(&mut pair, &mut spy, n.into(), vec![more(n)]);
+        assert!(pair.client.codes().is_empty(), "after {} s", (n - 1) * 9);
+    }
+    pair.wait(Duration::from_secs(16));
+
+    assert_eq!(pair.client.codes(), ["eap_too_slow"]);
+    assert!(pair.client.established().is_empty());
+    pair.wire.clear();
+    pair.assert_no_leaks();
+}
+
+/// RFC 8784 3: an optional post-quantum preshared key is done without, a required one is not.
+#[test]
+fn an_optional_ppk_does_not_keep_eap_from_working() {
+    for required in [false, true] {
+        let mut setup = setup(true);
+        setup.client.ppk = true;
+        setup.server.ppk = true;
+        setup.target.ppk = Some(ike::config::PpkUse { id: b"ppk".to_vec(), required });
+        let mut pair = setup.build();
+        pair.initiate();
+        pair.run();
+
+        if required {
+            assert_eq!(pair.client.codes(), ["ppk_with_eap"]);
+        } else {
+            pair.assert_connected();
+            assert!(pair.client.codes().is_empty() && pair.server.codes().is_empty());
+        }
+    }
+}

@@ -66,3 +66,30 @@ fn a_connection_that_ended_meanwhile_is_given_up_at_once() {
     assert!(pair.client.alive().is_empty(), "{:?}", pair.client.alive());
     pair.assert_no_leaks();
 }
+
+/// RFC 7383 2.6: a request that came too early in fragments is put together again when it is
+/// repeated, or its sender would take us for dead.
+#[test]
+fn what_came_too_early_in_fragments_is_taken_when_it_is_repeated() {
+    let mut setup = Setup::new().quiet();
+    setup.target.follow_redirects = true;
+    setup.server.fragment_size = 160;
+    let mut pair = setup.build();
+    pair.initiate();
+    for _ in 0..3 {
+        pair.step().unwrap();
+    }
+    assert!(pair.wire.len() > 1, "the response goes in fragments");
+    pair.wire.clear();
+    let name = format!("{}.example.com", "gw2".repeat(60));
+    let to = Some(RedirectGateway::Fqdn(name.into_bytes()));
+    pair.command(Side::Server, Command::Redirect { to, existing: true });
+    assert!(pair.wire.len() > 1, "and so does the request");
+
+    pair.run_for(Duration::from_secs(12));
+
+    let went = |event: &Event| matches!(event, Event::Redirected { .. });
+    assert!(pair.client.events.iter().any(went), "{:?}", pair.client.events);
+    assert_eq!(pair.server.ends(), [CloseReason::PeerDeleted]);
+    pair.assert_no_leaks();
+}

@@ -73,6 +73,7 @@ fn cut_after(count: usize) -> Pair {
 
 #[test]
 fn each_failed_handshake_is_explained_once_to_each_side() {
+    // RFC 7296 2.21.1, 2.21.2.
     assert_explained(&[
         ("nobody answers", || cut_after(0), &["no_answer"], &[]),
         (
@@ -307,6 +308,7 @@ fn ke(len: usize) -> Payload {
 
 #[test]
 fn each_refused_request_is_explained_once() {
+    // RFC 7296 2.21.3.
     assert_explained(&[
         (
             "a malformed request",
@@ -495,6 +497,7 @@ fn each_failed_rekey_of_ours_is_explained_once() {
 /// A flood of strangers that never go on does not fill the log.
 #[test]
 fn of_strangers_that_never_go_on_a_few_are_reported_each_second() {
+    // RFC 7296 2.21.1.
     let mut pair = Setup::new().quiet().build();
     pair.initiate();
     let first = pair.lose();

@@ -17,6 +17,7 @@ fn setup(suite: &str) -> Setup {
 
 #[test]
 fn ml_kem_of_every_size_connects_and_rekeys() {
+    // RFC 9370 2.2.4 with draft-ietf-ipsecme-ikev2-mlkem.
     for name in ["mlkem512", "mlkem768", "mlkem1024"] {
         let suite = format!("aes256gcm16-prfsha384-x25519-ke1_{name}");
         let mut pair = Pair::connected_with(setup(&suite));
@@ -59,6 +60,7 @@ fn its_messages_travel_in_fragments_that_may_be_lost() {
 
 #[test]
 fn the_defaults_prefer_it_and_serve_who_lacks_it() {
+    // RFC 9370 2.2.1.
     for (client, agreed) in [
         (None, "aes256gcm16-prfsha384-x25519-ke1_mlkem768"),
         (Some("aes256gcm16-prfsha384-x25519"), "aes256gcm16-prfsha384-x25519"),
@@ -81,6 +83,7 @@ fn the_defaults_prefer_it_and_serve_who_lacks_it() {
 
 #[test]
 fn p521_connects_and_rekeys() {
+    // RFC 5903 3.3.
     let suite = "aes256-sha512-prfsha512-ecp521";
     let mut setup = setup(suite);
     setup.target.first_ke = ike::crypto::KeMethod::Ecp521;

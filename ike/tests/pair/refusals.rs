@@ -5,12 +5,13 @@ use ike::config::PeerConfig;
 use ike::crypto::KeMethod;
 use ike::io::{Action, Completion};
 use ike::wire::{
-    EncrId, ExchangeType, Flags, Header, IkeSpi, IntegId, KeyExchange, Message, Nonce, NotifyType,
-    Payload, Payloads, PrfId, Proposal, ProtocolId, SecurityAssociation, TrafficSelector,
-    Transform,
+    AuthMethod, Authentication, EncrId, ExchangeType, Flags, Header, IkeSpi, IntegId, KeyExchange,
+    Message, Nonce, NotifyType, Payload, Payloads, PrfId, Proposal, ProtocolId,
+    SecurityAssociation, TrafficSelector, Transform,
 };
 
 use crate::harness::*;
+use crate::spy::Spy;
 
 fn refused(change: impl FnOnce(&mut Setup)) -> Pair {
     let mut setup = Setup::new().quiet();
@@ -249,5 +250,34 @@ fn an_address_that_was_not_asked_for_still_bounds_the_selectors() {
 
     let child = pair.server.plane.values().next().unwrap();
     assert_eq!(child.ts_remote, [net("10.77.0.2", "10.77.0.2")]);
+    pair.assert_no_leaks();
+}
+
+/// RFC 8247 3.1: DSS signatures SHOULD NOT be used; who comes with one is told what to set.
+#[test]
+fn a_dss_signature_is_refused_by_name_with_the_clients_setting() {
+    let mut pair = Setup::new().quiet().build();
+    pair.initiate();
+    pair.step();
+    pair.step();
+    let mut spy = Spy::of(&pair);
+    let said = spy.hear(&pair.lose()).payloads().unwrap();
+    let mut payloads = Payloads::new();
+    for payload in said.iter() {
+        payloads.push(match payload {
+            Payload::Auth(auth) => {
+                Payload::Auth(Authentication::new(AuthMethod::DssSignature, auth.data.clone()))
+            }
+            other => other.clone(),
+        });
+    }
+    let request = spy.say(&pair, Side::Client, ExchangeType::IkeAuth, false, 1, &payloads);
+    pair.deliver(request);
+    pair.run();
+
+    authentication_failed(&pair, "auth_method");
+    let refusal = pair.server.refusals()[0].clone();
+    assert!(refusal.what.contains("DSS_SIGNATURE"), "{refusal}");
+    assert!(refusal.fix.contains("`auth = pubkey`"), "{refusal}");
     pair.assert_no_leaks();
 }

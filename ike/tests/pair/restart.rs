@@ -142,6 +142,7 @@ fn a_closed_sa_leaves_no_snapshot() {
 
 #[test]
 fn a_child_made_while_we_were_away_is_deleted_and_the_old_one_rekeyed_again() {
+    // RFC 7296 2.1, 2.25.1: the answer belongs to a request whose keys are lost.
     let mut setup = Setup::new().quiet();
     setup.server.continuity.message_id_sync = false;
     setup.server.timers.rekey_child = Duration::from_secs(1000);
@@ -203,6 +204,7 @@ fn an_ike_rekey_waits_for_what_was_asked_before_the_restart() {
 /// leaves no half of it at the peer.
 #[test]
 fn a_restart_between_an_answer_and_its_effect_leaves_no_half_child() {
+    // RFC 7296 2.1: the request is out until its answer has had its effect.
     let mut pair = Pair::connected();
     pair.server.hold = |action| matches!(action, ike::io::Action::InstallChild(_));
     let child = *pair.server.plane.keys().next().unwrap();
@@ -222,6 +224,7 @@ fn a_restart_between_an_answer_and_its_effect_leaves_no_half_child() {
 /// rekey what it has replaced, and both come to one child.
 #[test]
 fn what_was_replaced_before_the_restart_is_not_rekeyed_after_it() {
+    // RFC 7296 2.8, 2.25.1.
     let mut setup = Setup::new();
     setup.client.timers.rekey_child = Duration::ZERO;
     let mut pair = Pair::connected_with(setup);
@@ -243,4 +246,29 @@ fn what_was_replaced_before_the_restart_is_not_rekeyed_after_it() {
 
     pair.assert_connected();
     pair.assert_traffic_flows();
+}
+
+/// The snapshot of a release before, whose time since the connection is that since the last rekey.
+#[test]
+fn a_snapshot_of_the_version_before_is_read() {
+    let hex = include_str!("../data/snapshot-v5.hex").trim().as_bytes();
+    let octet = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+    let octets: Vec<u8> = hex.chunks(2).map(octet).collect();
+    assert_eq!(octets[0], 5);
+
+    let saved = Snapshot::decode(&octets).unwrap();
+
+    assert_eq!((saved.next_request, saved.next_expected), (0, 4));
+    assert_eq!(saved.identity, ike::wire::Identification::fqdn("client.example.com"));
+    assert_eq!(saved.grant.lease.0, LEASE);
+    assert_eq!(saved.connected_for, saved.age);
+    let [child] = &saved.children[..] else { panic!("one child") };
+    assert_eq!((child.spi_in, child.spi_out), (0x5000_0002, 0xc000_0002));
+    assert!(child.by_peer && child.outbound_active);
+    // What is written now is of the version of now, and says the same.
+    let again = saved.encode();
+    assert!(again[0] > 5 && Snapshot::decode(&again).unwrap() == saved);
+    let mut older = octets;
+    older[0] = 4;
+    assert_eq!(Snapshot::decode(&older), Err(SnapshotError::Version(4)));
 }

@@ -60,6 +60,7 @@ fn every_sample_runs_through_every_target_cut_and_changed() {
 /// it here.
 #[test]
 fn messages_of_another_implementation_are_encoded_octet_for_octet() {
+    // RFC 7296 3.
     let read = |name: &str| std::fs::read(folder().join(name)).unwrap();
     for name in ["init_request", "init_response", "auth_request"] {
         let bytes = read(&format!("message/strongswan_{name}"));

@@ -116,6 +116,7 @@ fn a_smaller_split_replaces_a_larger_one() {
 
 #[test]
 fn forged_fragments_change_nothing() {
+    // RFC 7383 2.6.
     let fragments = split(&content(500), 300);
     let mut reassembler = Reassembler::new(FragmentLimits::default());
     insert(&mut reassembler, &fragments[0]).unwrap();

@@ -54,6 +54,7 @@ fn ike_sa_init_by_hand() {
 
 #[test]
 fn every_prefix_is_an_error() {
+    // RFC 7296 3.
     for length in 0..SA_INIT.len() {
         assert!(Message::parse(&SA_INIT[..length]).is_err(), "{length} octets");
     }

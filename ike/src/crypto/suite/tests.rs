@@ -118,6 +118,7 @@ fn additional_key_exchanges_keep_their_slots() {
 
 #[test]
 fn one_key_exchange_twice_is_no_combination() {
+    // RFC 9370 2.2.1.
     let suites =
         IkeSuite::parse_proposal("aes256gcm16-prfsha384-x25519-ecp256-ke1_ecp256-ke1_ecp384")
             .unwrap();

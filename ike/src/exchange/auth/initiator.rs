@@ -17,12 +17,13 @@ use crate::exchange::certs;
 use crate::exchange::{Task, about, advance, config, continuity, reauth, redirect, send_request};
 use crate::io::{
     Action, Authorise, ChildSaId, Grant, LeaseId, PpkRequest, SharedKey, SharedKeyRequest,
-    VerifiedPeer,
+    TimerKind, VerifiedPeer,
 };
 use crate::sa::child;
 use crate::sa::context::{Ctx, Deferred, Purpose, refusal};
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::protect::Protection;
+use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Phase};
 use crate::view::SaRole;
 use crate::wire::{
@@ -31,10 +32,10 @@ use crate::wire::{
 };
 
 use answer::{check_shared_key, note_answer, peer_refuses, verify};
-use eap::EapTask;
+use eap::{EAP_TIME, EapTask};
 use first_child::ChildOffer;
 
-pub(super) use eap::answered as eap_tls;
+pub(super) use eap::{answered as eap_tls, too_slow};
 pub(super) use first_child::installed;
 
 /// An IKE_AUTH of ours under way.
@@ -100,9 +101,12 @@ pub(crate) fn begin(ctx: &mut Ctx, sa: &mut IkeSa, exchanged: Exchanged) {
         let only = peer.remote_auth == RemoteAuth::EapTls;
         EapTask::new(only, peer.identity.to_string().into_bytes())
     });
-    let ppk = peer.ppk.clone().filter(|_| sa.traits.ppk);
-    if eap.is_some() && ppk.is_some() {
-        return no_ppk_with_eap(ctx, sa);
+    let mut ppk = peer.ppk.clone().filter(|_| sa.traits.ppk);
+    if eap.is_some() {
+        if ppk.take().is_some_and(|ppk| ppk.required) {
+            return no_ppk_with_eap(ctx, sa);
+        }
+        ctx.timers.set(TimerKey::new(sa.id, TimerKind::HalfOpen), ctx.now.mono.after(EAP_TIME));
     }
     let find_ppk = ppk.as_ref().map(|ppk| PpkRequest {
         ike: sa.id,
@@ -253,7 +257,8 @@ fn fail_signing(ctx: &mut Ctx, sa: &mut IkeSa, why: &str) {
     fail(ctx, sa, Blame::Internal, "sign", format!("our signature failed: {why}"));
 }
 
-/// Both would have to be mixed into one AUTH after EAP (RFC 8784 3), which is not implemented.
+/// Both would have to be mixed into one AUTH after EAP (RFC 8784 3), which is not implemented. An
+/// optional one is left out.
 fn no_ppk_with_eap(ctx: &mut Ctx, sa: &mut IkeSa) {
     let what = "a post-quantum preshared key cannot be used together with EAP";
     let fix = "authenticate with a certificate or a shared key, or leave the `ppk` out";
@@ -548,7 +553,7 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
         child::up(ctx, sa, id, None);
     }
     if let Some(old) = sa.replaces.take() {
-        ctx.deferred.push_back(Deferred::Superseded(old));
+        ctx.deferred.push_back(Deferred::Superseded { old, new: sa.id });
     }
     if first_child == FirstChild::Separately {
         sa.enqueue(Task::CreateChild);

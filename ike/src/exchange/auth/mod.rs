@@ -224,6 +224,15 @@ pub(crate) fn abandon(ctx: &mut Ctx, sa: &mut IkeSa, reason: CloseReason, tell: 
     }
 }
 
+/// A handshake was not over in time. True when that was ours to end and to report.
+pub(crate) fn too_slow(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
+    let ours = matches!(role(sa), Some(Role::Initiator));
+    if ours {
+        initiator::too_slow(ctx, sa);
+    }
+    ours
+}
+
 /// A lease has ended. What is under way for it, or may turn out to be, must not come up.
 pub(crate) fn close_lease(ctx: &mut Ctx, sa: &mut IkeSa, lease: &LeaseId, reason: &CloseReason) {
     if sa.lease_id().as_ref() == Some(lease) {
@@ -341,6 +350,7 @@ fn remember(
         identity,
         grant: Arc::new(grant),
         established_at: ctx.now.mono,
+        connected_at: ctx.now.mono,
     }));
 }
 
@@ -367,6 +377,7 @@ fn up(ctx: &mut Ctx, sa: &mut IkeSa, initial_contact: bool) {
         return;
     };
     auth.established_at = ctx.now.mono;
+    auth.connected_at = ctx.now.mono;
     let grant = &auth.grant;
     let lease = grant.lease.clone();
     let keep = sa.id;

@@ -10,7 +10,7 @@ use crate::exchange::{nonces, redirect};
 use crate::io::{Action, Datagram, IkeSaId, TimerKind};
 use crate::policy::limits::{Admission, Proof, Source};
 use crate::policy::proposal::{self, Chosen};
-use crate::sa::context::{Purpose, refusal};
+use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::sa::table::InitKey;
 use crate::sa::timers::TimerKey;
 use crate::sa::{IkeSa, Path, PeerTraits, Phase, lifecycle};
@@ -215,7 +215,9 @@ fn begin(
         KexRequest::Generate { handle, group: new.method }
     };
     let path = Path::of(&datagram);
+    let now = engine.ctx.now.mono;
     let half_open = HalfOpenSa {
+        began: now,
         ni: new.ni,
         nr,
         chain: Chain::of(&new.chosen.suite),
@@ -228,7 +230,6 @@ fn begin(
         queue: Vec::new(),
     };
     let phase = Phase::HalfOpen(Box::new(half_open));
-    let now = engine.ctx.now.mono;
     let spis = (header.spi_i, spi_r);
     let mut sa = Box::new(IkeSa::new(id, SaRole::Responder, spis, path, rng, phase, now));
     sa.traits = new.traits;
@@ -237,9 +238,18 @@ fn begin(
     engine.sas.index_init(key, id);
     engine.ctx.half_open.add(id, source, effort);
     engine.arm_cookie_secret();
-    let at = now.after(engine.ctx.config.timers.half_open);
-    engine.ctx.timers.set(TimerKey::new(id, TimerKind::HalfOpen), at);
+    let whole = engine.ctx.config.timers.half_open;
+    let patience = engine.ctx.half_open.patience(&engine.ctx.config.limits, source, whole);
+    engine.ctx.timers.set(TimerKey::new(id, TimerKind::HalfOpen), now.after(patience));
     engine.ctx.act(id, Purpose::InitKeyPair, Action::KeyExchange(request));
+}
+
+/// The peer has said something authentic: from now on it has the whole time of a handshake.
+pub(crate) fn heard(ctx: &mut Ctx, sa: &IkeSa) {
+    if let Phase::HalfOpen(half_open) = &sa.phase {
+        let at = half_open.began.after(ctx.config.timers.half_open);
+        ctx.timers.set(TimerKey::new(sa.id, TimerKind::HalfOpen), at);
+    }
 }
 
 /// Sends the response of a request that came again, when there is one yet.

@@ -173,6 +173,15 @@ pub(crate) fn build_new(ctx: &mut Ctx, sa: &mut IkeSa) -> bool {
     let Some(first) = suites.first() else {
         return false;
     };
+    let (local, remote) = offered(sa);
+    if local.is_empty() || remote.is_empty() {
+        // RFC 7296 2.9, 3.13: such a child would be one for no packet at all.
+        let what = "a child SA needs selectors on both sides, and we have none to ask for";
+        let fix = "say what our side's networks are, or let the peer assign us an address";
+        let refused = refusal(Blame::Internal, None, "no_selectors", what, fix);
+        ctx.refuse(about(sa, refused));
+        return false;
+    }
     // Unless the peer has just asked for another group.
     let regroup = sa.regroup.take().filter(|(child, ..)| child.is_none());
     let hinted = regroup.is_some();
@@ -553,8 +562,14 @@ pub(crate) fn request_installed(
     let Some(request) = request(sa) else {
         return;
     };
+    let unwanted = request.unwanted;
     let (old, collision) = (request.rekeys, request.collision.take());
     match answer {
+        Ok(()) if unwanted => {
+            // What it was to replace was closed meanwhile, and so it never came up.
+            remove_from_dataplane(ctx, sa, new, CloseReason::Operator);
+            sa.enqueue(Task::DeleteChild(new));
+        }
         Ok(()) => {
             child::up(ctx, sa, new, old);
             // What the peer's crossing exchange made is redundant; the peer closes it.

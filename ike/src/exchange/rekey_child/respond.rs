@@ -396,9 +396,7 @@ pub(crate) fn answer_proceed(ctx: &mut Ctx, sa: &mut IkeSa) {
     };
     if response.unwanted {
         // RFC 7296 2.25.1: we are closing what it rekeys.
-        abandon_response(ctx, sa);
-        respond_error(ctx, sa, Notify::new(NotifyType::TemporaryFailure));
-        return create_child::answered(ctx, sa);
+        return create_child::put_off(ctx, sa);
     }
     if response.kex.as_ref().is_some_and(Kex::has_more) {
         let payloads = answer_to(response, spi_in);
@@ -450,6 +448,12 @@ pub(crate) fn answer_installed(
         remove_from_dataplane(ctx, sa, new, CloseReason::Failed(why.clone()));
         sa.children.remove(&new);
         return unavailable(ctx, sa, &why);
+    }
+    if response(sa).is_some_and(|response| response.unwanted) {
+        // RFC 7296 2.25.1: what it rekeys was closed here meanwhile.
+        remove_from_dataplane(ctx, sa, new, CloseReason::Operator);
+        sa.children.remove(&new);
+        return create_child::put_off(ctx, sa);
     }
     let Some(responding) = sa.responding.take() else {
         return;

@@ -27,6 +27,7 @@ fn our_order_decides_unless_the_peer_sent_another_accepted_group() {
 
 #[test]
 fn one_proposal_with_many_transforms_is_searched_for_every_combination() {
+    // RFC 7296 2.7.
     let ours = ike("aes256-sha256-prfsha256-modp2048");
     let offer = SecurityAssociation::new(vec![proposal(
         1,
@@ -71,6 +72,7 @@ fn key_lengths_unknown_attributes_and_unknown_types_do_not_match() {
 
 #[test]
 fn additional_key_exchanges_are_declined_only_where_the_peer_allows_none() {
+    // RFC 9370 2.2.1.
     let ours = ike("aes256gcm16-prfsha384-x25519");
     let mut offer = offer_ike(&ours, None);
     offer.proposals[0].transforms.push(Transform::add_ke(1, KeMethod::MlKem768));
@@ -82,6 +84,7 @@ fn additional_key_exchanges_are_declined_only_where_the_peer_allows_none() {
 
 #[test]
 fn several_key_exchanges_are_for_who_announces_ike_intermediate() {
+    // RFC 9242 3.1, RFC 9370 2.2.1.
     let ours = ike("aes256gcm16-prfsha384-x25519-ke1_mlkem768,aes256gcm16-prfsha384-x25519");
     let offer = offer_ike(&ours, None);
 
@@ -93,6 +96,7 @@ fn several_key_exchanges_are_for_who_announces_ike_intermediate() {
 
 #[test]
 fn what_is_left_out_is_said_in_the_answer() {
+    // RFC 9370 2.2.1.
     let ours = ike("aes256gcm16-prfsha384-x25519-ke2_mlkem768");
     let mut offer = offer_ike(&ours, None);
     for slot in [1, 3] {
@@ -185,6 +189,7 @@ fn a_rekey_uses_the_group_that_came_when_it_is_accepted() {
 
 #[test]
 fn sequence_number_sizes_must_agree() {
+    // RFC 7296 3.3.2.
     let offer = offer_esp(&esp("aes256gcm16-esn"), 0x107);
 
     assert_eq!(choose_esp(&esp("aes256gcm16-noesn"), &offer, EspKex::Ignored), None);

@@ -14,6 +14,7 @@ mod delete;
 mod ike_collision;
 mod ike_multi_ke;
 mod ike_rekey;
+mod mixed;
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -2,6 +2,8 @@
 //! it is by a signature in its first response, or by the TLS alone (RFC 5998); AUTH of both sides is
 //! made with EAP's key in the end.
 
+use std::time::Duration;
+
 use crate::crypto::SecretBytes;
 use crate::eap::{EapError, EapTlsPeer, PeerHeard};
 use crate::event::{Blame, Refusal};
@@ -9,12 +11,15 @@ use crate::exchange::auth::shared;
 use crate::exchange::send_request;
 use crate::io::{Action, EapTlsAnswer, EapTlsRequest, VerifiedPeer};
 use crate::sa::IkeSa;
-use crate::sa::context::{Ctx, Purpose};
+use crate::sa::context::{Ctx, Purpose, refusal};
 use crate::view::SaRole;
 use crate::wire::{AuthMethod, Eap, ExchangeType, IdPayload, Payload, Payloads};
 
 use super::answer::{note_answer, peer_refuses, verify};
 use super::{fail, fail_with, initiator, initiator_in, verified};
+
+/// The whole conversation must be over in this time, however promptly a server asks for more.
+pub(super) const EAP_TIME: Duration = Duration::from_secs(60);
 
 /// How far EAP is.
 #[derive(Debug)]
@@ -216,6 +221,13 @@ fn say(ctx: &mut Ctx, sa: &mut IkeSa, eap: Eap) {
 
 fn refused(ctx: &mut Ctx, sa: &mut IkeSa, error: &EapError) {
     fail(ctx, sa, Blame::Misbehaved, "eap_tls", error.to_string());
+}
+
+/// The server has had [`EAP_TIME`].
+pub(in crate::exchange::auth) fn too_slow(ctx: &mut Ctx, sa: &mut IkeSa) {
+    let what = format!("the peer did not finish EAP-TLS within {} s", EAP_TIME.as_secs());
+    let fix = "see the peer's log, and that of the RADIUS server behind it, for what it waits for";
+    fail_with(ctx, sa, refusal(Blame::Misbehaved, None, "eap_too_slow", what, fix));
 }
 
 fn task(sa: &mut IkeSa) -> Option<&mut EapTask> {

@@ -293,6 +293,10 @@ pub struct RoleFilter {
     pub role: String,
     /// Allowed destinations, pool DNS servers included.
     pub allow: Vec<AllowRule>,
+    /// TCP ports of the gateway itself that stay reachable at its addresses inside an allowed
+    /// network: what a client needs to check certificates, which it sends into the tunnel when the
+    /// network holds the gateway's own address. No other port is opened by a network.
+    pub own_ports: Vec<u16>,
 }
 
 /// The packet filter of a site: networks behind another gateway. What is not named is dropped.

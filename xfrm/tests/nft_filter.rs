@@ -42,11 +42,12 @@ fn builder() -> RoleFilter {
             // Wide: must not open the gateway's own 10.20.0.1.
             rule("10.20.0.0/24", TCP, 9090),
         ],
+        own_ports: vec![8081],
     }
 }
 
 fn empty() -> RoleFilter {
-    RoleFilter { role: "builder-1".to_owned(), allow: vec![] }
+    RoleFilter { role: "builder-1".to_owned(), allow: vec![], own_ports: vec![] }
 }
 
 fn networks(masquerade: bool) -> Vec<TunnelNetwork> {
@@ -185,6 +186,7 @@ fn only_the_allow_list_passes() {
         let _status = TcpListener::bind("10.77.0.1:80").unwrap();
         let _admin = TcpListener::bind("10.77.0.1:22").unwrap();
         let _lan = TcpListener::bind("10.20.0.1:9090").unwrap();
+        let _own = TcpListener::bind("10.20.0.1:8081").unwrap();
 
         // No lease: nothing at all.
         assert!(world.blocked("10.20.0.10:8080"));
@@ -198,6 +200,7 @@ fn only_the_allow_list_passes() {
         assert!(world.blocked("10.20.0.10:8081"), "port outside the list");
         assert!(world.blocked("10.77.0.1:22"), "the gateway's own ports");
         assert!(world.blocked("10.20.0.1:9090"), "the gateway inside a wide network");
+        assert!(world.connects("10.20.0.1:8081"), "its certificate status, there too");
 
         let counters = world.firewall.counters().unwrap();
         assert!(counters.leases[&7].from_client.packets >= 9, "{counters:?}");

@@ -54,7 +54,8 @@ pub fn role_filters(config: &Config) -> Vec<RoleFilter> {
                     ports: entry.ports,
                 })
                 .collect();
-            Some(RoleFilter { role: role.name.clone(), allow })
+            let own_ports = vec![config.pki.status_listen.port()];
+            Some(RoleFilter { role: role.name.clone(), allow, own_ports })
         })
         .collect()
 }

@@ -403,9 +403,11 @@ impl PacketFilter for Firewall {
         self.seen = None;
         let mut config = self.config.clone();
         // Retired roles come back as empty chains, for the elements that still name them.
-        config.roles.extend(
-            self.retired.iter().map(|role| RoleFilter { role: role.clone(), allow: Vec::new() }),
-        );
+        config.roles.extend(self.retired.iter().map(|role| RoleFilter {
+            role: role.clone(),
+            allow: Vec::new(),
+            own_ports: Vec::new(),
+        }));
         load(&ruleset::base(&config))?;
         let (leases, sites): (Vec<LeaseFilter>, Vec<LeaseFilter>) =
             self.leases.values().cloned().partition(|lease| lease.networks.is_empty());
@@ -560,7 +562,11 @@ pub(crate) fn try_ruleset(plane: PlaneKind, name: &str) -> Result<(), PlaneError
         instance: name.to_owned(),
         interface: name.to_owned(),
         networks: networks.into_iter().flatten().collect(),
-        roles: vec![RoleFilter { role: "probe".to_owned(), allow: Vec::new() }],
+        roles: vec![RoleFilter {
+            role: "probe".to_owned(),
+            allow: Vec::new(),
+            own_ports: Vec::new(),
+        }],
         sites: Vec::new(),
         plane,
     };

@@ -120,7 +120,11 @@ pub(super) fn check(config: &FirewallConfig) -> Result<(), PlaneError> {
 pub(super) fn check_sites(sites: &[SiteFilter]) -> Result<(), PlaneError> {
     let as_roles: Vec<RoleFilter> = sites
         .iter()
-        .map(|site| RoleFilter { role: site.site.clone(), allow: site.allow.clone() })
+        .map(|site| RoleFilter {
+            role: site.site.clone(),
+            allow: site.allow.clone(),
+            own_ports: Vec::new(),
+        })
         .collect();
     check_roles(&as_roles)
 }
@@ -301,7 +305,14 @@ fn role_chains(text: &mut String, role: &RoleFilter) {
         for rule in &role.allow {
             // Only a rule that names one address opens the gateway itself: a wide network in an
             // allow list is not meant to include the gateway's own ssh.
-            if kind != ChainKind::Local || rule.destination.prefix_len() == full_length(rule) {
+            let wide = rule.destination.prefix_len() != full_length(rule);
+            if wide && kind != ChainKind::Forward {
+                for port in &role.own_ports {
+                    let ports = Some((*port, *port));
+                    allow(text, kind, &AllowRule { protocol: Some(TCP), ports, ..*rule });
+                }
+            }
+            if kind != ChainKind::Local || !wide {
                 allow(text, kind, rule);
                 if kind != ChainKind::Return && errors.insert(rule.destination.trunc()) {
                     icmp_errors(text, rule);
@@ -512,7 +523,7 @@ mod tests {
     }
 
     fn role(allow: Vec<AllowRule>) -> RoleFilter {
-        RoleFilter { role: "builder".to_owned(), allow }
+        RoleFilter { role: "builder".to_owned(), allow, own_ports: vec![8080] }
     }
 
     fn config(roles: Vec<RoleFilter>) -> FirewallConfig {
@@ -533,7 +544,9 @@ mod tests {
         let host = rule("10.77.0.1/32", Some(TCP), Some((80, 80)));
         role_chains(&mut text, &role(vec![wide, host]));
         let local = text.split("chain loc.builder").nth(1).unwrap().split('}').next().unwrap();
-        assert!(!local.contains("10.0.0.0/8"), "{local}");
+        // But for what a client needs to check certificates.
+        let lines: Vec<_> = local.lines().filter(|line| line.contains("10.0.0.0/8")).collect();
+        assert_eq!(lines, ["    ip daddr 10.0.0.0/8 tcp dport 8080-8080 accept"], "{local}");
         assert!(local.contains("ip daddr 10.77.0.1/32 tcp dport 80-80 accept"), "{local}");
     }
 
@@ -559,7 +572,8 @@ mod tests {
         assert!(check(&evil).is_err());
         evil.instance = "second".to_owned();
         assert!(check(&evil).is_ok());
-        evil.roles = vec![RoleFilter { role: "a { }".to_owned(), allow: vec![] }];
+        evil.roles =
+            vec![RoleFilter { role: "a { }".to_owned(), allow: vec![], own_ports: vec![] }];
         assert!(check(&evil).is_err());
     }
 

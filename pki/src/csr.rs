@@ -30,6 +30,8 @@ pub struct Csr {
     pub spki_sha256: String,
     /// The kind of key.
     pub key: CsrKey,
+    /// Whether the key was made here, so that nobody signed a request for it.
+    pub made_here: bool,
 }
 
 /// The kind of key a request carries.
@@ -123,7 +125,15 @@ impl Csr {
         {
             return Err(CsrError::Malformed("the public key is not encoded as DER".to_owned()));
         }
-        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key: kind })
+        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key: kind, made_here: false })
+    }
+
+    /// For a key that was made here, by its SubjectPublicKeyInfo.
+    pub(crate) fn made_here(spki: Vec<u8>) -> Result<Self, CsrError> {
+        let (_, info) = SubjectPublicKeyInfo::from_der(&spki)
+            .map_err(|cause| CsrError::Malformed(cause.to_string()))?;
+        let key = key_kind(&info)?;
+        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key, made_here: true })
     }
 }
 

@@ -52,7 +52,9 @@ pub use ca::{
 pub use crl::Crl;
 pub use csr::{Csr, CsrError, CsrKey, challenge_password};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};
+pub use enrol::exchange::Exchanged;
 pub use enrol::jwt::{JwtAlgorithm, KeysWanted};
+pub use enrol::keygen::MadeKey;
 pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};
 pub use enrol::{Enrolled, KeyHolder, Refusal, RefusalCode};
 pub use entropy::{Entropy, SystemEntropy, random_text};

@@ -25,6 +25,8 @@ pub struct RoleProfile {
     pub max_lease: Duration,
     /// The kinds of key its clients may have, the preferred one first; empty: any that is safe.
     pub keys: Vec<KeyKind>,
+    /// Whether keys are made here for clients that ask.
+    pub server_keys: bool,
 }
 
 impl RoleProfile {
@@ -35,6 +37,7 @@ impl RoleProfile {
             ttl: Duration::from_secs(3_600),
             max_lease: Duration::from_secs(86_400),
             keys: Vec::new(),
+            server_keys: false,
         }
     }
 
@@ -43,14 +46,26 @@ impl RoleProfile {
         if self.keys.is_empty() || self.keys.iter().any(|kind| key.is(*kind)) {
             return Ok(());
         }
+        Err(self.other_key(role, &format!("carries an {key} key")))
+    }
+
+    /// Whether a key of this kind may be made for a client of the role.
+    pub(crate) fn check_kind(&self, role: &str, kind: KeyKind) -> Result<(), Refusal> {
+        if self.keys.is_empty() || self.keys.contains(&kind) {
+            return Ok(());
+        }
+        Err(self.other_key(role, &format!("asks for an {kind} key")))
+    }
+
+    fn other_key(&self, role: &str, what: &str) -> Refusal {
         let kinds: Vec<&str> = self.keys.iter().map(|kind| kind.name()).collect();
-        Err(Refusal::new(
+        Refusal::new(
             RefusalCode::UnacceptableKey,
             format!(
-                "the request carries an {key} key, role {role} takes {}: make a key of that kind",
+                "the request {what}, role {role} takes {}: use a key of that kind",
                 kinds.join(" or ")
             ),
-        ))
+        )
     }
 }
 

@@ -127,7 +127,7 @@ fn a_key_of_another_kind_opens_nothing_and_spends_nothing() {
     assert_eq!((refusal.code, refusal.code.status()), (RefusalCode::UnacceptableKey, 400));
     assert_eq!(
         refusal.detail,
-        "the request carries an ecdsa-p256 key, role builder takes ecdsa-p384 or rsa-4096: make a \
+        "the request carries an ecdsa-p256 key, role builder takes ecdsa-p384 or rsa-4096: use a \
          key of that kind"
     );
     let fitting = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();

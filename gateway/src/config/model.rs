@@ -186,6 +186,8 @@ pub struct Role {
     pub max_lease: Duration,
     /// Kinds of key its clients may have, preferred first; empty: any that is safe.
     pub keys: Vec<KeyKind>,
+    /// Keys are made here for clients that ask.
+    pub server_keys: bool,
     /// Allowed destinations; everything else is dropped.
     pub allow: Vec<AllowEntry>,
     /// Certificates of external CAs that have this role.

@@ -176,6 +176,7 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
             ttl: HOUR,
             max_lease: DAY,
             keys: Vec::new(),
+            server_keys: false,
             allow: pool
                 .addresses
                 .iter()
@@ -469,6 +470,7 @@ fn role_list(
             );
         }
         let keys = role_keys(&mut section, found);
+        let server_keys = section.boolean("allow_server_keygen", found).unwrap_or(false);
         let at = section.place("allow");
         let mut allow = Vec::new();
         for (text, at) in section.strings("allow", found).unwrap_or_default() {
@@ -493,7 +495,7 @@ fn role_list(
         let claims = issuer::rules(&name, tokens, &config.issuers, found);
         roles.insert(
             name.clone(),
-            Role { name, pool, ttl, max_lease, keys, allow, matches, claims },
+            Role { name, pool, ttl, max_lease, keys, server_keys, allow, matches, claims },
         );
         section.finish(&[], found);
     }

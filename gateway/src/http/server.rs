@@ -223,7 +223,9 @@ async fn read(
 
 fn respond(reply: Reply, id: &str) -> Response<Full<Bytes>> {
     let length = reply.body.len();
-    let mut response = Response::new(Full::new(Bytes::from(reply.body)));
+    // Some answers hold a key: what was sent is wiped.
+    let body = Bytes::from_owner(zeroize::Zeroizing::new(reply.body));
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() =
         StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

@@ -86,6 +86,7 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
                 ttl: role.ttl,
                 max_lease: role.max_lease,
                 keys: role.keys.clone(),
+                server_keys: role.server_keys,
                 ..RoleProfile::new(role.pool.clone())
             },
         );

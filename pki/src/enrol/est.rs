@@ -8,7 +8,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use zeroize::Zeroizing;
 
-use super::{Enrolled, Refusal, RefusalCode, csrattrs, jwt, pkcs7, shown};
+use super::{Enrolled, Refusal, RefusalCode, csrattrs, jwt, keygen, pkcs7, shown};
 use crate::authority::Authority;
 use crate::csr::{Csr, CsrError, challenge_password};
 use crate::error::Error;
@@ -250,7 +250,8 @@ impl Authority {
             Operation::CsrAttrs => self.csr_attributes(path.label, request),
             Operation::SimpleEnroll => self.simple_enroll(path.label, request, now),
             Operation::SimpleReenroll => self.simple_reenroll(request, now),
-            Operation::ServerKeygen | Operation::FullCmc => Err(Refusal::new(
+            Operation::ServerKeygen => self.server_keygen(path.label, request, now),
+            Operation::FullCmc => Err(Refusal::new(
                 RefusalCode::NotImplemented,
                 format!("{:?} is not offered: use simpleenroll", path.operation),
             )),
@@ -295,20 +296,7 @@ impl Authority {
         let Some((user, token)) = request.authorization.and_then(parse_basic) else {
             return self.enroll_with_jwt(label, request, now);
         };
-        let role = match (label, user.as_str()) {
-            (Some(label), "") => label,
-            (Some(label), user) if label != user => {
-                return Err(Refusal::new(
-                    RefusalCode::TokenWrongRole,
-                    format!(
-                        "the URL names role {:?}, the credentials {:?}: use one role",
-                        shown(label),
-                        shown(user)
-                    ),
-                ));
-            }
-            (_, user) => user,
-        };
+        let role = one_role(label, &user)?;
         // Before any signature is verified: strangers cost one look-up.
         self.find_token(&token)?;
         let csr = parse_csr(request.body)?;
@@ -326,14 +314,7 @@ impl Authority {
         request: &EstRequest<'_>,
         now: UnixTime,
     ) -> Result<EstReply, Refusal> {
-        let token = request_token(request).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::CredentialsMissing,
-                "the request has neither Basic credentials nor a token inside: use --userpass \
-                 role:token with a token from runnel token create, or give the CI platform's \
-                 token to pki --req with --password",
-            )
-        })?;
+        let token = request_token(request).ok_or_else(no_credentials)?;
         let client = request.peer.map(|peer| peer.ip());
         // Before the request's own signature is verified: whose token is not accepted costs no
         // more than that.
@@ -342,6 +323,54 @@ impl Authority {
         let enrolled = self.enrol_accepted(&accepted, &csr, client, now)?;
         failpoint::hit("enrol.before_answer");
         self.issued(&enrolled, false)
+    }
+
+    /// RFC 7030 4.4: the key of the request and its signature are not looked at.
+    fn server_keygen(
+        &self,
+        label: Option<&str>,
+        request: &EstRequest<'_>,
+        now: UnixTime,
+    ) -> Result<EstReply, Refusal> {
+        let client = request.peer.map(|peer| peer.ip());
+        let (enrolled, key) = match request.authorization.and_then(parse_basic) {
+            Some((user, token)) => {
+                let role = one_role(label, &user)?;
+                self.find_token(&token)?;
+                keygen::check_request(&decode_body(request.body)?)?;
+                self.enrol_with_token_keyed(role, &token, None, client, now)?
+            }
+            None => {
+                let token = request_token(request).ok_or_else(no_credentials)?;
+                let accepted = self.jwt_admit(label, &token, client, now)?;
+                keygen::check_request(&decode_body(request.body)?)?;
+                self.enrol_accepted_keyed(&accepted, None, client, now)?
+            }
+        };
+        failpoint::hit("enrol.before_answer");
+        let mut reply = self.issued(&enrolled, false)?;
+        // Any text that no base64 contains.
+        let boundary = format!("runnel-{}", enrolled.lease.id);
+        let text = Zeroizing::new(STANDARD.encode(key.pkcs8()));
+        let mut body = Zeroizing::new(Vec::with_capacity(text.len() + reply.body.len() + 512));
+        for (kind, part) in [
+            ("application/pkcs8", text.as_bytes()),
+            ("application/pkcs7-mime; smime-type=certs-only", reply.body.as_slice()),
+        ] {
+            let head = format!(
+                "--{boundary}\r\nContent-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+            );
+            body.extend_from_slice(head.as_bytes());
+            body.extend_from_slice(part);
+            body.extend_from_slice(b"\r\n");
+        }
+        body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
+        reply.headers = vec![
+            ("Content-Type", format!("multipart/mixed; boundary={boundary}")),
+            ("Cache-Control", "no-store".to_owned()),
+        ];
+        reply.body = std::mem::take(&mut *body);
+        Ok(reply)
     }
 
     fn simple_reenroll(
@@ -383,11 +412,36 @@ impl Authority {
     }
 }
 
+/// The role that URL and credentials name.
+fn one_role<'r>(label: Option<&'r str>, user: &'r str) -> Result<&'r str, Refusal> {
+    match (label, user) {
+        (Some(label), "") => Ok(label),
+        (Some(label), user) if label != user => Err(Refusal::new(
+            RefusalCode::TokenWrongRole,
+            format!(
+                "the URL names role {:?}, the credentials {:?}: use one role",
+                shown(label),
+                shown(user)
+            ),
+        )),
+        (_, user) => Ok(user),
+    }
+}
+
+fn no_credentials() -> Refusal {
+    Refusal::new(
+        RefusalCode::CredentialsMissing,
+        "the request has neither Basic credentials nor a token inside: use --userpass role:token \
+         with a token from runnel token create, or give the CI platform's token to pki --req with \
+         --password",
+    )
+}
+
 /// The token of a CI platform that a request for enrolment carries in its challengePassword. What
 /// else may stand there (RFC 7030 3.5) is no token and not looked at.
 pub fn request_token(request: &EstRequest<'_>) -> Option<Zeroizing<String>> {
     let path = parse_path(request.path)?;
-    if path.operation != Operation::SimpleEnroll
+    if !matches!(path.operation, Operation::SimpleEnroll | Operation::ServerKeygen)
         || request.method != path.operation.method()
         || request.authorization.and_then(parse_basic).is_some()
     {

@@ -4,8 +4,10 @@
 
 pub mod csrattrs;
 pub mod est;
+pub mod exchange;
 mod holder;
 pub mod jwt;
+pub mod keygen;
 mod open;
 mod own;
 pub mod pkcs7;
@@ -85,6 +87,12 @@ pub enum RefusalCode {
     JwtNoRule,
     /// It opened a lease for another key.
     TokenReplay,
+    /// Clients of this role make their keys themselves.
+    ServerKeysOff,
+    /// The token opened a lease for a key that was made here, which is not given twice.
+    KeyNotRepeated,
+    /// The key that is made here is wanted encrypted beyond TLS.
+    KeyEncryption,
     /// The operation is not offered.
     NotImplemented,
     /// The audit trail cannot be written, and nothing is issued without it.
@@ -129,6 +137,9 @@ impl RefusalCode {
             Self::JwtTooLongLived => "jwt_too_long_lived",
             Self::JwtNoRule => "jwt_no_rule",
             Self::TokenReplay => "token_replay",
+            Self::ServerKeysOff => "server_keys_off",
+            Self::KeyNotRepeated => "key_not_repeated",
+            Self::KeyEncryption => "key_encryption",
             Self::NotImplemented => "not_implemented",
             Self::AuditUnavailable => "audit_unavailable",
             Self::Unavailable => "unavailable",
@@ -152,7 +163,10 @@ impl RefusalCode {
             | Self::JwtExpired
             | Self::JwtNotYetValid
             | Self::JwtTooLongLived => 401,
-            Self::MalformedRequest | Self::UnacceptableKey | Self::BadSelfSignature => 400,
+            Self::MalformedRequest
+            | Self::UnacceptableKey
+            | Self::KeyEncryption
+            | Self::BadSelfSignature => 400,
             Self::TokenExpired
             | Self::TokenRevoked
             | Self::TokenSpent
@@ -162,9 +176,11 @@ impl RefusalCode {
             | Self::TokenReplay
             | Self::UnknownRole
             | Self::LeaseEnded
+            | Self::ServerKeysOff
             | Self::KeyBarred
             | Self::RunBarred
             | Self::CertificateUnusable => 403,
+            Self::KeyNotRepeated => 409,
             Self::RenewalTooEarly => 429,
             Self::NotImplemented => 501,
             Self::PoolExhausted

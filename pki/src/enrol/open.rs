@@ -31,6 +31,8 @@ const ATTEMPTS: usize = 64;
 const EARLY_CERTS: usize = 2;
 /// Valid certificates of a lease at any time: each must be revocable, and is a line of the CRL then.
 const MAX_CERTS: usize = 4;
+/// The audit trail's reason for leases whose key was made here.
+const SERVER_KEY: &str = "server_keygen";
 /// Random characters of a lease id: 50 bits.
 pub(super) const LEASE_ID_LEN: usize = 10;
 
@@ -86,11 +88,12 @@ impl Authority {
                     return Err(refusal);
                 }
             };
+            let job = fresh.value.job.clone();
             let grant = Grant {
                 role: role.to_owned(),
-                door: "token",
+                door: if job.is_some() { "exchange" } else { "token" },
                 token: Some(fresh),
-                jwt: None,
+                jwt: job.as_deref(),
                 actor: actor.clone(),
             };
             match self.open_lease(&grant, csr, now) {
@@ -260,10 +263,12 @@ impl Authority {
         lease.deadline = state::deadline(&lease, &settings.timers);
 
         if let Some(token) = &grant.token {
-            spend(&mut txn, token, &lease, now);
+            spend(&mut txn, token, &lease, csr, now);
         }
-        if let Some(accepted) = grant.jwt {
-            jwt::spend(&mut txn, accepted, &lease, now);
+        if let (Some(accepted), Some(_)) = (grant.jwt, &grant.token) {
+            self.note_exchanged(&mut txn, accepted, &lease)?;
+        } else if let Some(accepted) = grant.jwt {
+            jwt::spend(&mut txn, accepted, &lease, csr, now);
             let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(&lease);
             event.token = Some(accepted.name());
             event.record(&mut txn);
@@ -285,7 +290,7 @@ impl Authority {
         let mut event = AuditEvent::new("lease.create", &grant.actor, now)
             .lease(&lease)
             .serial(&certificate.serial)
-            .reason(grant.door);
+            .reason(if csr.made_here { SERVER_KEY } else { grant.door });
         event.token = lease.token.clone();
         event.record(&mut txn);
 
@@ -504,6 +509,21 @@ impl Authority {
         refusal: &Refusal,
         now: UnixTime,
     ) -> Result<(), Error> {
+        let key = csr.map(|csr| csr.spki_sha256.as_str());
+        self.audit_refusal_of(action, token, role, key, actor, refusal, now)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn audit_refusal_of(
+        &self,
+        action: &str,
+        token: &str,
+        role: Option<&str>,
+        spki_sha256: Option<&str>,
+        actor: &Actor,
+        refusal: &Refusal,
+        now: UnixTime,
+    ) -> Result<(), Error> {
         let peer = match actor {
             Actor::Peer(address) => Some(*address),
             Actor::System | Actor::Uid(_) => None,
@@ -514,7 +534,7 @@ impl Authority {
         let mut event = AuditEvent::new(action, actor, now).refused(refusal.code.name());
         event.token = Some(token.to_owned());
         event.role = role.map(|role| shown(role).to_owned());
-        event.spki_sha256 = csr.map(|csr| csr.spki_sha256.clone());
+        event.spki_sha256 = spki_sha256.map(str::to_owned);
         event.left_out = (left_out > 0).then_some(left_out);
         self.record_audit(&event)
     }
@@ -539,12 +559,13 @@ impl Drop for Reservation<'_> {
     }
 }
 
-fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, now: UnixTime) {
+fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, csr: &Csr, now: UnixTime) {
     let mut token = stored.value.clone();
     token.spends.push(TokenSpend {
         at: now,
         spki_sha256: lease.spki_sha256.clone(),
         lease_id: lease.id.clone(),
+        made_here: csr.made_here,
     });
     let token_key = key::token(&token.id);
     txn.at(&token_key, stored.revision).put(token_key, record::encode(&token));

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::jwt::Accepted;
 use super::{Refusal, RefusalCode, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::Authority;
@@ -21,7 +22,7 @@ use crate::time::UnixTime;
 /// How long the key that spent a token gets the same answer again.
 pub const REPLAY_WINDOW: Duration = Duration::from_secs(300);
 /// Characters of the public name.
-const ID_LEN: usize = 6;
+pub(super) const ID_LEN: usize = 6;
 /// Characters of the secret: 130 bits.
 const SECRET_LEN: usize = 26;
 /// The longest life of a token.
@@ -80,6 +81,9 @@ pub struct TokenSpend {
     pub spki_sha256: String,
     /// The lease it opened.
     pub lease_id: String,
+    /// Whether the key was made here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_here: bool,
 }
 
 /// The record of a token; the secret itself is not in it.
@@ -107,6 +111,9 @@ pub struct Token {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<UnixTime>,
+    /// The job it was given to, for the token of its platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Box<Accepted>>,
     /// Its uses so far.
     #[serde(default)]
     pub spends: Vec<TokenSpend>,
@@ -288,6 +295,7 @@ impl Authority {
                 bound_net: create.bound_net,
                 bound_spki: bound_spki.clone(),
                 revoked: None,
+                job: None,
                 spends: Vec::new(),
             };
             let token_key = key::token(&token.id);

@@ -68,10 +68,12 @@ impl Shown {
 
 /// A lease with everything its holder needs to connect.
 #[derive(Serialize)]
-pub(super) struct Issued {
+pub(super) struct Issued<'k> {
     lease: Lease,
     replayed: bool,
     certificate: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    private_key: Option<&'k String>,
     chain: Vec<String>,
     root: String,
     not_after: String,
@@ -83,12 +85,13 @@ pub(super) struct Issued {
     release_token: String,
 }
 
-impl Issued {
+impl<'k> Issued<'k> {
     pub(super) fn new(
         authority: &Authority,
         config: &Config,
         gateway: &str,
         enrolled: &Enrolled,
+        private_key: Option<&'k String>,
         swanctl_conf: String,
     ) -> Self {
         let lease = &enrolled.lease;
@@ -100,6 +103,7 @@ impl Issued {
             lease: Lease::new(lease),
             replayed: enrolled.replayed,
             certificate: pem("CERTIFICATE", &enrolled.certificate),
+            private_key,
             chain: authority.chain_pem(&enrolled.certificate),
             root: authority.root_pem(),
             not_after: enrolled.not_after.to_string(),

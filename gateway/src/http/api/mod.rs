@@ -3,6 +3,7 @@
 
 mod answers;
 mod credential;
+mod exchange;
 mod swanctl;
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use hyper::header::AUTHORIZATION;
 use pki::enrol::est;
 use pki::enrol::jwt::jws;
+use pki::signer::KeyKind;
 use pki::{Actor, Authority, Enrolled, Lease, Refusal, RefusalCode, UnixTime};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -97,7 +99,11 @@ pub struct ApiService(pub Arc<Api>);
 impl Service for ApiService {
     async fn answer(&self, request: Request) -> Reply {
         // Nothing is fetched for what is refused anyhow.
-        let bearer = Credential::bearer(&request).filter(|_| resource(&request).is_ok());
+        let bearer = match resource(&request) {
+            Ok(Resource::Exchange) => exchange::subject(&request.body),
+            Ok(_) => Credential::bearer(&request),
+            Err(_) => None,
+        };
         if let Some(token) = bearer.filter(|token| jws::looks_like_jwt(token)) {
             self.0.keys.prepare(&token).await;
         }
@@ -115,6 +121,7 @@ impl Service for ApiService {
 /// What a request asks for.
 enum Resource<'r> {
     OpenApi,
+    Exchange,
     Create,
     Show(&'r str),
     Release(&'r str),
@@ -129,12 +136,13 @@ fn resource(request: &Request) -> Result<Resource<'_>, Refusal> {
     let method = request.method.as_str();
     Ok(match (path.as_slice(), method) {
         (["openapi.json"], "GET" | "HEAD") => Resource::OpenApi,
+        (["token"], "POST") => Resource::Exchange,
         (["leases"], "POST") => Resource::Create,
         (["leases", id], "GET" | "HEAD") => Resource::Show(id),
         (["leases", id], "DELETE") => Resource::Release(id),
         (["leases", id, "renew"], "POST") => Resource::Renew(id),
         (["leases", id, "revoke"], "POST") => Resource::Revoke(id),
-        (["openapi.json"] | ["leases"] | ["leases", _], _)
+        (["openapi.json"] | ["token"] | ["leases"] | ["leases", _], _)
         | (["leases", _, "renew" | "revoke"], _) => {
             return Err(Refusal::new(
                 RefusalCode::MethodNotAllowed,
@@ -163,12 +171,36 @@ impl Api {
             Resource::OpenApi => {
                 Ok(Reply::new(200, "application/json", OPENAPI.as_bytes().to_vec()))
             }
+            Resource::Exchange => Ok(self.exchange(request)),
             Resource::Create => self.create(request),
             Resource::Show(id) => self.show(id, request),
             Resource::Release(id) => self.release(id, request),
             Resource::Renew(id) => self.renew(id, request),
             Resource::Revoke(id) => self.revoke(id, request),
         }
+    }
+
+    /// A one-time token for a platform's. Errors have a form of their own.
+    fn exchange(&self, request: &Request) -> Reply {
+        self.exchanged(request).unwrap_or_else(|refused| {
+            super::est::report(&refused.refusal, request, refused.status(), &self.refusals);
+            refused.reply()
+        })
+    }
+
+    fn exchanged(&self, request: &Request) -> Result<Reply, exchange::Refused> {
+        bounded(request)?;
+        let asked = exchange::Parameters::read(&request.body)?;
+        let (client, now) = (Some(request.peer.ip()), now());
+        let accepted =
+            self.authority.jwt_admit(asked.role.as_deref(), &asked.subject, client, now)?;
+        let given = self.authority.token_exchange(&accepted, &asked.spki_sha256, client, now)?;
+        tracing::info!(
+            peer = %request.peer, request = %request.id, token = %given.token.id,
+            role = %given.token.role, replayed = given.replayed, "token exchanged"
+        );
+        failpoint::hit("est.before_answer");
+        Ok(exchange::given(&given, now))
     }
 
     fn create(&self, request: &Request) -> Result<Reply, Refusal> {
@@ -181,34 +213,43 @@ impl Api {
         })?;
         let body: Create = body(request)?;
         version(body.client.as_deref())?;
-        let Some(csr) = &body.csr else {
-            let (code, detail) = match body.key_type {
-                Some(_) => (
-                    RefusalCode::NotImplemented,
-                    "keys are not made by the server: make one and send a csr for it",
-                ),
-                None => (RefusalCode::MalformedRequest, "the body has no csr: send one, PEM"),
-            };
-            return Err(Refusal::new(code, detail));
-        };
+        let wanted = Wanted::of(&body)?;
         let (client, now) = (Some(request.peer.ip()), now());
-        let enrolled = if jws::looks_like_jwt(&credential) {
+        let authority = &self.authority;
+        let (enrolled, key) = if jws::looks_like_jwt(&credential) {
             // The token first: whose is not accepted costs no more than its signature.
-            let accepted =
-                self.authority.jwt_admit(body.role.as_deref(), &credential, client, now)?;
-            let csr = est::parse_csr(csr.as_bytes())?;
-            self.authority.enrol_accepted(&accepted, &csr, client, now)?
+            let accepted = authority.jwt_admit(body.role.as_deref(), &credential, client, now)?;
+            match wanted {
+                Wanted::Csr(csr) => {
+                    let csr = est::parse_csr(csr.as_bytes())?;
+                    (authority.enrol_accepted(&accepted, &csr, client, now)?, None)
+                }
+                Wanted::Key(kind) => {
+                    let made = authority.enrol_accepted_keyed(&accepted, kind, client, now)?;
+                    (made.0, Some(made.1))
+                }
+            }
         } else {
             let role = match &body.role {
                 Some(role) => role.clone(),
-                None => self.authority.role_of_token(&credential)?,
+                None => authority.role_of_token(&credential)?,
             };
-            let csr = est::parse_csr(csr.as_bytes())?;
-            self.authority.enrol_with_token(&role, &credential, &csr, client, now)?
+            match wanted {
+                Wanted::Csr(csr) => {
+                    let csr = est::parse_csr(csr.as_bytes())?;
+                    (authority.enrol_with_token(&role, &credential, &csr, client, now)?, None)
+                }
+                Wanted::Key(kind) => {
+                    let made =
+                        authority.enrol_with_token_keyed(&role, &credential, kind, client, now)?;
+                    (made.0, Some(made.1))
+                }
+            }
         };
         failpoint::hit("est.before_answer");
         let status = if enrolled.replayed { 200 } else { 201 };
-        self.issued(status, &enrolled, body.client.as_deref(), request)
+        let key = key.map(|key| key.pem());
+        self.issued(status, &enrolled, key.as_deref(), body.client.as_deref(), request)
     }
 
     fn show(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
@@ -227,7 +268,7 @@ impl Api {
             Holder::Certificate(peer) => self.authority.renew(&peer, &csr, client, now)?,
             Holder::Bearer => self.authority.renew_same_key(id, &csr, client, now)?,
         };
-        self.issued(200, &enrolled, body.client.as_deref(), request)
+        self.issued(200, &enrolled, None, body.client.as_deref(), request)
     }
 
     fn release(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
@@ -259,6 +300,7 @@ impl Api {
         &self,
         status: u16,
         enrolled: &Enrolled,
+        key: Option<&String>,
         version: Option<&str>,
         request: &Request,
     ) -> Result<Reply, Refusal> {
@@ -280,18 +322,54 @@ impl Api {
             },
         );
         let answer =
-            answers::Issued::new(&self.authority, &config, &self.gateway, enrolled, swanctl);
+            answers::Issued::new(&self.authority, &config, &self.gateway, enrolled, key, swanctl);
         Ok(answers::json(status, &answer))
     }
 }
 
-fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
-    if request.body.len() > MAX_BODY {
-        return Err(Refusal::new(
-            RefusalCode::TooLarge,
-            format!("the body has {} octets, more than {MAX_BODY}", request.body.len()),
-        ));
+/// Whose key a lease is to be for.
+enum Wanted<'b> {
+    /// The one that this request is for.
+    Csr(&'b str),
+    /// One that is made here, of this kind or the role's.
+    Key(Option<KeyKind>),
+}
+
+impl<'b> Wanted<'b> {
+    fn of(body: &'b Create) -> Result<Self, Refusal> {
+        let malformed = |detail: String| Refusal::new(RefusalCode::MalformedRequest, detail);
+        match (&body.csr, body.key_type.as_deref()) {
+            (Some(csr), None) => Ok(Self::Csr(csr)),
+            (None, Some("any")) => Ok(Self::Key(None)),
+            (None, Some(name)) => match name.parse() {
+                Ok(kind) => Ok(Self::Key(Some(kind))),
+                Err(_) => Err(malformed(format!(
+                    "key_type is none of any, {}: choose one of them",
+                    KeyKind::ALL.map(KeyKind::name).join(", ")
+                ))),
+            },
+            (Some(_), Some(_)) => Err(malformed(
+                "the body has a csr and a key_type: send the csr for a key of yours, or key_type \
+                 to have one made"
+                    .to_owned(),
+            )),
+            (None, None) => Err(malformed("the body has no csr: send one, PEM".to_owned())),
+        }
     }
+}
+
+fn bounded(request: &Request) -> Result<(), Refusal> {
+    if request.body.len() <= MAX_BODY {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::TooLarge,
+        format!("the body has {} octets, more than {MAX_BODY}", request.body.len()),
+    ))
+}
+
+fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Refusal> {
+    bounded(request)?;
     serde_json::from_slice(&request.body).map_err(|error| {
         Refusal::new(
             RefusalCode::MalformedRequest,

@@ -79,7 +79,10 @@ impl Fixture {
              static_jwks = \"/nonexistent/keys.json\"\n\
              [[role]]\nname = \"builder\"\nallow = [\"10.20.0.10:443/tcp\"]\n\
              [[role.match]]\nissuer = \"github\"\nrepository_id = \"123456\"\n\
-             ref = \"refs/heads/main\"\n",
+             ref = \"refs/heads/main\"\n\
+             [[role]]\nname = \"small\"\nallow = [\"10.20.0.10:443/tcp\"]\n\
+             allow_server_keygen = true\n\
+             [[role.match]]\nissuer = \"github\"\nrepository_id = \"777\"\n",
             keys.display()
         );
         let config = Config::parse(&text, "test").unwrap();
@@ -242,6 +245,11 @@ fn operation_of(item: &Value, method: &str) -> Option<String> {
     item.get(&method).map(|_| method)
 }
 
+fn ring_hex(octets: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, octets);
+    digest.as_ref().iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
 struct Key(rcgen::KeyPair);
 
 impl Key {
@@ -326,7 +334,9 @@ fn the_interface_is_what_its_document_says() {
         (400, Some(&fresh), json!({"csr": key.csr(), "client": "new"}).to_string()),
         (400, Some(&fresh), "{}".to_owned()),
         (413, Some(&fresh), format!("{{\"csr\": \"{}\"}}", "A".repeat(40_000))),
-        (501, Some(&fresh), json!({"key_type": "ecdsa"}).to_string()),
+        (400, Some(&fresh), json!({"key_type": "ecdsa"}).to_string()),
+        (400, Some(&fresh), json!({"csr": key.csr(), "key_type": "any"}).to_string()),
+        (403, Some(&fresh), json!({"key_type": "any", "role": "builder"}).to_string()),
     ] {
         let (found, answer) = f.ask("POST", "/v1/leases", bearer, &body);
         assert_eq!(found, status, "{answer}");
@@ -338,6 +348,76 @@ fn the_interface_is_what_its_document_says() {
     assert_eq!(f.ask("POST", "/v1/leases", Some(&broken), &key.body()).0, 503);
     assert_eq!(f.ask("PUT", "/v1/leases", None, "").0, 405);
     assert_eq!(f.authority.leases(true).unwrap().len(), 2);
+
+    // A key made here, where the role allows it.
+    let making = f.key.sign(&{
+        let mut claims = oidc::github(clock::unix_seconds(), AUDIENCE, "made");
+        claims["repository_id"] = json!("777");
+        claims
+    });
+    let wanted = json!({"key_type": "ecdsa-p384", "client": "6.0.1"}).to_string();
+    let (status, made) = f.ask("POST", "/v1/leases", Some(&making), &wanted);
+    assert_eq!(status, 201, "{made}");
+    let private = rcgen::KeyPair::from_pem(made["private_key"].as_str().unwrap()).unwrap();
+    let public = rcgen::PublicKeyData::subject_public_key_info(&private);
+    let certificate = der(&made["certificate"]);
+    assert!(certificate.windows(public.len()).any(|part| part == public), "another key's");
+    let (status, again) = f.ask("POST", "/v1/leases", Some(&making), &wanted);
+    assert_eq!((status, &again["type"]), (409, &json!("urn:runnel:problem:key_not_repeated")));
+    assert!(again.get("private_key").is_none());
+    assert_eq!(f.authority.leases(true).unwrap().len(), 3);
+
+    // A one-time token for a platform's.
+    let swapped = f.jwt("exchanged");
+    let exchanged = Key::new();
+    let public = rcgen::PublicKeyData::subject_public_key_info(&exchanged.0);
+    let hash = ring_hex(&public);
+    let form = |grant: &str, kind: &str, token: &str, rest: &str| {
+        format!("grant_type={grant}&subject_token_type={kind}&subject_token={token}&{rest}")
+    };
+    let grant = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange";
+    let kind = "urn:ietf:params:oauth:token-type:jwt";
+    let asked = form(grant, kind, &swapped, &format!("scope=builder&spki_sha256={hash}"));
+    let (status, given) = f.ask("POST", "/v1/token", None, &asked);
+    assert_eq!(
+        (status, &given["scope"], &given["token_type"]),
+        (200, &json!("builder"), &json!("N_A"))
+    );
+    assert!(given["expires_in"].as_u64().unwrap() <= 900);
+    let (status, again) = f.ask("POST", "/v1/token", None, &asked);
+    assert_eq!((status, &again["access_token"]), (200, &given["access_token"]));
+    let other_key = form(grant, kind, &swapped, &format!("spki_sha256={}", "ab".repeat(32)));
+    let (status, refused) = f.ask("POST", "/v1/token", None, &other_key);
+    assert_eq!((status, &refused["type"]), (400, &json!("urn:runnel:problem:token_replay")));
+    let fresh = f.jwt("not-exchanged");
+    let bound = format!("spki_sha256={hash}");
+    for (status, error, form) in [
+        (400, "invalid_request", "grant_type".to_owned()),
+        (400, "unsupported_grant_type", form("password", kind, &fresh, &bound)),
+        (400, "invalid_request", form(grant, "urn:x", &fresh, &bound)),
+        (400, "invalid_request", form(grant, kind, &fresh, "")),
+        (400, "invalid_request", form(grant, kind, &fresh, "spki_sha256=abc")),
+        (400, "invalid_request", form(grant, kind, &fresh, &format!("{bound}&{bound}"))),
+        (400, "invalid_request", form(grant, kind, &fresh, &format!("{bound}&actor_token=a"))),
+        (400, "invalid_request", form(grant, kind, &fresh, &format!("{bound}&scope=nobody"))),
+        (400, "invalid_request", form(grant, kind, "eyJhIjoxfQ.e30.AAAA", &bound)),
+        (413, "invalid_request", "a=".to_owned() + &"b".repeat(40_000)),
+        (503, "temporarily_unavailable", {
+            let broken = f.key.sign(&json!({
+                "iss": "https://x.example.com", "aud": AUDIENCE, "sub": "a",
+                "exp": clock::unix_seconds() + 60,
+            }));
+            form(grant, kind, &broken, &bound)
+        }),
+    ] {
+        let (found, answer) = f.ask("POST", "/v1/token", None, &form);
+        assert_eq!((found, &answer["error"]), (status, &json!(error)), "{answer}");
+    }
+    assert_eq!(f.ask("GET", "/v1/token", None, "").0, 405);
+    let given = given["access_token"].as_str().unwrap().to_owned();
+    let (status, opened) = f.ask("POST", "/v1/leases", Some(&given), &exchanged.body());
+    assert_eq!((status, &opened["lease"]["run_id"]), (201, &json!("7001")), "{opened}");
+    assert_eq!(opened["lease"]["door"], "exchange");
 
     // One lease: every credential of its holder, and nobody else's.
     let path = format!("/v1/leases/{id}");
@@ -419,8 +499,6 @@ fn the_interface_is_what_its_document_says() {
             fields.insert(format!("{name}.{field}"));
         }
     }
-    // What is refused whenever it is sent.
-    fields.remove("Create.key_type");
     assert_eq!(f.fields, fields);
 }
 

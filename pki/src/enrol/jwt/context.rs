@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::claims::Claims;
 use super::{ClaimRule, Issuer, IssuerKind};
 use crate::issue::sha256_hex;
@@ -13,7 +15,7 @@ const MAX_VALUE: usize = 256;
 const MAX_SEGMENT: usize = 100;
 
 /// The job a token was issued to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobContext {
     /// The path of the identity URI, without the trust domain.
     pub path: String,

@@ -20,7 +20,7 @@ use crate::enrol::{Enrolled, Refusal, RefusalCode, shown};
 use crate::error::Error;
 use crate::issue::sha256_hex;
 use crate::lease::Lease;
-use crate::record::{self, key};
+use crate::record::{self, Stored, key};
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
 
@@ -32,7 +32,7 @@ const PRUNE_BATCH: usize = 64;
 const PRUNE_MARGIN: std::time::Duration = std::time::Duration::from_secs(3_600);
 
 /// A token that is good and what it gives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     /// The configured issuer.
     pub issuer: String,
@@ -50,6 +50,14 @@ pub struct Accepted {
 }
 
 impl Accepted {
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    pub(crate) const fn good_until(&self) -> UnixTime {
+        self.good_until
+    }
+
     /// The token's name in listings and audit.
     pub fn name(&self) -> String {
         name(&self.digest)
@@ -67,10 +75,16 @@ pub struct JwtSpend {
     pub at: UnixTime,
     /// By which key.
     pub spki_sha256: String,
-    /// The lease.
+    /// The lease; empty while the one-time token that was given for it has opened none.
     pub lease_id: String,
     /// The token is refused from here on, and the record not needed.
     pub good_until: UnixTime,
+    /// Whether the key was made here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_here: bool,
+    /// The one-time token that was given for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// Judges a token: its form, its issuer's signature, its registered claims, the issuer's rules.
@@ -475,22 +489,13 @@ impl Authority {
         let actor = client.map_or(Actor::System, Actor::Peer);
         // Requests with one token take turns: all but the first would sign in vain.
         let _turn = self.token_turn(&accepted.digest);
-        let spent_key = key::jwt(&accepted.digest);
         for _ in 0..ATTEMPTS {
-            let spent = record::read::<JwtSpend>(self.store.as_ref(), &spent_key)?;
-            if let Some(spent) = spent {
-                let spent = spent.value;
-                if spent.spki_sha256 == csr.spki_sha256 && now < spent.at.plus(REPLAY_WINDOW) {
+            if let Some(spent) = self.jwt_spend(&accepted.digest)? {
+                let own = spent.token.is_none() && spent.spki_sha256 == csr.spki_sha256;
+                if own && now < spent.at.plus(REPLAY_WINDOW) {
                     return self.replay(&spent.lease_id, &csr.spki_sha256, now);
                 }
-                let refusal = already_spent(accepted, &spent, csr);
-                let action = match refusal.code {
-                    RefusalCode::TokenReplay => "token.replay",
-                    _ => "token.use",
-                };
-                let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
-                self.audit_refusal(action, &name, role, Some(csr), &actor, &refusal, now)?;
-                return Err(refusal);
+                return Err(self.refuse_spent(accepted, &spent, &csr.spki_sha256, &actor, now)?);
             }
             let grant = Grant {
                 role: accepted.role.clone(),
@@ -516,6 +521,48 @@ impl Authority {
         Err(Error::Contended("the enrolment").into())
     }
 
+    /// Refuses a token that is spent, and has it in the audit trail.
+    pub(crate) fn refuse_spent(
+        &self,
+        accepted: &Accepted,
+        spent: &JwtSpend,
+        spki_sha256: &str,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<Refusal, Error> {
+        let refusal = already_spent(accepted, spent, spki_sha256);
+        let action = match refusal.code {
+            RefusalCode::TokenReplay => "token.replay",
+            _ => "token.use",
+        };
+        let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
+        let key = Some(spki_sha256);
+        self.audit_refusal_of(action, &name, role, key, actor, &refusal, now)?;
+        Ok(refusal)
+    }
+
+    /// Writes down which lease was opened with the one-time token that a token was given for.
+    pub(crate) fn note_exchanged(
+        &self,
+        txn: &mut Txn,
+        accepted: &Accepted,
+        lease: &Lease,
+    ) -> Result<(), Error> {
+        let spent_key = key::jwt(&accepted.digest);
+        let spent = record::read::<JwtSpend>(self.store.as_ref(), &spent_key)?;
+        if let Some(Stored { value, revision }) = spent {
+            let spent = JwtSpend { lease_id: lease.id.clone(), ..value };
+            txn.at(&spent_key, revision).put(spent_key, record::encode(&spent));
+        }
+        Ok(())
+    }
+
+    /// What a token opened.
+    pub(crate) fn jwt_spend(&self, digest: &str) -> Result<Option<JwtSpend>, Error> {
+        let spent = record::read::<JwtSpend>(self.store.as_ref(), &key::jwt(digest))?;
+        Ok(spent.map(|spent| spent.value))
+    }
+
     fn jwt_keys(&self, issuer: &Issuer, now: UnixTime) -> Result<Cow<'static, KeySet>, String> {
         lock(&self.keyring).keys(issuer, now).cloned().map(Cow::Owned)
     }
@@ -533,9 +580,8 @@ impl Authority {
             Ok(genuine) => genuine.digest,
             Err(refusal) => return Err(self.or_wait(token, refusal.with_trace(trace), now)),
         };
-        let spent = record::read::<JwtSpend>(self.store.as_ref(), &key::jwt(&digest))?;
-        let lease = match spent {
-            Some(spent) => self.lease(&spent.value.lease_id)?,
+        let lease = match self.jwt_spend(&digest)? {
+            Some(spent) => self.lease(&spent.lease_id)?,
             None => None,
         };
         lease.ok_or_else(|| {
@@ -576,10 +622,12 @@ impl Authority {
 }
 
 /// Writes down in the transaction that opens the lease that its token is spent.
-pub(crate) fn spend(txn: &mut Txn, accepted: &Accepted, lease: &Lease, now: UnixTime) {
+pub(crate) fn spend(txn: &mut Txn, accepted: &Accepted, lease: &Lease, csr: &Csr, now: UnixTime) {
     let spent_key = key::jwt(&accepted.digest);
     let spent = JwtSpend {
         at: now,
+        made_here: csr.made_here,
+        token: None,
         spki_sha256: lease.spki_sha256.clone(),
         lease_id: lease.id.clone(),
         good_until: accepted.good_until,
@@ -589,16 +637,28 @@ pub(crate) fn spend(txn: &mut Txn, accepted: &Accepted, lease: &Lease, now: Unix
         .put(key::jwt_due(accepted.good_until, &accepted.digest), Vec::new());
 }
 
-fn already_spent(accepted: &Accepted, spent: &JwtSpend, csr: &Csr) -> Refusal {
+fn already_spent(accepted: &Accepted, spent: &JwtSpend, asking: &str) -> Refusal {
     let (name, JwtSpend { at, spki_sha256, lease_id, .. }) = (accepted.name(), spent);
     let mut trace = Trace {
         issuer: Some(accepted.issuer.clone()),
         role: Some(accepted.role.clone()),
         ..Trace::default()
     };
-    let found = format!("opened lease {lease_id} at {at}");
+    let found = match &spent.token {
+        Some(token) => format!("was exchanged for token {token} at {at}"),
+        None => format!("opened lease {lease_id} at {at}"),
+    };
     let mut step = Step::new("spent", false, "a token that opened no lease", Some(found));
-    let refusal = if *spki_sha256 == csr.spki_sha256 {
+    let refusal = if let Some(token) = spent.token.as_ref().filter(|_| spki_sha256 == asking) {
+        step.hint = Some("use the token it was exchanged for".to_owned());
+        Refusal::new(
+            RefusalCode::TokenSpent,
+            format!(
+                "token {name} was exchanged for the one-time token {token} at {at}: use that one, \
+                 or ask for a new token"
+            ),
+        )
+    } else if spki_sha256 == asking {
         step.hint = Some("the same key may ask again for 5 minutes".to_owned());
         Refusal::new(
             RefusalCode::TokenSpent,
@@ -615,9 +675,9 @@ fn already_spent(accepted: &Accepted, spent: &JwtSpend, csr: &Csr) -> Refusal {
             RefusalCode::TokenReplay,
             format!(
                 "token {name} of issuer {} opened lease {lease_id} at {at} for key \
-                 sha256:{spki_sha256} and is now presented with key sha256:{}: somebody may have \
+                 sha256:{spki_sha256} and is now presented with key sha256:{asking}: somebody may have \
                  copied it; look at what its job prints, or ask for one token for each key",
-                accepted.issuer, csr.spki_sha256
+                accepted.issuer
             ),
         )
     };

@@ -1,0 +1,204 @@
+//! Keys made here (RFC 7030 4.4), for clients that cannot make one: in the answer, and nowhere else.
+//!
+//! Such a key is never stored and so never given twice: a lost answer costs a new token.
+
+use std::net::IpAddr;
+
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+use zeroize::Zeroizing;
+
+use super::jwt::Accepted;
+use super::token::{Presenter, judge};
+use super::{Enrolled, Refusal, RefusalCode, shown};
+use crate::audit::Actor;
+use crate::authority::Authority;
+use crate::csr::Csr;
+use crate::error::Error;
+use crate::signer::{FileSigner, KeyKind, Signer};
+use crate::time::UnixTime;
+
+/// DecryptKeyIdentifier and AsymmetricDecryptKeyIdentifier (RFC 7030 4.4.1.1 and 4.4.1.2).
+const DECRYPT_KEY: [&str; 2] = ["1.2.840.113549.1.9.16.2.37", "1.2.840.113549.1.9.16.2.54"];
+
+/// A private key made for a client. Wiped when dropped; its `Debug` shows no secret.
+#[derive(Debug)]
+pub struct MadeKey {
+    signer: FileSigner,
+    csr: Csr,
+}
+
+impl MadeKey {
+    fn new(kind: KeyKind) -> Result<Self, Error> {
+        let signer = FileSigner::generate(kind)?;
+        let csr = Csr::made_here(signer.public_key_der().to_vec())
+            .map_err(|_| Error::Crypto("the key that was made has another form"))?;
+        Ok(Self { signer, csr })
+    }
+
+    /// The key, PKCS#8 DER without encryption (RFC 5958; version 1, which everything reads).
+    pub fn pkcs8(&self) -> Zeroizing<Vec<u8>> {
+        /// Up to the seed of an Ed25519 key (RFC 8410 7).
+        const ED25519: [u8; 16] = [
+            0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22,
+            0x04, 0x20,
+        ];
+        let der = self.signer.pkcs8();
+        // What the generator makes has the public key as well, which older readers refuse.
+        match der.get(16..48) {
+            Some(seed) if self.csr.key.is(KeyKind::Ed25519) => {
+                Zeroizing::new([&ED25519, seed].concat())
+            }
+            _ => der.clone(),
+        }
+    }
+
+    /// The same, PEM.
+    pub fn pem(&self) -> Zeroizing<String> {
+        use base64::Engine;
+        let text = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(self.pkcs8()));
+        let mut pem = Zeroizing::new(String::with_capacity(text.len() + text.len() / 32 + 64));
+        pem.push_str("-----BEGIN PRIVATE KEY-----\n");
+        let mut rest = text.as_str();
+        while let Some((line, after)) = rest.split_at_checked(64) {
+            pem.push_str(line);
+            pem.push('\n');
+            rest = after;
+        }
+        pem.push_str(rest);
+        if !rest.is_empty() {
+            pem.push('\n');
+        }
+        pem.push_str("-----END PRIVATE KEY-----\n");
+        pem
+    }
+}
+
+/// Refuses a request that wants its key encrypted beyond TLS: it must not get it otherwise.
+///
+/// # Errors
+/// [`RefusalCode::KeyEncryption`], or that it is no request. Key and signature are not looked at
+/// (RFC 7030 4.4.1).
+pub(super) fn check_request(der: &[u8]) -> Result<(), Refusal> {
+    let (_, request) = X509CertificationRequest::from_der(der).map_err(|_| {
+        Refusal::new(
+            RefusalCode::MalformedRequest,
+            "the request is not a PKCS#10 certification request: send one, its key does not matter",
+        )
+    })?;
+    let asks = request
+        .certification_request_info
+        .iter_attributes()
+        .any(|attribute| DECRYPT_KEY.contains(&attribute.oid.to_id_string().as_str()));
+    if !asks {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::KeyEncryption,
+        "the request names a key to encrypt the private key with (DecryptKeyIdentifier), which is \
+         not offered: leave it out and the key comes inside TLS, or make the key yourself and use \
+         simpleenroll",
+    ))
+}
+
+impl Authority {
+    /// Opens a lease for a key that is made here, with a one-time token. `kind` is the one asked for.
+    ///
+    /// # Errors
+    /// As [`enrol_with_token`](Self::enrol_with_token); [`RefusalCode::ServerKeysOff`] where the role
+    /// does not allow it and [`RefusalCode::KeyNotRepeated`] when the token got its key before.
+    pub fn enrol_with_token_keyed(
+        &self,
+        role: &str,
+        token: &str,
+        kind: Option<KeyKind>,
+        client: Option<IpAddr>,
+        now: UnixTime,
+    ) -> Result<(Enrolled, MadeKey), Refusal> {
+        let actor = client.map_or(Actor::System, Actor::Peer);
+        let stored = self.find_token(token)?;
+        let id = stored.value.id.clone();
+        let made = stored.value.spends.iter().rev().find(|spend| spend.made_here).cloned();
+        // Everything but the key, before one is made.
+        let judged = match &stored.value.bound_spki {
+            Some(bound) => Err(Refusal::new(
+                RefusalCode::TokenBoundElsewhere,
+                format!(
+                    "token {id} is bound to key sha256:{bound}, which its client has: send a \
+                     request for that key"
+                ),
+            )),
+            None => judge(stored, Presenter { role, spki_sha256: "", address: client, now }),
+        };
+        if let Err(refusal) = judged {
+            let refusal = match (refusal.code, made) {
+                (RefusalCode::TokenSpent, Some(spend)) => {
+                    given_before(&format!("token {id}"), &spend.lease_id, spend.at)
+                }
+                _ => refusal,
+            };
+            self.audit_refusal("token.use", &id, Some(role), None, &actor, &refusal, now)?;
+            return Err(refusal);
+        }
+        let key = self.make_key(role, kind)?;
+        let enrolled = self.enrol_with_token(role, token, &key.csr, client, now)?;
+        Ok((enrolled, key))
+    }
+
+    /// The same with a platform's token that was judged just now.
+    ///
+    /// # Errors
+    /// As [`enrol_with_token_keyed`](Self::enrol_with_token_keyed).
+    pub fn enrol_accepted_keyed(
+        &self,
+        accepted: &Accepted,
+        kind: Option<KeyKind>,
+        client: Option<IpAddr>,
+        now: UnixTime,
+    ) -> Result<(Enrolled, MadeKey), Refusal> {
+        if let Some(spent) = self.jwt_spend(&accepted.digest)?.filter(|spent| spent.made_here) {
+            let refusal =
+                given_before(&format!("token {}", accepted.name()), &spent.lease_id, spent.at);
+            let actor = client.map_or(Actor::System, Actor::Peer);
+            let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
+            self.audit_refusal("token.use", &name, role, None, &actor, &refusal, now)?;
+            return Err(refusal);
+        }
+        let key = self.make_key(&accepted.role, kind)?;
+        let enrolled = self.enrol_accepted(accepted, &key.csr, client, now)?;
+        Ok((enrolled, key))
+    }
+
+    fn make_key(&self, role: &str, kind: Option<KeyKind>) -> Result<MadeKey, Refusal> {
+        let settings = self.settings();
+        let profile = settings.roles.get(role).ok_or_else(|| {
+            Refusal::new(
+                RefusalCode::UnknownRole,
+                format!("role {:?} is not configured: use another", shown(role)),
+            )
+        })?;
+        if !profile.server_keys {
+            return Err(Refusal::new(
+                RefusalCode::ServerKeysOff,
+                format!(
+                    "clients of role {role} make their keys themselves: send a certification \
+                     request, or set allow_server_keygen = true on the role"
+                ),
+            ));
+        }
+        let kind = kind.or(profile.keys.first().copied()).unwrap_or(KeyKind::EcdsaP256);
+        // A kind that the role does not take costs no key.
+        profile.check_kind(role, kind)?;
+        Ok(MadeKey::new(kind)?)
+    }
+}
+
+fn given_before(token: &str, lease: &str, at: UnixTime) -> Refusal {
+    Refusal::new(
+        RefusalCode::KeyNotRepeated,
+        format!(
+            "{token} opened lease {lease} at {at} for a key that was made here and is not kept: if \
+             that answer was lost, ask for a new token"
+        ),
+    )
+}

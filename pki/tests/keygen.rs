@@ -1,0 +1,195 @@
+//! Keys made here for clients that cannot make one (RFC 7030 4.4).
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+#[path = "../../tests/src/oidc.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod oidc;
+
+use std::sync::Arc;
+
+use common::*;
+use pki::signer::KeyKind;
+use pki::store::MemoryStore;
+use pki::*;
+
+const PATH: &str = "/.well-known/est/serverkeygen";
+
+/// Builders may have keys made, deployers make them.
+fn authority_for(keys: &[KeyKind]) -> Authority {
+    let mut settings = github_settings();
+    let profile =
+        RoleProfile { server_keys: true, keys: keys.to_vec(), ..RoleProfile::new("runners") };
+    settings.roles.insert("builder".to_owned(), profile);
+    let store = Arc::new(MemoryStore::new());
+    Authority::with_store(store, &[7; 32], Options::new(settings), NOW).unwrap()
+}
+
+fn ask(authority: &Authority, role: &str, secret: &TokenSecret, body: &[u8]) -> EstReply {
+    let credentials = basic(role, secret.expose());
+    authority.est(&est_request(PATH, Some(&credentials), body), after(1))
+}
+
+/// The parts of a multipart/mixed answer: type and decoded content.
+fn parts(reply: &EstReply) -> Vec<(String, Vec<u8>)> {
+    assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+    let (_, kind) = reply.headers.iter().find(|(name, _)| *name == "Content-Type").unwrap();
+    let boundary = kind.strip_prefix("multipart/mixed; boundary=").unwrap();
+    assert!(reply.headers.contains(&("Cache-Control", "no-store".to_owned())));
+    let text = std::str::from_utf8(&reply.body).unwrap();
+    let (inner, end) = text.split_once(&format!("--{boundary}--")).unwrap();
+    assert_eq!(end, "\r\n");
+    let part = |part: &str| {
+        let (head, body) = part.split_once("\r\n\r\n").unwrap();
+        let kind = head.lines().find_map(|line| line.strip_prefix("Content-Type: ")).unwrap();
+        assert!(head.contains("Content-Transfer-Encoding: base64"));
+        (kind.to_owned(), unbase64(body.trim_end().as_bytes()))
+    };
+    inner.split(&format!("--{boundary}\r\n")).skip(1).map(part).collect()
+}
+
+fn problem(reply: &EstReply) -> String {
+    String::from_utf8_lossy(&reply.body).into_owned()
+}
+
+#[test]
+fn the_key_comes_with_its_certificate_in_two_parts() {
+    for kind in KeyKind::ALL {
+        let authority = authority_for(&[kind]);
+        let secret = token(&authority);
+        // The key of the request is not looked at, nor is its signature.
+        let mut request = Client::new().csr_der();
+        *request.last_mut().unwrap() ^= 1;
+        let body = base64(&request).into_bytes();
+        let reply = ask(&authority, "builder", &secret, &body);
+        let parts = parts(&reply);
+        let kinds: Vec<&str> = parts.iter().map(|(kind, _)| kind.as_str()).collect();
+        assert_eq!(kinds, ["application/pkcs8", "application/pkcs7-mime; smime-type=certs-only"]);
+        let public = openssl(&["pkey", "-inform", "DER", "-pubout"], &parts[0].1);
+        let EstOutcome::Issued { lease_id, serial, replayed: false, .. } = &reply.outcome else {
+            panic!("{:?}", reply.outcome)
+        };
+        let issued = authority.certificate(&serial.parse().unwrap()).unwrap().unwrap().der;
+        let certified = openssl(&["x509", "-inform", "DER", "-pubkey", "-noout"], &issued);
+        assert_eq!(public, certified, "{kind}");
+        let sent = openssl(&["pkcs7", "-inform", "DER", "-print_certs"], &parts[1].1);
+        let pem = openssl(&["x509", "-inform", "DER"], &issued);
+        assert!(sent.contains(&pem), "{kind}: {sent}");
+        let lease = authority.lease(lease_id).unwrap().unwrap();
+        assert_eq!((lease.state, lease.role.as_str()), (LeaseState::Issued, "builder"));
+        if kind == KeyKind::Ed25519 {
+            // Version 1 without the public key (RFC 8410 7), which every reader knows.
+            assert_eq!((parts[0].1.len(), &parts[0].1[..5]), (48, &[0x30, 0x2e, 2, 1, 0][..]));
+        }
+        let trail = authority.audit(0, 100).unwrap();
+        let created = trail.iter().find(|record| record.event.action == "lease.create").unwrap();
+        assert_eq!(created.event.reason.as_deref(), Some("server_keygen"));
+    }
+}
+
+#[test]
+fn a_key_is_given_once() {
+    let authority = authority_for(&[]);
+    let secret = token(&authority);
+    let body = Client::new().body();
+    assert_eq!(parts(&ask(&authority, "builder", &secret, &body)).len(), 2);
+    let again = ask(&authority, "builder", &secret, &body);
+    assert_eq!(again.status, 409);
+    assert!(problem(&again).contains("ask for a new token"), "{}", problem(&again));
+    assert_eq!(authority.leases(true).unwrap().len(), 1);
+    // Nothing of the key is on record or in the trail.
+    let spend = &authority.tokens().unwrap()[0].spends[0];
+    assert!(spend.made_here);
+    // Who has the key may repeat its enrolment like anybody else.
+    let other = authority.enrol_with_token(
+        "builder",
+        secret.expose(),
+        &Client::new().csr(),
+        None,
+        after(2),
+    );
+    assert_eq!(other.unwrap_err().code, RefusalCode::TokenSpent);
+}
+
+#[test]
+fn roles_that_do_not_allow_it_make_no_key_and_spend_nothing() {
+    let authority = authority_for(&[]);
+    let create = TokenCreate::new("deployer");
+    let secret = authority.token_create(&create, &OPERATOR, NOW).unwrap().1;
+    let body = Client::new().body();
+    let reply = ask(&authority, "deployer", &secret, &body);
+    assert_eq!(reply.status, 403);
+    assert!(problem(&reply).contains("allow_server_keygen"), "{}", problem(&reply));
+    assert!(authority.tokens().unwrap()[0].spends.is_empty());
+    assert!(authority.leases(true).unwrap().is_empty());
+    // Strangers learn no more than that they are strangers.
+    let stranger = authority.est(&est_request(PATH, None, &body), NOW);
+    assert_eq!(stranger.status, 401);
+}
+
+#[test]
+fn a_token_bound_to_a_key_gets_no_other() {
+    let authority = authority_for(&[]);
+    let bound_spki = Some(Client::new().csr().spki_sha256);
+    let create = TokenCreate { bound_spki, ..TokenCreate::new("builder") };
+    let secret = authority.token_create(&create, &OPERATOR, NOW).unwrap().1;
+    let reply = ask(&authority, "builder", &secret, &Client::new().body());
+    assert_eq!(reply.status, 403);
+    assert!(problem(&reply).contains("which its client has"), "{}", problem(&reply));
+}
+
+#[test]
+fn encryption_beyond_tls_is_refused_by_name() {
+    let authority = authority_for(&[]);
+    let secret = token(&authority);
+    for oid in [&[1, 2, 840, 113_549, 1, 9, 16, 2, 37], &[1, 2, 840, 113_549, 1, 9, 16, 2, 54]] {
+        let values = vec![0x31, 0x04, 0x04, 0x02, 0xab, 0xcd];
+        let attribute = rcgen::Attribute { oid, values };
+        let params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        let key = Client::new().key;
+        let request = params.serialize_request_with_attributes(&key, vec![attribute]).unwrap();
+        let reply = ask(&authority, "builder", &secret, base64(request.der()).as_bytes());
+        assert_eq!(reply.status, 400);
+        assert!(problem(&reply).contains("DecryptKeyIdentifier"), "{}", problem(&reply));
+    }
+    let reply = ask(&authority, "builder", &secret, b"AAAA");
+    assert_eq!(reply.status, 400);
+    assert_eq!(ask(&authority, "builder", &secret, &Client::new().body()).status, 200);
+}
+
+#[test]
+fn a_kind_the_role_does_not_take_is_not_made() {
+    let authority = authority_for(&[KeyKind::EcdsaP384]);
+    let secret = token(&authority);
+    let keyed =
+        |kind| authority.enrol_with_token_keyed("builder", secret.expose(), Some(kind), None, NOW);
+    let refusal = keyed(KeyKind::Rsa3072).unwrap_err();
+    assert_eq!(refusal.code, RefusalCode::UnacceptableKey);
+    let (_, key) = keyed(KeyKind::EcdsaP384).unwrap();
+    let shown = format!("{key:?}");
+    let secret_part = base64(&key.pkcs8()[30..60]);
+    assert!(!shown.contains(&secret_part) && shown.contains("bytes sealed"), "{shown}");
+    let pem = key.pem();
+    assert!(pem.lines().all(|line| line.len() <= 64) && pem.ends_with("KEY-----\n"));
+    assert!(openssl(&["pkey", "-noout", "-text"], pem.as_bytes()).contains("P-384"));
+}
+
+#[test]
+fn a_job_has_its_key_made_once() {
+    let authority = authority_for(&[]);
+    let key = oidc::IssuerKey::eddsa("k");
+    let issuer = authority.settings().issuers[0].clone();
+    let mut keys = issuer;
+    keys.algorithms = vec![JwtAlgorithm::EdDsa];
+    let settings = Settings { issuers: vec![keys.clone()], ..(*authority.settings()).clone() };
+    authority.reconfigure(settings).unwrap();
+    authority.jwt_keys_fetched(&keys, Ok(oidc::jwks(&[&key])), NOW).unwrap();
+    let jwt = key.sign(&oidc::github(NOW.secs(), AUDIENCE, "made"));
+    let body = base64(&Client::new().csr_with_password(&jwt)).into_bytes();
+    let reply = authority.est(&est_request(PATH, None, &body), after(1));
+    assert_eq!(parts(&reply).len(), 2);
+    let again = authority.est(&est_request(PATH, None, &body), after(2));
+    assert_eq!(again.status, 409, "{}", problem(&again));
+    let lease = authority.lease_of_jwt(&jwt, after(3)).unwrap();
+    assert_eq!(lease.ci_ref.run_id.as_deref(), Some("7001"));
+}

@@ -25,7 +25,7 @@ use crate::record::{self, key};
 use crate::revoke::RevocationReason;
 use crate::seal::{self, SealKey, Sealer};
 use crate::serial::Serial;
-use crate::signer::FileSigner;
+use crate::signer::SharedSigner;
 use crate::store::{self, Outcome, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
 use crate::validate::{IkeId, PeerError, VerifiedPeer};
@@ -295,7 +295,7 @@ impl Authority {
         now: UnixTime,
     ) -> Result<Self, Error> {
         options.settings.validate()?;
-        let sealer = Sealer::new(seal_key)?;
+        let sealer = Sealer::new(seal_key)?.with_token(options.token.clone());
         // With another key than the right one nothing is sealed anew: that is refused first.
         let mark = match store.get(key::SEAL_CHECK)? {
             Some(check) => Some((check.revision, sealer.open(key::SEAL_CHECK, &check.value)?)),
@@ -408,6 +408,14 @@ impl Authority {
     /// The SHA-256 fingerprint of the root certificate's DER, lower-case hexadecimal.
     pub fn root_fingerprint(&self) -> String {
         issue::sha256_hex(&self.ca().root().der)
+    }
+
+    /// Looks whether the keys of issuing CAs that are in tokens can be used. May block.
+    ///
+    /// # Errors
+    /// The first that cannot, with what to do.
+    pub fn probe_ca_keys(&self) -> Result<(), Error> {
+        self.ca().issuing.iter().try_for_each(|issuing| issuing.signer.probe())
     }
 
     /// Names, fingerprints and validity of the CA certificates.
@@ -567,7 +575,7 @@ impl Authority {
     }
 
     /// The key of a root by its short name, opened for one use.
-    pub(crate) fn root_signer(&self, root_id: &str) -> Result<FileSigner, Error> {
+    pub(crate) fn root_signer(&self, root_id: &str) -> Result<SharedSigner, Error> {
         let stored = record::read::<CaRecord>(self.store.as_ref(), key::CA)?
             .ok_or_else(|| Error::not_found("record", key::CA))?;
         stored.value.open_root(root_id, &self.sealer)
@@ -618,7 +626,9 @@ fn load_or_create_ca(
             return Ok((stored.value.load(sealer)?, false));
         }
         let entropy = options.entropy.as_mut();
-        let maker = Maker { settings: &options.settings, sealer, entropy: &mut *entropy, now };
+        let taken = Vec::new();
+        let settings = &options.settings;
+        let maker = Maker { settings, sealer, entropy: &mut *entropy, now, taken };
         let ca = CaRecord::create(maker, options.key)?;
         let check = Authority::mark(sealer, entropy)?;
         let mut txn = Txn::new();

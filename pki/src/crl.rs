@@ -155,7 +155,7 @@ impl Authority {
         }
         self.current_crl(&root.id, ROOT, now, |listing| {
             let signer = self.root_signer(&root.id)?;
-            let key = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
+            let key = CaKey { certificate: &root.der, signer: signer.as_ref(), place: &root.place };
             build(key, listing)
         })
     }
@@ -204,14 +204,16 @@ impl Authority {
             let this_update = now.floor_to_second();
             let next_update = this_update.plus(periods.life);
             let listing = Listing { number, revoked: &listed, this_update, next_update };
-            let crl = Crl {
-                number,
-                this_update,
-                next_update,
-                entries: listed.len(),
-                der: build(&listing)?,
-                covers,
+            let der = match (build(&listing), &stored) {
+                // Without its key a CA goes on with the list it has: that is no worse than none.
+                (Err(Error::Token(_) | Error::TokenAway(_)), Some(stored))
+                    if now < stored.value.next_update =>
+                {
+                    return Ok(Arc::new(stored.value.clone()));
+                }
+                (built, _) => built?,
             };
+            let crl = Crl { number, this_update, next_update, entries: listed.len(), der, covers };
             match &stored {
                 Some(stored) => txn.at(&crl_key, stored.revision),
                 None => txn.absent(&crl_key),
@@ -278,7 +280,7 @@ fn build(ca: CaKey<'_>, listing: &Listing<'_>) -> Result<Vec<u8>, Error> {
         key_identifier_method: key_identifier(ca.certificate)
             .map_or(KeyIdMethod::Sha256, KeyIdMethod::PreSpecified),
     };
-    Ok(params.signed_by(&issuer)?.der().to_vec())
+    Ok(key.made(params.signed_by(&issuer))?.der().to_vec())
 }
 
 fn serial_number(serial: &Serial) -> SerialNumber {

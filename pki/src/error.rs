@@ -43,6 +43,12 @@ pub enum Error {
     /// A cryptographic operation failed.
     #[error("{0}")]
     Crypto(&'static str),
+    /// The token that holds a CA's key does not do what is asked.
+    #[error("{0}")]
+    Token(String),
+    /// The token that holds a CA's key is not there, or stopped working.
+    #[error("{0}")]
+    TokenAway(String),
     /// Building a certificate or CRL failed.
     #[error("cannot build the certificate: {0}")]
     Encode(String),

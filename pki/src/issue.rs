@@ -162,7 +162,7 @@ fn sign(
     let subject_key = SubjectPublicKeyInfo::from_der(spki)?;
     let key = RcgenKey::new(ca.signer)?;
     let issuer = rcgen::Issuer::from_ca_cert_der(&ca.certificate.into(), &key)?;
-    Ok(params.signed_by(&subject_key, &issuer)?.der().to_vec())
+    Ok(key.made(params.signed_by(&subject_key, &issuer))?.der().to_vec())
 }
 
 /// Names the places where the status of a certificate is told; `issuer` is its issuer's name in URLs.

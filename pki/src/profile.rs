@@ -12,7 +12,7 @@ use crate::enrol::{Refusal, RefusalCode};
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::error::Error;
 use crate::lease::LeaseTimers;
-use crate::signer::KeyKind;
+use crate::signer::{KeyKind, TokenUri};
 
 /// What a role's leases and certificates look like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,6 +232,8 @@ pub struct Options {
     pub seal_key: Option<PathBuf>,
     /// The kind of the CA's keys created at the first start.
     pub key: KeyKind,
+    /// The token in which CA keys are made from now on, and that holds those made there before.
+    pub token: Option<TokenUri>,
     /// Where serials, names and token secrets get their randomness.
     pub entropy: Box<dyn Entropy>,
 }
@@ -243,6 +245,7 @@ impl Options {
             settings,
             seal_key: None,
             key: KeyKind::EcdsaP256,
+            token: None,
             entropy: Box::new(SystemEntropy::new()),
         }
     }
@@ -254,6 +257,7 @@ impl std::fmt::Debug for Options {
             .field("settings", &self.settings)
             .field("seal_key", &self.seal_key)
             .field("key", &self.key)
+            .field("token", &self.token)
             .finish_non_exhaustive()
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
@@ -14,6 +15,9 @@ use zeroize::Zeroizing;
 use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::failpoint;
+use crate::signer::{
+    FileSigner, KeyKind, SharedSigner, TokenKey, TokenSigner, TokenUri, Wanted, take_or_make,
+};
 use crate::store::LogSeal;
 
 /// The name of the sealing key's file in the state directory.
@@ -32,6 +36,8 @@ pub(crate) struct Sealer {
     mac: hmac::Key,
     /// What the ends of the store's logs are sealed with.
     logs: LogSeal,
+    /// Where the CA's keys are made and reached, when not here.
+    token: Option<TokenUri>,
 }
 
 impl fmt::Debug for Sealer {
@@ -46,7 +52,13 @@ impl Sealer {
             .map_err(|_| Error::Crypto("the sealing key is not usable"))?;
         let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"runnel tags");
         let mac = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
-        Ok(Self { aead: LessSafeKey::new(aead), mac, logs: LogSeal::derive(key) })
+        Ok(Self { aead: LessSafeKey::new(aead), mac, logs: LogSeal::derive(key), token: None })
+    }
+
+    /// Makes the CA's keys in a token, and reaches there what was made before.
+    pub(crate) fn with_token(mut self, token: Option<TokenUri>) -> Self {
+        self.token = token;
+        self
     }
 
     /// 128 bits that only the holder of the sealing key can make of a purpose and a text.
@@ -108,6 +120,46 @@ impl Sealer {
             .len();
         body.truncate(length);
         Ok(body)
+    }
+}
+
+/// Keys of CAs: sealed here, or in a token, of which a sealed reference is kept.
+impl Sealer {
+    /// A key for a CA: the signer, and what is kept of it.
+    pub(crate) fn make_key(
+        &self,
+        kind: KeyKind,
+        purpose: &str,
+        taken: &[Vec<u8>],
+        entropy: &mut dyn Entropy,
+    ) -> Result<(SharedSigner, Vec<u8>), Error> {
+        let Some(uri) = &self.token else {
+            let signer = FileSigner::generate(kind)?;
+            let sealed = self.seal(purpose, signer.pkcs8(), entropy)?;
+            return Ok((Arc::new(signer), sealed));
+        };
+        let mut fresh_id = vec![0; 16];
+        entropy.fill(&mut fresh_id)?;
+        let root = purpose == crate::ca::ROOT_KEY;
+        let wanted = Wanted {
+            label: if root { format!("{}-root", uri.object) } else { uri.object.clone() },
+            id: uri.id.clone().filter(|_| !root),
+            kind,
+            taken: taken.to_vec(),
+            fresh_id,
+        };
+        let key = take_or_make(uri, wanted)?;
+        let sealed = self.seal(purpose, &key.encode(), entropy)?;
+        Ok((Arc::new(TokenSigner::new(key, self.token.clone())), sealed))
+    }
+
+    /// The signer of what [`make_key`](Self::make_key) gave to keep.
+    pub(crate) fn open_key(&self, purpose: &str, sealed: &[u8]) -> Result<SharedSigner, Error> {
+        let secret = self.open(purpose, sealed)?;
+        Ok(match TokenKey::decode(&secret) {
+            Some(key) => Arc::new(TokenSigner::new(key, self.token.clone())),
+            None => Arc::new(FileSigner::from_pkcs8(secret)?),
+        })
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) const LABS: &[Package] = &[
     package("curl", &["/usr/bin/curl"]),
     package("openssl", &["/usr/bin/openssl"]),
     package("iperf3", &["/usr/bin/iperf3"]),
+    package("softhsm2", &["/usr/bin/softhsm2-util"]),
     package("util-linux", &["/usr/bin/setpriv", "/bin/setpriv"]),
     package("charon-systemd", &["/usr/sbin/charon-systemd"]),
     package("strongswan-swanctl", &["/usr/sbin/swanctl"]),

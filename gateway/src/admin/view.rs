@@ -259,6 +259,9 @@ pub struct Authority {
     /// Its key is kept elsewhere.
     #[serde(default)]
     pub offline: bool,
+    /// The token that holds its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
     /// It issues no more, and goes when what it issued has ended: then.
     #[serde(default)]
     pub retires: Option<String>,

@@ -243,6 +243,7 @@ fn offline<T>(
     let mut options = pki::Options::new(service::pki_settings(&config, &id));
     options.seal_key = sealed.seal_key.clone();
     options.key = config.pki.ca_key;
+    options.token = config.pki.ca_token.clone();
     let mut state = StateDir::inspect(&context.state).map_err(Failure::failed)?;
     state.create().map_err(Failure::failed)?;
     let done = CaSetup::open(state.path(), options, now()).and_then(|mut setup| {
@@ -289,6 +290,9 @@ fn status_text(status: &CaStatus) -> String {
             ("valid", format!("{} to {}", authority.not_before, authority.not_after)),
             ("served as", format!("/{0}.cer, /crl/{0}.crl", authority.place)),
         ];
+        if let Some(token) = &authority.token {
+            rows.push(("key", format!("in {token}")));
+        }
         if authority.offline {
             rows.push(("key", "kept elsewhere".to_owned()));
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ike::crypto::SecretBytes;
 use ike::wire::Identification;
 use ipnet::IpNet;
-use pki::signer::KeyKind;
+use pki::signer::{KeyKind, TokenUri};
 
 /// Everything `runnel up` needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,8 +133,10 @@ pub struct Pki {
     pub status_listen: SocketAddr,
     /// How long ended leases and tokens are remembered.
     pub keep_ended: Duration,
-    /// What kind of keys CAs get that are made here.
+    /// What kind of keys CAs get that are made from now on.
     pub ca_key: KeyKind,
+    /// The token that CA keys are made in and reached in; `None`: the state directory.
+    pub ca_token: Option<TokenUri>,
 }
 
 /// The enrolment service.

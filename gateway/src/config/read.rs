@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use pki::signer::KeyKind;
+use pki::signer::{KeyKind, TokenUri};
 use toml::de::DeTable;
 
 use super::audit;
@@ -145,6 +145,7 @@ pub(super) fn built_in() -> Config {
             status_listen: any(8080),
             keep_ended: 7 * DAY,
             ca_key: KeyKind::EcdsaP256,
+            ca_token: None,
         },
         enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
         hooks: None,
@@ -335,9 +336,28 @@ fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {
         out.keep_ended = keep;
     }
     if let Some((name, at)) = section.string("ca_key", found) {
+        if name.starts_with(TokenUri::SCHEME) {
+            match TokenUri::parse(&name) {
+                Ok(uri) => out.ca_token = Some(uri),
+                Err(error) => found.error(at, format!("`ca_key`: {error}")),
+            }
+        } else {
+            match name.parse() {
+                Ok(kind) => out.ca_key = kind,
+                Err(error) => found.error(at, format!("`ca_key`: {error}")),
+            }
+        }
+    }
+    if let Some((name, at)) = section.string("ca_key_kind", found) {
         match name.parse() {
-            Ok(kind) => out.ca_key = kind,
-            Err(error) => found.error(at, format!("`ca_key`: {error}")),
+            Ok(kind) if out.ca_token.is_some() => out.ca_key = kind,
+            Ok(_) => found.error(
+                at,
+                "`ca_key_kind` is for keys in a token: write the kind as ca_key, or the token's \
+                 pkcs11: URI"
+                    .to_owned(),
+            ),
+            Err(error) => found.error(at, format!("`ca_key_kind`: {error}")),
         }
     }
     section.finish(&[], found);

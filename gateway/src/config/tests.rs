@@ -548,3 +548,20 @@ fn webhooks_need_a_certificate_or_a_proxy_and_a_secret() {
         assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
     }
 }
+
+#[test]
+fn a_ca_key_is_a_kind_or_a_token_and_a_kind() {
+    let uri = "pkcs11:token=t;object=o?module-path=/m.so&pin-source=file:/p";
+    let text = format!("[pki]\nca_key = \"{uri}\"\nca_key_kind = \"rsa-3072\"\n");
+    let config = Config::parse(&text, "f").unwrap();
+    assert_eq!(config.pki.ca_key, pki::signer::KeyKind::Rsa3072);
+    assert_eq!(config.pki.ca_token.unwrap().object, "o");
+    for (text, said) in [
+        ("[pki]\nca_key_kind = \"rsa-3072\"\n", "pkcs11: URI"),
+        ("[pki]\nca_key = \"pkcs11:token=t;object=o?pin-value=1234\"\n", "pin-source"),
+        ("[pki]\nca_key = \"rsa-1024\"\n", "choose one of"),
+    ] {
+        let error = Config::parse(text, "f").unwrap_err().to_string();
+        assert!(error.contains(said) && !error.contains("1234"), "{error}");
+    }
+}

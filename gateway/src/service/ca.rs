@@ -83,6 +83,14 @@ impl Instance {
         value(ca_change(&imported))
     }
 
+    /// Looks whether keys in tokens can be used; `status` says what is wrong. May block.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn probe_ca_keys(&self) -> Result<(), String> {
+        self.authority.probe_ca_keys().map_err(|error| error.to_string())
+    }
+
     /// What of the CA needs somebody.
     pub(super) fn ca_warnings(&self, status: &CaStatus) -> Vec<String> {
         let now = now();
@@ -95,6 +103,9 @@ impl Instance {
                     false => format!("make the next one with `runnel ca rotate{root}`"),
                 };
                 warnings.push(format!("{} ends at {}: {how}", ca.subject, ca.not_after));
+            }
+            if let Some(trouble) = &ca.trouble {
+                warnings.push(format!("nothing new is signed: {trouble}"));
             }
             if ca.offline {
                 warnings.extend(self.list_warning(&ca.subject, &ca.place));

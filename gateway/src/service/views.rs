@@ -114,6 +114,7 @@ pub(super) fn ca(status: &CaStatus, crl: &Crl) -> view::CaStatus {
                 not_before: certificate.not_before.to_string(),
                 not_after: certificate.not_after.to_string(),
                 offline: certificate.offline,
+                token: certificate.token.clone(),
                 retires: certificate.retires.map(|retires| retires.to_string()),
                 place: certificate.place.clone(),
             })

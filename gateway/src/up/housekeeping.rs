@@ -1,6 +1,7 @@
 //! What happens by time: leases end, the audit file follows the store, certificates are renewed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::obs::audit::AuditFile;
@@ -25,12 +26,14 @@ const LAST_RECORDS: Duration = Duration::from_secs(3);
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 
 /// Works until `stop` becomes true, then copies the last audit events.
-pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) {
+pub(super) fn run(instance: &Arc<Instance>, mut audit: AuditFile, stop: &AtomicBool) {
     let mut renewed = Instant::now();
     let mut stapled = Instant::now();
     let mut checked = Instant::now();
     let mut pruned = Instant::now();
     let mut troubled = Troubles::default();
+    let tokens = Tokens::default();
+    tokens.probe(instance);
     while !stop.load(Ordering::Relaxed) {
         troubled.say("leases", instance.ender.expire().map_err(|e| e.to_string()));
         let followed = audit.follow(&instance.authority);
@@ -44,6 +47,7 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
             renewed = Instant::now();
             troubled.say("identity", instance.renew_identity().map_err(|e| e.message));
             troubled.say("authorities", instance.prune_cas());
+            tokens.probe(instance);
         }
         if stapled.elapsed() >= STAPLE_EVERY {
             stapled = Instant::now();
@@ -56,6 +60,32 @@ pub(super) fn run(instance: &Instance, mut audit: AuditFile, stop: &AtomicBool) 
         std::thread::sleep(TICK);
     }
     troubled.say("audit", audit.finish(&instance.authority, LAST_RECORDS));
+}
+
+/// Looks at the CA's keys in tokens beside everything else: a token may hang.
+#[derive(Default)]
+struct Tokens {
+    busy: Arc<AtomicBool>,
+    /// What was said the last time.
+    troubled: Arc<Mutex<Troubles>>,
+}
+
+impl Tokens {
+    fn probe(&self, instance: &Arc<Instance>) {
+        if self.busy.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (busy, troubled) = (Arc::clone(&self.busy), Arc::clone(&self.troubled));
+        let instance = Arc::clone(instance);
+        let started = std::thread::Builder::new().name("tokens".to_owned()).spawn(move || {
+            let probed = instance.probe_ca_keys();
+            troubled.lock().unwrap_or_else(PoisonError::into_inner).say("the CA's key", probed);
+            busy.store(false, Ordering::Release);
+        });
+        if started.is_err() {
+            self.busy.store(false, Ordering::Release);
+        }
+    }
 }
 
 /// Logs a trouble when it begins and when it ends, not four times a second.

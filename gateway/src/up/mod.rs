@@ -133,6 +133,7 @@ async fn start(
     let mut pki_options = pki::Options::new(service::pki_settings(config, &id));
     pki_options.seal_key = options.seal_key.clone();
     pki_options.key = config.pki.ca_key;
+    pki_options.token = config.pki.ca_token.clone();
     let authority = Arc::new(Authority::open(state.path(), pki_options, now)?);
     failpoint::hit("up.after_authority");
     let names = service::server_names(config, &id);

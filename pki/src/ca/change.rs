@@ -22,7 +22,7 @@ use crate::failpoint;
 use crate::issue::{self, BACKDATE, ClientNames, Terms, sha256_hex};
 use crate::record::{self as records, key};
 use crate::serial::Serial;
-use crate::signer::{FileSigner, KeyKind, Signer};
+use crate::signer::{KeyKind, Signer};
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
 use crate::validate::{self, RevocationList, Standing};
@@ -64,7 +64,7 @@ impl CaRecord {
     pub(crate) fn create(maker: Maker<'_>, kind: KeyKind) -> Result<Self, Error> {
         let mut maker = maker;
         let (root, signer) = maker.root(kind, Some("root"))?;
-        let by = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
+        let by = CaKey { certificate: &root.der, signer: signer.as_ref(), place: &root.place };
         let issuing = maker.issuing(kind, by, Some("issuing"))?;
         let (roots, issuing) = (vec![root], vec![issuing]);
         Ok(Self { roots, issuing, pending: None, forgotten: Vec::new(), created: maker.now })
@@ -97,13 +97,14 @@ impl CaRecord {
     fn rotate(&mut self, maker: &mut Maker<'_>, kind: KeyKind, root: bool) -> Result<(), Error> {
         let newest = self.roots.last().ok_or(Error::RootOffline)?;
         let signer = newest.open(maker.sealer)?.ok_or(Error::RootOffline)?;
-        let by = CaKey { certificate: &newest.der, signer: &signer, place: &newest.place };
+        let by = CaKey { certificate: &newest.der, signer: signer.as_ref(), place: &newest.place };
         let issuing = if root {
             self.room_for_root()?;
             let (mut next, next_signer) = maker.root(kind, None)?;
             // What we made ourselves can be written again.
             next.cross.extend(maker.cross(&next.der, by)?.map(Octets));
-            let by = CaKey { certificate: &next.der, signer: &next_signer, place: &next.place };
+            let by =
+                CaKey { certificate: &next.der, signer: next_signer.as_ref(), place: &next.place };
             let issuing = maker.issuing(kind, by, None)?;
             self.roots.push(next);
             issuing
@@ -199,8 +200,8 @@ impl CaRecord {
                 certificates.len()
             )));
         }
-        let signer = FileSigner::from_pkcs8(maker.sealer.open(ISSUING_KEY, &pending.key)?)?;
-        let own = own_certificate(certificates, &signer)?;
+        let signer = maker.sealer.open_key(ISSUING_KEY, &pending.key)?;
+        let own = own_certificate(certificates, signer.as_ref())?;
         for certificate in certificates {
             may_be_above(certificate, certificate == own)?;
         }
@@ -218,7 +219,7 @@ impl CaRecord {
         }
         let place = if self.issuing.is_empty() { "issuing" } else { id.as_str() };
         let mut issuing = IssuingRecord::new(own.clone(), pending.key.clone(), place, "");
-        let trial = trial(maker, &issuing, &signer)?;
+        let trial = trial(maker, &issuing, signer.as_ref())?;
         // Roots are anchors, never links.
         let links = |certificate: &&Vec<u8>| *certificate != own && !is_self_signed(certificate);
         let chain: Vec<Vec<u8>> =
@@ -342,7 +343,7 @@ const NO_ROOT_LIST: &str = "the root's revocation list is not here: strict clien
 
 fn own_certificate<'a>(
     certificates: &'a [Vec<u8>],
-    signer: &FileSigner,
+    signer: &dyn Signer,
 ) -> Result<&'a Vec<u8>, Error> {
     for certificate in certificates {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| {
@@ -393,7 +394,7 @@ fn may_be_above(der: &[u8], own: bool) -> Result<(), Error> {
 fn trial(
     maker: &mut Maker<'_>,
     issuing: &IssuingRecord,
-    signer: &FileSigner,
+    signer: &dyn Signer,
 ) -> Result<Vec<u8>, Error> {
     let now = maker.now.floor_to_second();
     let terms = Terms {
@@ -432,7 +433,7 @@ fn bridge(
             validate::name::render(record::parse(&old.der)?.subject())
         )));
     };
-    let by = CaKey { certificate: &old.der, signer: &signer, place: &old.place };
+    let by = CaKey { certificate: &old.der, signer: signer.as_ref(), place: &old.place };
     match maker.cross(root, by)? {
         Some(cross) => Ok(vec![cross]),
         None => Err(Error::Invalid(
@@ -568,8 +569,9 @@ impl Authority {
         let mut next = before.clone();
         let settings = self.settings();
         let mut entropy = Draws(self);
-        let mut maker =
-            Maker { settings: &settings, sealer: &self.sealer, entropy: &mut entropy, now };
+        let taken = before.public_keys()?;
+        let sealer = &self.sealer;
+        let mut maker = Maker { settings: &settings, sealer, entropy: &mut entropy, now, taken };
         let result = change(&mut next, &mut maker)?;
         let ca = next.load(&self.sealer)?;
         let mut txn = Txn::new();

@@ -18,7 +18,7 @@ use crate::issue::{self, BACKDATE, Terms};
 use crate::profile::Settings;
 use crate::seal::Sealer;
 use crate::serial::Serial;
-use crate::signer::{FileSigner, KeyKind, RcgenKey, Signer};
+use crate::signer::{KeyKind, RcgenKey, SharedSigner, Signer};
 use crate::time::UnixTime;
 use crate::validate::path;
 
@@ -32,6 +32,8 @@ pub(crate) struct Maker<'a> {
     pub(crate) sealer: &'a Sealer,
     pub(crate) entropy: &'a mut dyn Entropy,
     pub(crate) now: UnixTime,
+    /// The public keys of CAs that are there: none of them gets a second certificate of ours.
+    pub(crate) taken: Vec<Vec<u8>>,
 }
 
 impl Maker<'_> {
@@ -40,14 +42,14 @@ impl Maker<'_> {
         &mut self,
         kind: KeyKind,
         place: Option<&str>,
-    ) -> Result<(RootRecord, FileSigner), Error> {
+    ) -> Result<(RootRecord, SharedSigner), Error> {
         let terms = self.terms(ROOT_LIFE)?;
-        let signer = FileSigner::generate(kind)?;
+        let (signer, key) = self.key(kind, ROOT_KEY)?;
         let mut root = issue::base(&terms, &self.name("Root")?, &self.settings.trust_domain)?;
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         root.key_usages = usages();
-        let der = root.self_signed(&RcgenKey::new(&signer)?)?.der().to_vec();
-        let key = self.sealer.seal(ROOT_KEY, signer.pkcs8(), self.entropy)?;
+        let by = RcgenKey::new(signer.as_ref())?;
+        let der = by.made(root.self_signed(&by))?.der().to_vec();
         let place = place.map_or_else(|| id_of(&der), |place| Ok(place.to_owned()))?;
         Ok((RootRecord::own(der, key, &place), signer))
     }
@@ -62,12 +64,11 @@ impl Maker<'_> {
         let mut terms = self.terms(ISSUING_LIFE)?;
         let (_, root_end) = path::validity(&record::parse(root.certificate)?);
         terms.not_after = terms.not_after.min(root_end);
-        let signer = FileSigner::generate(kind)?;
+        let (signer, key) = self.key(kind, ISSUING_KEY)?;
         let mut issuing = issue::base(&terms, &self.name("Issuing")?, &self.settings.trust_domain)?;
         issuing.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         issuing.key_usages = usages();
-        let der = self.below(issuing, &signer, root)?;
-        let key = self.sealer.seal(ISSUING_KEY, signer.pkcs8(), self.entropy)?;
+        let der = self.below(issuing, signer.as_ref(), root)?;
         let place = place.map_or_else(|| id_of(&der), |place| Ok(place.to_owned()))?;
         Ok(IssuingRecord::new(der, key, &place, &id_of(root.certificate)?))
     }
@@ -100,16 +101,23 @@ impl Maker<'_> {
         kind: KeyKind,
         common_name: Option<&str>,
     ) -> Result<PendingRecord, Error> {
-        let signer = FileSigner::generate(kind)?;
+        let (signer, key) = self.key(kind, ISSUING_KEY)?;
         let name = common_name.map_or_else(|| self.name("Issuing"), |name| Ok(name.to_owned()))?;
         let terms = self.terms(ISSUING_LIFE)?;
         let mut request = issue::base(&terms, &name, &self.settings.trust_domain)?;
         request.serial_number = None;
         request.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         request.key_usages = usages();
-        let csr = request.serialize_request(&RcgenKey::new(&signer)?)?.der().to_vec();
-        let key = self.sealer.seal(ISSUING_KEY, signer.pkcs8(), self.entropy)?;
+        let by = RcgenKey::new(signer.as_ref())?;
+        let csr = by.made(request.serialize_request(&by))?.der().to_vec();
         Ok(PendingRecord { key, csr, created: self.now })
+    }
+
+    /// A key for a CA, where the CA's keys are: made here, or in the token.
+    fn key(&mut self, kind: KeyKind, purpose: &str) -> Result<(SharedSigner, Vec<u8>), Error> {
+        let made = self.sealer.make_key(kind, purpose, &self.taken, self.entropy)?;
+        self.taken.push(made.0.public_key_der().to_vec());
+        Ok(made)
     }
 
     fn below(
@@ -133,7 +141,7 @@ impl Maker<'_> {
         }
         let key = RcgenKey::new(by.signer)?;
         let issuer = rcgen::Issuer::from_ca_cert_der(&by.certificate.into(), &key)?;
-        Ok(params.signed_by(subject, &issuer)?.der().to_vec())
+        Ok(key.made(params.signed_by(subject, &issuer))?.der().to_vec())
     }
 
     fn terms(&mut self, life: Duration) -> Result<Terms, Error> {

@@ -20,7 +20,7 @@ pub use change::certificates_of;
 pub use change::{CaChange, Imported};
 pub(crate) use make::{Maker, key_identifier};
 pub use offline::CaSetup;
-pub(crate) use record::CaRecord;
+pub(crate) use record::{CaRecord, ROOT_KEY};
 pub use server::{ServerIdentity, ServerNames};
 
 use crate::issue;
@@ -46,6 +46,10 @@ pub struct CaCertificate {
     pub not_after: UnixTime,
     /// Its key is elsewhere.
     pub offline: bool,
+    /// The token that holds its key.
+    pub token: Option<String>,
+    /// Why its key could not be used the last time.
+    pub trouble: Option<String>,
     /// It issues no more, and goes when what it issued has ended, which is then.
     pub retires: Option<UnixTime>,
     /// Where its revocation list and its certificate are served, as `/crl/PLACE.crl`.
@@ -234,14 +238,16 @@ impl Ca {
     }
 
     pub(crate) fn status(&self) -> CaStatus {
-        let roots =
-            self.roots.iter().map(|root| (&root.der, "root", root.offline, None, &root.place));
-        let issuing = self
-            .issuing
+        let roots = self
+            .roots
             .iter()
-            .map(|issuing| (&issuing.der, "issuing", false, issuing.ends, &issuing.place));
+            .map(|root| (&root.der, "root", root.offline, None, &root.place, None));
+        let issuing = self.issuing.iter().map(|issuing| {
+            let signer = Some(&issuing.signer);
+            (&issuing.der, "issuing", false, issuing.ends, &issuing.place, signer)
+        });
         let certificates =
-            roots.chain(issuing).filter_map(|(der, kind, offline, retires, place)| {
+            roots.chain(issuing).filter_map(|(der, kind, offline, retires, place, signer)| {
                 let (_, certificate) = X509Certificate::from_der(der).ok()?;
                 let (not_before, not_after) = path::validity(&certificate);
                 Some(CaCertificate {
@@ -252,6 +258,8 @@ impl Ca {
                     not_before,
                     not_after,
                     offline,
+                    token: signer.and_then(|signer| signer.place()),
+                    trouble: signer.and_then(|signer| signer.trouble()),
                     retires,
                     place: place.clone(),
                 })

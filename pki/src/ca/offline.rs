@@ -54,7 +54,7 @@ impl CaSetup {
             let broken_trail = authority.startup().broken_trail;
             return Ok(Self { state: State::After(Box::new(authority)), broken_trail });
         }
-        let sealer = Sealer::new(&state.key)?;
+        let sealer = Sealer::new(&state.key)?.with_token(options.token.clone());
         if let Some(check) = state.store.get(key::SEAL_CHECK)? {
             sealer.open(key::SEAL_CHECK, &check.value)?;
         }
@@ -149,6 +149,7 @@ impl Before {
             sealer: &self.sealer,
             entropy: self.options.entropy.as_mut(),
             now,
+            taken: Vec::new(),
         }
     }
 

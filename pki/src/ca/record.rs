@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::issue::base64_bytes;
 use crate::record::key;
 use crate::seal::Sealer;
-use crate::signer::{FileSigner, Signer};
+use crate::signer::SharedSigner;
 use crate::time::UnixTime;
 use crate::validate::path;
 
-pub(super) const ROOT_KEY: &str = "ca/root-key";
+pub(crate) const ROOT_KEY: &str = "ca/root-key";
 pub(super) const ISSUING_KEY: &str = "ca/issuing-key";
 
 /// Everything about the CA in one record, so that every change of it is whole or not there.
@@ -147,9 +147,9 @@ impl RootRecord {
 
     /// Opens the key, which signs once in a while: issuing CAs, the revocation list, the
     /// certificate of its OCSP signer. `None` for a root that is kept offline.
-    pub(super) fn open(&self, sealer: &Sealer) -> Result<Option<FileSigner>, Error> {
+    pub(super) fn open(&self, sealer: &Sealer) -> Result<Option<SharedSigner>, Error> {
         let Some(key) = &self.key else { return Ok(None) };
-        let signer = FileSigner::from_pkcs8(sealer.open(ROOT_KEY, &key.0)?)?;
+        let signer = sealer.open_key(ROOT_KEY, &key.0)?;
         if parse(&self.der)?.public_key().raw != signer.public_key_der() {
             return Err(damaged("a root's key does not belong to its certificate"));
         }
@@ -165,6 +165,13 @@ impl IssuingRecord {
 }
 
 impl CaRecord {
+    /// The public keys of its CAs (SubjectPublicKeyInfo, DER).
+    pub(super) fn public_keys(&self) -> Result<Vec<Vec<u8>>, Error> {
+        let roots = self.roots.iter().map(|root| &root.der);
+        let all = roots.chain(self.issuing.iter().map(|issuing| &issuing.der));
+        all.map(|der| Ok(parse(der)?.public_key().raw.to_vec())).collect()
+    }
+
     /// Opens the issuing keys and checks that keys and certificates belong together.
     ///
     /// # Errors
@@ -190,7 +197,7 @@ impl CaRecord {
     ///
     /// # Errors
     /// When there is no such root or it is kept offline.
-    pub(crate) fn open_root(&self, root_id: &str, sealer: &Sealer) -> Result<FileSigner, Error> {
+    pub(crate) fn open_root(&self, root_id: &str, sealer: &Sealer) -> Result<SharedSigner, Error> {
         for root in &self.roots {
             if issuer_id(parse(&root.der)?.subject().as_raw()) == root_id {
                 return root.open(sealer)?.ok_or(Error::RootOffline);
@@ -216,7 +223,7 @@ impl Root {
 
 impl Issuing {
     fn load(record: &IssuingRecord, root: Option<&[u8]>, sealer: &Sealer) -> Result<Self, Error> {
-        let signer = FileSigner::from_pkcs8(sealer.open(ISSUING_KEY, &record.key)?)?;
+        let signer = sealer.open_key(ISSUING_KEY, &record.key)?;
         let certificate = parse(&record.der)?;
         if certificate.public_key().raw != signer.public_key_der() {
             return Err(damaged("an issuing key does not belong to its certificate"));
@@ -231,7 +238,7 @@ impl Issuing {
             der: record.der.clone(),
             above: record.above.iter().map(|above| above.0.clone()).collect(),
             place: record.place.clone(),
-            signer: std::sync::Arc::new(signer),
+            signer,
             not_after,
             ends: record.ends,
         })
@@ -262,7 +269,9 @@ mod tests {
         let settings = Settings::new("example.com");
         let now = UnixTime::from_secs(1_800_000_000);
         let mut entropy = SystemEntropy::new();
-        let maker = Maker { settings: &settings, sealer: &sealer, entropy: &mut entropy, now };
+        let (settings, sealer) = (&settings, &sealer);
+        let taken = Vec::new();
+        let maker = Maker { settings, sealer, entropy: &mut entropy, now, taken };
         let made = CaRecord::create(maker, KeyKind::EcdsaP256).unwrap();
         let octets = |octets: &[u8]| serde_json::to_value(Octets(octets.to_vec())).unwrap();
         let (root, issuing) = (&made.roots[0], &made.issuing[0]);
@@ -275,8 +284,8 @@ mod tests {
         });
         let read: CaRecord = serde_json::from_value(before).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), serde_json::to_value(&made).unwrap());
-        let ca = read.load(&sealer).unwrap();
+        let ca = read.load(sealer).unwrap();
         assert_eq!((ca.root().place.as_str(), ca.current().place.as_str()), ("root", "issuing"));
-        assert!(read.open_root(&ca.root().id, &sealer).is_ok());
+        assert!(read.open_root(&ca.root().id, sealer).is_ok());
     }
 }

@@ -80,7 +80,11 @@ impl Authority {
                 }
                 (None, Some(root)) => {
                     let signer = self.root_signer(issuer_id)?;
-                    let key = CaKey { certificate: &root.der, signer: &signer, place: &root.place };
+                    let key = CaKey {
+                        certificate: &root.der,
+                        signer: signer.as_ref(),
+                        place: &root.place,
+                    };
                     self.new_delegate(key, "Root OCSP", UnixTime::MAX, now)?
                 }
                 (None, None) => return Err(Error::not_found("CA", issuer_id)),

@@ -12,7 +12,7 @@ use ring::signature::{
 };
 use zeroize::Zeroizing;
 
-use super::{KeyAlgorithm, KeyKind, SignatureScheme, Signer};
+use super::{KeyAlgorithm, KeyKind, RawKey, SignatureScheme, Signer};
 use crate::error::Error;
 
 /// A private key held in memory.
@@ -159,20 +159,5 @@ impl Signer for FileSigner {
 impl fmt::Debug for FileSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "FileSigner({:?}, {} bytes sealed at rest)", self.algorithm, self.pkcs8.len())
-    }
-}
-
-struct RawKey<'a> {
-    algorithm: &'static rcgen::SignatureAlgorithm,
-    raw: &'a [u8],
-}
-
-impl rcgen::PublicKeyData for RawKey<'_> {
-    fn der_bytes(&self) -> &[u8] {
-        self.raw
-    }
-
-    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
-        self.algorithm
     }
 }

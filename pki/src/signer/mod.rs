@@ -1,11 +1,16 @@
-//! Signing keys behind one seam: file keys now, tokens and key services later.
+//! Signing keys behind one seam: keys in files, sealed, and keys in PKCS#11 tokens.
 
 mod file;
+mod token;
+mod uri;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
 pub use file::FileSigner;
+pub(crate) use token::{TokenKey, TokenSigner, Wanted, take_or_make};
+pub use uri::TokenUri;
 
 use crate::error::Error;
 
@@ -127,6 +132,24 @@ pub trait Signer: Send + Sync + fmt::Debug {
     fn sign(&self, tbs: &[u8]) -> Result<Vec<u8>, Error> {
         self.sign_with(self.algorithm().default_scheme(), tbs)
     }
+
+    /// Where the key is, for operators, when it is not here.
+    fn place(&self) -> Option<String> {
+        None
+    }
+
+    /// Why the last use of the key failed; `None` after one that worked.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// Looks whether the key can be used. May block.
+    ///
+    /// # Errors
+    /// When the key store fails.
+    fn probe(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// A shared signer.
@@ -156,12 +179,20 @@ impl KeyAlgorithm {
 pub(crate) struct RcgenKey<'a> {
     signer: &'a dyn Signer,
     public_key: Vec<u8>,
+    /// Why the signer failed: rcgen has no room for it.
+    failed: RefCell<Option<Error>>,
 }
 
 impl<'a> RcgenKey<'a> {
     pub(crate) fn new(signer: &'a dyn Signer) -> Result<Self, Error> {
         let spki = rcgen::SubjectPublicKeyInfo::from_der(signer.public_key_der())?;
-        Ok(Self { signer, public_key: rcgen::PublicKeyData::der_bytes(&spki).to_vec() })
+        let public_key = rcgen::PublicKeyData::der_bytes(&spki).to_vec();
+        Ok(Self { signer, public_key, failed: RefCell::default() })
+    }
+
+    /// What rcgen made with this key, or why not: the signer's reason before rcgen's.
+    pub(crate) fn made<T>(&self, result: Result<T, rcgen::Error>) -> Result<T, Error> {
+        result.map_err(|error| self.failed.take().unwrap_or_else(|| error.into()))
     }
 }
 
@@ -177,6 +208,25 @@ impl rcgen::PublicKeyData for RcgenKey<'_> {
 
 impl rcgen::SigningKey for RcgenKey<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.signer.sign(message).map_err(|_| rcgen::Error::RemoteKeyError)
+        self.signer.sign(message).map_err(|error| {
+            self.failed.replace(Some(error));
+            rcgen::Error::RemoteKeyError
+        })
+    }
+}
+
+/// A public key as rcgen wants it.
+struct RawKey<'a> {
+    algorithm: &'static rcgen::SignatureAlgorithm,
+    raw: &'a [u8],
+}
+
+impl rcgen::PublicKeyData for RawKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.raw
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        self.algorithm
     }
 }

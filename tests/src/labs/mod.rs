@@ -4,6 +4,7 @@ mod badinput;
 mod baseline;
 pub mod bench;
 mod ca;
+mod ca_hsm;
 mod choices;
 mod crash;
 mod critical;
@@ -72,6 +73,11 @@ pub const ALL: &[Entry] = &[
         "oidc",
         "CI tokens: stock pki and curl enrol and connect; replay, kill, release by token",
         oidc::run,
+    ),
+    entry(
+        "ca-hsm",
+        "the CA's keys in a PKCS#11 token: enrolment, revocation, restart, a token that goes away",
+        ca_hsm::run,
     ),
     entry(
         "ca-offline",

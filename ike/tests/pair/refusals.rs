@@ -1,6 +1,7 @@
 //! No common ground: the peer hears the RFC's notify, the operator hears what differed and what to
 //! change (RFC 7296 2.7, 2.9, 2.21).
 
+use ike::Event;
 use ike::config::PeerConfig;
 use ike::crypto::KeMethod;
 use ike::io::{Action, Completion};
@@ -80,6 +81,12 @@ fn child_refused(pair: &Pair, code: &str, notify: NotifyType) {
     // RFC 7296 2.21.2: the IKE SA is established without the child.
     assert_eq!(pair.server.established().len(), 1);
     assert_eq!(pair.client.established().len(), 1);
+    // Who looks at the SA is to find why it has no child: it is there before that is told.
+    for peer in [&pair.client, &pair.server] {
+        let kinds: Vec<_> =
+            peer.events.iter().map(|event| matches!(event, Event::Refused(_))).collect();
+        assert_eq!(kinds, [false, true], "{:?}", peer.events);
+    }
     let told = pair.client.refusals()[0];
     assert_eq!((told.code, told.notify), ("child_refused", Some(notify)));
     pair.assert_nothing_installed();

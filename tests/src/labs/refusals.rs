@@ -104,10 +104,24 @@ pub(super) fn expect_refusal(
     }
     scene.lab.step(&format!("{what}: {}", line.trim()));
     if charon.sas()?.contains("ESTABLISHED") {
-        // A refused child leaves the IKE SA; the next case begins without it.
+        // A refused child leaves the IKE SA, which tells why it has none; the next case begins
+        // without it.
+        told_of_sa(scene, says)?;
         charon.terminate("net")?;
     }
     scene.no_sas(Duration::from_secs(5))
+}
+
+/// `sa show` of the only IKE SA says what was refused.
+fn told_of_sa(scene: &Scene, says: &str) -> Result<()> {
+    let sas = scene.gateway.sas()?;
+    let [sa] = sas.as_slice() else { bail!("expected one IKE SA: {sas:?}") };
+    let id = sa["id"].as_u64().context("an SA without id")?;
+    let shown = scene.gateway.told(&["sa", "show", &id.to_string()])?;
+    if !shown.contains(says) {
+        bail!("`sa show` does not say `{says}`:\n{shown}");
+    }
+    Ok(())
 }
 
 /// Exchanges the gateway has refused since its start.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::scene::{Pinged, Pings, Scene, ping};
+use super::scene::{Pinged, Pings, Scene, agreed, ping};
 use crate::lab::capture::Capture;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, ID, Settings};
@@ -308,6 +308,7 @@ pub(super) fn own_authority(lab: &Lab) -> Result<()> {
     })?;
     charon.initiate("net")?;
     let seen = connected(lab, &scene.gateway, "branch", SOON)?;
+    scene.settle(&charon)?;
     if seen["lease"] != lease["id"] {
         bail!("the site has lease {}, its certificate {}", seen["lease"], lease["id"]);
     }
@@ -368,6 +369,7 @@ pub(super) fn strongswan_initiator(lab: &Lab) -> Result<()> {
     peer.charon.initiate("net")?;
     let seen = connected(lab, &gateway, "branch", SOON)?;
     lab.step(&format!("connected as {}", seen["lease"]));
+    agreed(lab, &gateway, &peer.charon)?;
     traffic(&world, &branch, &store)?;
 
     lab.step("rekeys from both ends lose nothing");
@@ -398,6 +400,7 @@ pub(super) fn strongswan_responder(lab: &Lab) -> Result<()> {
     let more = site(&peer.authority.cert, &format!("remote = \"{OTHER}\""));
     gateway.reload(&Settings { more, ..settings })?;
     connected(lab, &gateway, "branch", SOON)?;
+    agreed(lab, &gateway, &peer.charon)?;
     traffic(&world, &branch, &store)?;
 
     lab.step("rekeys from both ends lose nothing");
@@ -419,6 +422,7 @@ pub(super) fn strongswan_responder(lab: &Lab) -> Result<()> {
     })?;
     drop(strangers);
     connected(lab, &gateway, "branch", SOON)?;
+    agreed(lab, &gateway, &peer.charon)?;
     traffic(&world, &branch, &store)?;
 
     lab.step("the IKE SA without a child, and the child after it (RFC 6023)");
@@ -428,6 +432,7 @@ pub(super) fn strongswan_responder(lab: &Lab) -> Result<()> {
     gateway.reload(&Settings { more, ike: "dpd = \"2s\"".to_owned(), ..Settings::default() })?;
     peer.charon.expect_log(from, "generating CREATE_CHILD_SA response", SOON)?;
     connected(lab, &gateway, "branch", SOON)?;
+    agreed(lab, &gateway, &peer.charon)?;
     traffic(&world, &branch, &store)?;
 
     lab.step("the peer vanishes, is noticed, and comes back");
@@ -491,6 +496,7 @@ fn rekeys(lab: &Lab, world: &World, gateway: &Gateway, charon: &Charon) -> Resul
     if !lost.is_empty() {
         bail!("{} of {sent} pings lost during rekeys: numbers {lost:?}", lost.len());
     }
+    agreed(lab, gateway, charon)?;
     lab.step(&format!("{sent} pings over rekeys by both ends"));
     Ok(())
 }

@@ -540,10 +540,11 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
         return fail_with(ctx, sa, *refused);
     }
     let first_child = sa.peer.as_ref().map(|peer| peer.first_child).unwrap_or_default();
-    if child.is_none() && sa.replaces.is_some() && first_child == FirstChild::WithIkeAuth {
+    let response = initiator(sa).and_then(|initiator| initiator.response.take());
+    let none_made = child.is_none() && first_child == FirstChild::WithIkeAuth;
+    let none_made = none_made.then(|| first_child::none_made(&response.unwrap_or_default()));
+    if let Some((_, why)) = none_made.as_ref().filter(|_| sa.replaces.is_some()) {
         // It would carry nothing, and the one it is to replace does.
-        let response = initiator(sa).and_then(|initiator| initiator.response.take());
-        let (_, why) = first_child::none_made(&response.unwrap_or_default());
         let what = format!("we authenticated again in vain: {why}");
         return fail(ctx, sa, Blame::Incompatible, "reauth_without_child", what);
     }
@@ -551,6 +552,12 @@ fn complete(ctx: &mut Ctx, sa: &mut IkeSa, child: Option<ChildSaId>) {
     up(ctx, sa, false);
     if let Some(id) = child {
         child::up(ctx, sa, id, None);
+    }
+    // Of an SA that is known by now.
+    if let Some((told, what)) = none_made {
+        let fix = "compare ESP proposals and selectors of both sides";
+        let refused = about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
+        ctx.refuse(refused);
     }
     if let Some(old) = sa.replaces.take() {
         ctx.deferred.push_back(Deferred::Superseded { old, new: sa.id });

@@ -320,7 +320,7 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     if let Some(auth) = responder.auth.take() {
         payloads.push(auth);
     }
-    let mut child_up = None;
+    let (mut child_up, mut child_refused) = (None, None);
     // Whatever becomes of the child: a later one is between these addresses (RFC 6023 3 says so of
     // an IKE SA without one). A lack of addresses has a notify of its own (RFC 7296 3.15.4).
     let grant = sa.auth.as_ref().map(|auth| &auth.grant);
@@ -343,7 +343,7 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
         }
         ChildOutcome::Refused(refused) => {
             payloads.push_notify(refused.notify);
-            ctx.refuse(refused.refusal);
+            child_refused = Some(refused.refusal);
         }
         _ => {}
     }
@@ -372,6 +372,10 @@ fn finish_if_ready(ctx: &mut Ctx, sa: &mut IkeSa) {
     up(ctx, sa, responder.initial_contact);
     if let Some(id) = child_up {
         child::up(ctx, sa, id, None);
+    }
+    // Of an SA that is known by now.
+    if let Some(refused) = child_refused {
+        ctx.refuse(refused);
     }
     if sent_away.is_some() {
         redirect::told(ctx, sa);

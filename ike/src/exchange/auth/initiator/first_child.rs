@@ -3,13 +3,12 @@
 use crate::crypto::EspSuite;
 use crate::crypto::keymat::Nonces;
 use crate::event::Blame;
-use crate::exchange::about;
 use crate::exchange::transport::{self, Hindrance};
 use crate::io::ChildSaId;
 use crate::policy::{narrowing, proposal};
 use crate::sa::IkeSa;
 use crate::sa::child::{self, NewChild};
-use crate::sa::context::{Ctx, refusal};
+use crate::sa::context::Ctx;
 use crate::wire::{NotifyType, Payload, Payloads, TrafficSelector, TrafficSelectors};
 
 use super::{complete, fail, initiator};
@@ -70,7 +69,7 @@ fn our_side(sa: &IkeSa) -> Vec<TrafficSelector> {
     out
 }
 
-/// Installs the child the peer agreed to; `None` when it did not.
+/// Installs the child the peer agreed to; `None` when it did not, which [`complete`] reports.
 pub(super) fn install(
     ctx: &mut Ctx,
     sa: &mut IkeSa,
@@ -78,14 +77,6 @@ pub(super) fn install(
 ) -> Result<Option<ChildSaId>, String> {
     let (Some(answer), Some(ts_i), Some(ts_r)) = (response.sa(), response.ts_i(), response.ts_r())
     else {
-        let (told, what) = none_made(response);
-        if sa.replaces.is_some() {
-            // Then the IKE SA is of no use either, which is reported as a whole.
-            return Ok(None);
-        }
-        let fix = "compare ESP proposals and selectors of both sides";
-        let refused = about(sa, refusal(Blame::Incompatible, told, "child_refused", what, fix));
-        ctx.refuse(refused);
         return Ok(None);
     };
     let Some(offer) = initiator(sa).map(|initiator| initiator.offer.clone()) else {

@@ -31,6 +31,7 @@ mod redirect;
 mod refusals;
 mod runner;
 mod scene;
+mod site_responder;
 mod sites;
 mod staple;
 mod status;
@@ -174,6 +175,11 @@ pub const ALL: &[Entry] = &[
         "site-strongswan-responder",
         "gateway to gateway: connects to strongSwan through NAT, cookie, other group; rekeys by both",
         sites::strongswan_responder,
+    ),
+    entry(
+        "site-responder",
+        "gateway to gateway: strongSwan answers, with its suites, a chain, a shared key",
+        site_responder::run,
     ),
     entry(
         "eap-tls",

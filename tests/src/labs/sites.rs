@@ -32,7 +32,7 @@ pub(super) const OTHER_ID: &str = "branch.example.com";
 /// The network behind it.
 pub(super) const BRANCH_NET: &str = "10.30.0.0/16";
 /// The machine in it.
-const BRANCH: &str = "10.30.0.10";
+pub(super) const BRANCH: &str = "10.30.0.10";
 /// Its address that is in no allow list.
 const BRANCH_FORBIDDEN: &str = "10.30.0.99";
 
@@ -43,7 +43,7 @@ const LATER: Duration = Duration::from_secs(150);
 
 /// The network behind the other gateway, with a server in it.
 pub(super) struct Branch {
-    host: Host,
+    pub(super) host: Host,
     server: Server,
 }
 
@@ -118,7 +118,7 @@ fn no_traffic(world: &World, branch: &Branch) -> Result<()> {
     Ok(())
 }
 
-fn sound(gateway: &mut Gateway, lab: &Lab) -> Result<()> {
+pub(super) fn sound(gateway: &mut Gateway, lab: &Lab) -> Result<()> {
     if let Some(code) = gateway.process()?.ended()? {
         bail!("runnel ended with code {code}\n{}", lab.tails());
     }
@@ -322,12 +322,12 @@ pub(super) fn own_authority(lab: &Lab) -> Result<()> {
 }
 
 /// strongSwan with a certificate of its own authority on the other side.
-struct Peer {
-    charon: Charon,
-    authority: Authority,
+pub(super) struct Peer {
+    pub(super) charon: Charon,
+    pub(super) authority: Authority,
 }
 
-fn strongswan(
+pub(super) fn strongswan(
     lab: &Lab,
     world: &World,
     gateway: &Gateway,

@@ -199,3 +199,109 @@ fn conversations_are_bounded_in_number() {
     // Who has one may go on.
     begin(7).unwrap();
 }
+
+/// What a client says next.
+fn flight(client: &mut ClientConnection) -> Vec<u8> {
+    let mut data = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut data).unwrap();
+    }
+    data
+}
+
+/// Where the version in the headers of TLS records stands, which nobody looks at (RFC 8446 5.1).
+fn versions(flight: &[u8]) -> Vec<usize> {
+    let (mut at, mut found) = (0, Vec::new());
+    while let Some([_, _, _, high, low]) = flight.get(at..at + 5) {
+        found.extend([at + 1, at + 2]);
+        at += 5 + usize::from(u16::from_be_bytes([*high, *low]));
+    }
+    found
+}
+
+/// The most that is sent back at once: our certificates and a few hundred octets around them.
+const MOST: usize = 16 * 1024;
+
+/// Hostile octets instead of a first message: changed, cut and repeated at chance.
+#[test]
+fn no_damaged_hello_is_an_end_and_none_makes_us_say_much() {
+    let gateway = Gateway::start();
+    let hello = flight(&mut gateway.client(&rustls::version::TLS13, None));
+    let mut chance = 0x9e37_79b9_u64;
+    let mut draw = |below: usize| {
+        chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (chance >> 33) as usize % below
+    };
+    let mut answered = 0;
+    for _ in 0..2000 {
+        let mut data = hello.clone();
+        for _ in 0..draw(4) {
+            let at = draw(data.len());
+            data[at] ^= 1 << draw(8);
+        }
+        match draw(6) {
+            0 => data.truncate(1 + draw(hello.len() - 1)),
+            1 => data.extend_from_within(..),
+            2 => drop(data.splice(..5, [0x17, 3, 3, draw(256) as u8, draw(256) as u8])),
+            _ => {}
+        }
+        // Always of the same IKE SA, so that what an earlier one began is gone on with, too.
+        match gateway.answer(1, "ci.example.com", data) {
+            Ok(answer) => {
+                assert!(answer.done.is_none() && answer.send.len() < MOST);
+                answered += usize::from(!answer.send.is_empty());
+            }
+            Err(refused) => assert_eq!(refused.code, "eap_tls"),
+        }
+    }
+    assert!(answered > 100, "{answered} were understood");
+}
+
+/// The client's proof: no octet of it can be another.
+#[test]
+fn no_damaged_proof_is_taken() {
+    let gateway = Gateway::start();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let enrolled = gateway.enrol(&key);
+    let name = &enrolled.lease.dns_name;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        // The last one is left as it is, so that only the damage can be the reason.
+        let mut damaged = 0;
+        for at in (0..4000).step_by(37).chain([usize::MAX]) {
+            let mut client = gateway.client(version, Some((enrolled.certificate.clone(), &key)));
+            let first = gateway.answer(2, name, flight(&mut client)).unwrap();
+            let mut send = first.send.as_slice();
+            while !send.is_empty() {
+                client.read_tls(&mut send).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            let mut proof = flight(&mut client);
+            if versions(&proof).contains(&at) || (at != usize::MAX && at >= proof.len()) {
+                // Gives the conversation up.
+                assert!(gateway.answer(2, name, vec![0xff; 8]).is_err());
+                continue;
+            }
+            let as_it_is = at == usize::MAX;
+            if !as_it_is {
+                proof[at] ^= 0x10;
+                damaged += 1;
+            }
+            let done = gateway.answer(2, name, proof).is_ok_and(|answer| answer.done.is_some());
+            assert_eq!(done, as_it_is, "octet {at}");
+            let _ = gateway.answer(2, name, vec![0xff; 8]);
+        }
+        assert!(damaged > 15, "{damaged} octets");
+    }
+}
+
+/// A message that says it is long: it is not waited for.
+#[test]
+fn what_one_conversation_holds_is_bounded() {
+    let gateway = Gateway::start();
+    let mut record = vec![0x16, 3, 3, 0x03, 0xe8, 1, 0xff, 0xff, 0xff];
+    record.resize(1005, 0);
+    let taken =
+        (0..200).take_while(|_| gateway.answer(3, "ci.example.com", record.clone()).is_ok());
+    let taken = taken.count() * record.len();
+    assert!(taken <= 80 * 1024, "{taken} octets without an end");
+}

@@ -17,16 +17,18 @@ use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{self, CertRecord};
+use crate::journal::{self, Found};
 use crate::lease::pool::{AddressBook, gateway_address};
 use crate::lease::{Lease, LeaseState};
 use crate::ocsp;
 use crate::profile::{Options, Settings};
 use crate::record::{self, key};
 use crate::revoke::RevocationReason;
+use crate::rollback::{self, Standing};
 use crate::seal::{self, SealKey, Sealer};
 use crate::serial::Serial;
 use crate::signer::SharedSigner;
-use crate::store::{self, Outcome, SqliteStore, Store, Txn};
+use crate::store::{self, LogSeal, Outcome, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
 use crate::validate::{IkeId, PeerError, VerifiedPeer};
 
@@ -46,6 +48,8 @@ pub struct Startup {
     pub seal_key_beside_state: bool,
     /// The end of the audit trail was not as this program had left it: `audit verify` says more.
     pub broken_trail: bool,
+    /// The store had gone back in time and got so many later changes again from its journal.
+    pub replayed: Option<usize>,
     /// Leases that were active when the last process ended and are now lost.
     pub orphaned: usize,
 }
@@ -192,12 +196,13 @@ pub(crate) struct StateDirectory {
     pub(crate) key: SealKey,
     /// The sealing key lies in the directory.
     key_beside: bool,
+    standing: Standing,
     lock: std::fs::File,
 }
 
 impl StateDirectory {
     /// Opens it, creating it and its sealing key when they are missing.
-    pub(crate) fn open(path: &Path, options: &mut Options) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path, options: &mut Options, now: UnixTime) -> Result<Self, Error> {
         let given_key = options.seal_key.as_deref().map(seal::read_key).transpose()?;
         create_directory(path)?;
         let lock = lock_directory(path)?;
@@ -216,7 +221,21 @@ impl StateDirectory {
             }
             None => seal::create_key(path, options.entropy.as_mut())?,
         };
-        Ok(Self { path: path.to_owned(), store, key, key_beside, lock })
+        if let Some(check) = store.get(key::SEAL_CHECK)? {
+            // Before the journal, which another key does not open either.
+            Sealer::new(&key)?.open(key::SEAL_CHECK, &check.value)?;
+        }
+        let places = [Some(path.join(journal::FILE)), options.journal.clone()];
+        let found = Found::look(places.into_iter().flatten().collect(), &key)?;
+        let (store, standing) = rollback::reconcile(
+            store,
+            found,
+            &LogSeal::derive(&key),
+            options.accept_loss.as_deref(),
+            options.entropy.as_mut(),
+            now,
+        )?;
+        Ok(Self { path: path.to_owned(), store, key, key_beside, standing, lock })
     }
 
     /// Makes the names in it durable.
@@ -239,7 +258,7 @@ impl Authority {
     /// One sentence saying what is wrong and what to do; nothing half-created is left behind.
     pub fn open(state_dir: &Path, mut options: Options, now: UnixTime) -> Result<Self, Error> {
         options.settings.validate()?;
-        let state = StateDirectory::open(state_dir, &mut options)?;
+        let state = StateDirectory::open(state_dir, &mut options, now)?;
         Self::over(state, options, now)
     }
 
@@ -260,11 +279,15 @@ impl Authority {
         options: Options,
         now: UnixTime,
     ) -> Result<Self, Error> {
-        let StateDirectory { path, store, key, key_beside, lock } = state;
+        let StateDirectory { path, store, key, key_beside, standing, lock } = state;
         let mut authority = Self::resting(Arc::new(store), &key, options, now)?;
         sync(&path)?;
         authority.startup.seal_key_beside_state = key_beside;
         authority.lock = Some(lock);
+        if let Standing::Replayed(changes) = standing {
+            authority.startup.replayed = Some(changes);
+        }
+        authority.finish_replay(now)?;
         Ok(authority)
     }
 

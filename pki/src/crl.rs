@@ -69,6 +69,19 @@ pub struct Crl {
 }
 
 impl Crl {
+    /// None that anybody may have: the next one gets a number above this.
+    pub(crate) fn outdated(number: u64) -> Self {
+        let long_ago = UnixTime::from_secs(0);
+        Self {
+            number,
+            this_update: long_ago,
+            next_update: long_ago,
+            entries: 0,
+            der: Vec::new(),
+            covers: Revision::default(),
+        }
+    }
+
     /// Whether it says what it should at `now`: everything up to this revision of the trigger key.
     fn is_current(&self, wanted: Revision, refresh: Duration, now: UnixTime) -> bool {
         let fresh = self.this_update.minus(AHEAD)..self.this_update.plus(refresh);

@@ -32,6 +32,9 @@ pub enum Error {
     /// The sealing key is missing or does not open what it sealed.
     #[error("{0}")]
     Seal(String),
+    /// The state may be older than what was revoked since.
+    #[error("{0}")]
+    Rollback(String),
     /// A record in the store does not parse.
     #[error("the record {key} is damaged ({cause}): restore the state directory from a backup")]
     Damaged {

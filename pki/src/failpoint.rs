@@ -35,6 +35,17 @@ pub const LIST: &[&str] = &[
     "ocsp.after_commit",
     "store.before_commit",
     "store.after_commit",
+    "journal.before_write",
+    "journal.after_write",
+];
+
+/// Those that only a restored state visits.
+pub const RESTORE: &[&str] = &[
+    "restore.before_rename",
+    "restore.after_rename",
+    "replay.before_commit",
+    "replay.after_commit",
+    "replay.before_end",
 ];
 
 /// Ends the process at once when `RUNNEL_FAILPOINT` names this place.
@@ -45,7 +56,10 @@ pub fn hit(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     static VISITS: AtomicU32 = AtomicU32::new(0);
-    debug_assert!(LIST.contains(&name), "failpoint {name} is not listed");
+    debug_assert!(
+        LIST.contains(&name) || RESTORE.contains(&name),
+        "failpoint {name} is not listed"
+    );
     let Ok(wanted) = std::env::var("RUNNEL_FAILPOINT") else { return };
     let (wanted_name, nth) = match wanted.split_once(':') {
         Some((name, nth)) => (name, nth.parse().unwrap_or(1)),

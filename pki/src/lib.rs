@@ -17,6 +17,7 @@
 
 pub mod audit;
 mod authority;
+mod backup;
 mod bar;
 mod ca;
 mod crl;
@@ -28,11 +29,13 @@ mod error;
 pub mod failpoint;
 pub mod hook;
 mod issue;
+mod journal;
 mod lease;
 mod ocsp;
 mod profile;
 mod record;
 mod revoke;
+mod rollback;
 mod seal;
 mod select;
 mod serial;
@@ -44,6 +47,7 @@ pub mod validate;
 pub use audit::chain::{ChainFault, ChainReport, FaultKind};
 pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord, Carried, TunnelFacts};
 pub use authority::{Access, AccessError, Authority, Startup};
+pub use backup::{BackupHead, BackupKey, restore};
 pub use bar::{Bar, Barred, RunName};
 pub use ca::{
     CaCertificate, CaChange, CaSetup, CaStatus, Imported, ServerIdentity, ServerNames,

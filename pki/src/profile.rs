@@ -234,6 +234,11 @@ pub struct Options {
     pub key: KeyKind,
     /// The token in which CA keys are made from now on, and that holds those made there before.
     pub token: Option<TokenUri>,
+    /// A second place of the revocation journal.
+    pub journal: Option<PathBuf>,
+    /// Everything good is revoked when the revocation journal is lost; the time of the last audit
+    /// record says that this is meant.
+    pub accept_loss: Option<String>,
     /// Where serials, names and token secrets get their randomness.
     pub entropy: Box<dyn Entropy>,
 }
@@ -246,6 +251,8 @@ impl Options {
             seal_key: None,
             key: KeyKind::EcdsaP256,
             token: None,
+            journal: None,
+            accept_loss: None,
             entropy: Box::new(SystemEntropy::new()),
         }
     }
@@ -258,6 +265,7 @@ impl std::fmt::Debug for Options {
             .field("seal_key", &self.seal_key)
             .field("key", &self.key)
             .field("token", &self.token)
+            .field("journal", &self.journal)
             .finish_non_exhaustive()
     }
 }

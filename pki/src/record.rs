@@ -55,6 +55,12 @@ pub(crate) mod key {
     pub(crate) const BARRED_RUN: &str = "barred-run/";
     pub(crate) const JWT: &str = "jwt/";
     pub(crate) const JWT_DUE: &str = "jwt-due/";
+    /// Tokens of CI platforms that were issued before are refused.
+    pub(crate) const JWT_FLOOR: &str = "jwt-floor";
+    /// Which revocation journal belongs to the store.
+    pub(crate) const JOURNAL: &str = "journal/epoch";
+    /// What is left to be done after the store was brought up to its journal.
+    pub(crate) const REPLAY: &str = "journal/replay";
 
     pub(crate) fn token(id: &str) -> String {
         format!("{TOKEN}{id}")

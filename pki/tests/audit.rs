@@ -88,10 +88,12 @@ fn every_kind_of_tampering_is_found_where_it_is() {
     let untouched = state();
     let database = std::fs::read(untouched.path().join("runnel.db")).unwrap();
     let key = std::fs::read(untouched.path().join("seal.key")).unwrap();
+    let journal = std::fs::read(untouched.path().join("revocations.journal")).unwrap();
     for (sql, expected) in cases {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("runnel.db"), &database).unwrap();
         std::fs::write(directory.path().join("seal.key"), &key).unwrap();
+        std::fs::write(directory.path().join("revocations.journal"), &journal).unwrap();
         change(directory.path(), &sql);
         let report = verify(directory.path());
         assert_eq!(report.sealed, sql != "DELETE FROM heads", "there is a seal to compare with");

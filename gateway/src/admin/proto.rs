@@ -135,6 +135,13 @@ pub enum Request {
         /// The list, DER, base64.
         crl: String,
     },
+    /// Write a backup of the whole state.
+    Backup {
+        /// The file, an absolute path.
+        to: std::path::PathBuf,
+        /// The file with its passphrase or recovery key, an absolute path.
+        key_file: std::path::PathBuf,
+    },
     /// Another issuing CA from now on.
     CaRotate {
         /// The kind of key; none: the configured one.

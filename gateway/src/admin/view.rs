@@ -296,6 +296,17 @@ pub struct CaStatus {
     pub crl_entries: usize,
 }
 
+/// A backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    /// The file.
+    pub file: String,
+    /// When it was made.
+    pub created: String,
+    /// SHA-256 of the root that runners pin, hexadecimal.
+    pub root_sha256: String,
+}
+
 /// A PEM text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pem {

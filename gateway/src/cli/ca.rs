@@ -244,6 +244,7 @@ fn offline<T>(
     options.seal_key = sealed.seal_key.clone();
     options.key = config.pki.ca_key;
     options.token = config.pki.ca_token.clone();
+    options.journal = config.pki.journal.clone();
     let mut state = StateDir::inspect(&context.state).map_err(Failure::failed)?;
     state.create().map_err(Failure::failed)?;
     let done = CaSetup::open(state.path(), options, now()).and_then(|mut setup| {

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Parses, asks the running instance, prints.
 
 mod audit;
+mod backup;
 mod bar;
 mod ca;
 mod cert;
@@ -12,6 +13,7 @@ mod identity;
 mod lease;
 mod output;
 mod reload;
+mod restore;
 mod revoke;
 mod sa;
 mod site;
@@ -80,6 +82,8 @@ enum Command {
     Bar(bar::Command),
     #[command(subcommand)]
     Audit(audit::Command),
+    Backup(backup::Args),
+    Restore(restore::Args),
     #[command(subcommand, hide = true)]
     Debug(debug::Command),
 }
@@ -186,6 +190,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Revoke(args) => revoke::run(&context, args),
         Command::Bar(command) => bar::run(&context, command),
         Command::Audit(command) => audit::run(&context, command),
+        Command::Backup(args) => backup::run(&context, &args),
+        Command::Restore(args) => restore::run(&context, &args),
         Command::Debug(command) => debug::run(&command),
     }
 }

@@ -137,6 +137,8 @@ pub struct Pki {
     pub ca_key: KeyKind,
     /// The token that CA keys are made in and reached in; `None`: the state directory.
     pub ca_token: Option<TokenUri>,
+    /// A second place of the revocation journal.
+    pub journal: Option<std::path::PathBuf>,
 }
 
 /// The enrolment service.

@@ -146,6 +146,7 @@ pub(super) fn built_in() -> Config {
             keep_ended: 7 * DAY,
             ca_key: KeyKind::EcdsaP256,
             ca_token: None,
+            journal: None,
         },
         enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
         hooks: None,
@@ -346,6 +347,17 @@ fn pki(mut section: Section<'_, '_>, out: &mut Pki, found: &mut Findings<'_>) {
                 Ok(kind) => out.ca_key = kind,
                 Err(error) => found.error(at, format!("`ca_key`: {error}")),
             }
+        }
+    }
+    if let Some((path, at)) = section.string("journal", found) {
+        let path = std::path::PathBuf::from(path);
+        if path.is_absolute() {
+            out.journal = Some(path);
+        } else {
+            found.error(
+                at,
+                "`journal` must be an absolute path of a file on another disk".to_owned(),
+            );
         }
     }
     if let Some((name, at)) = section.string("ca_key_kind", found) {

@@ -194,6 +194,15 @@ impl Instance {
             | Request::CaImportCrl { .. }
             | Request::CaRotate { .. }
             | Request::CaRetire => self.ca(actor, request),
+            Request::Backup { to, key_file } => {
+                let key = pki::BackupKey::read(&key_file).map_err(pki_error)?;
+                let head = self.authority.backup(&to, &key, actor, now()).map_err(pki_error)?;
+                value(view::Backup {
+                    file: to.display().to_string(),
+                    created: head.created.to_string(),
+                    root_sha256: head.root_sha256,
+                })
+            }
             Request::SaList => value(self.sas()?),
             Request::SaShow { id } => value(self.sa(id)?),
             Request::SaRekey { id } => value(self.sa_rekey(actor, id)?),

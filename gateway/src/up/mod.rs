@@ -134,8 +134,15 @@ async fn start(
     pki_options.seal_key = options.seal_key.clone();
     pki_options.key = config.pki.ca_key;
     pki_options.token = config.pki.ca_token.clone();
+    pki_options.journal = config.pki.journal.clone();
     let authority = Arc::new(Authority::open(state.path(), pki_options, now)?);
     failpoint::hit("up.after_authority");
+    if let Some(changes) = authority.startup().replayed {
+        tracing::warn!(
+            changes,
+            "the store had gone back in time; what was revoked, barred and spent since is in it again"
+        );
+    }
     let names = service::server_names(config, &id);
     let identity = Arc::new(
         GatewayIdentity::open(Arc::clone(&authority), names, now).map_err(UpError::Other)?,

@@ -80,7 +80,7 @@ struct Line {
 }
 
 /// The bytes that are stored and chained.
-pub(super) fn encode(event: &AuditEvent) -> Vec<u8> {
+pub(crate) fn encode(event: &AuditEvent) -> Vec<u8> {
     let (actor, operator, peer) = match &event.actor {
         Actor::System => ("system", None, None),
         Actor::Uid(uid) => ("operator", Some(uid.to_string()), None),

@@ -16,6 +16,8 @@ use crate::lease::CiRef;
 use crate::store::Txn;
 use crate::time::UnixTime;
 
+pub(crate) use ecs::encode;
+
 /// The log that holds the events.
 pub(crate) const LOG: &str = "audit";
 

@@ -47,7 +47,7 @@ impl CaSetup {
     /// As [`Authority::open`]; also while a gateway runs on it.
     pub fn open(state_dir: &Path, mut options: Options, now: UnixTime) -> Result<Self, Error> {
         options.settings.validate()?;
-        let state = StateDirectory::open(state_dir, &mut options)?;
+        let state = StateDirectory::open(state_dir, &mut options, now)?;
         let stored = record::read::<CaRecord>(&state.store, key::CA)?;
         if stored.is_some_and(|stored| !stored.value.is_awaiting()) {
             let authority = Authority::over_resting(state, options, now)?;
@@ -66,6 +66,14 @@ impl CaSetup {
     /// The end of the audit trail was not as this program had left it: `audit verify` says more.
     pub fn broken_trail(&self) -> bool {
         self.broken_trail
+    }
+
+    /// The CA's state, opened to be looked at or brought up to its journal; `None` before there is one.
+    pub fn authority(&self) -> Option<&Authority> {
+        match &self.state {
+            State::Before(_) => None,
+            State::After(authority) => Some(authority),
+        }
     }
 
     /// As [`Authority::ca_request`].

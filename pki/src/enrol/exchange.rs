@@ -59,6 +59,7 @@ impl Authority {
             .map_err(|error| Refusal::new(RefusalCode::MalformedRequest, error.to_string()))?;
         let actor = client.map_or(Actor::System, Actor::Peer);
         let _turn = self.token_turn(accepted.digest());
+        self.refuse_older(accepted, &spki, &actor, now)?;
         for _ in 0..ATTEMPTS {
             if let Some(spent) = self.jwt_spend(accepted.digest())? {
                 if let Some(given) = self.given_again(accepted, &spent, &spki, now)? {

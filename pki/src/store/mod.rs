@@ -6,6 +6,7 @@
 //! transaction of the caller, never a backend's time-to-live.
 
 mod memory;
+mod replay;
 mod sqlite;
 #[cfg(test)]
 mod suite;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 
 pub use memory::MemoryStore;
+pub(crate) use replay::{Replay, replay};
 pub use sqlite::{SCHEMA_VERSION, SqliteStore};
 
 /// A position in the store's history; every committed transaction has its own, rising by time.
@@ -294,6 +296,17 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         expected: &[&str],
         adopt: bool,
     ) -> Result<Vec<String>, StoreError>;
+
+    /// Writes a copy of the whole store, as it is at one moment, to an empty file.
+    ///
+    /// # Errors
+    /// When the backend fails, or has no file.
+    fn snapshot(&self, _to: &std::path::Path) -> Result<(), StoreError> {
+        Err(StoreError::Backend {
+            action: "copy itself",
+            cause: "only the embedded store has a file".to_owned(),
+        })
+    }
 
     /// Follows the changes under a prefix from now on.
     ///

@@ -17,6 +17,7 @@ use super::{
     Txn, Watch, Watchers,
 };
 use crate::failpoint;
+use crate::journal::{Fact, Journal, is_journaled};
 
 /// How many waiting transactions share one commit at most.
 const GROUP: usize = 256;
@@ -74,6 +75,7 @@ pub struct SqliteStore {
     shared: Arc<Mutex<Shared>>,
     readers: Mutex<Vec<Connection>>,
     seal: Arc<OnceLock<LogSeal>>,
+    journal: Arc<Mutex<Option<Journal>>>,
     /// The ends of logs as they were found.
     found_ends: Mutex<Vec<FoundEnd>>,
     writer: Option<JoinHandle<()>>,
@@ -132,10 +134,12 @@ impl SqliteStore {
         let (jobs, queue) = mpsc::channel();
         let seal = Arc::new(OnceLock::new());
         let sealing = Arc::clone(&seal);
+        let journal = Arc::new(Mutex::new(None));
+        let noting = Arc::clone(&journal);
         let publish = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || write_loop(connection, &queue, &publish, &sealing, continued))
+            .spawn(move || write_loop(connection, &queue, &publish, &sealing, &noting, continued))
             .map_err(|cause| StoreError::Backend {
                 action: "start its writer",
                 cause: cause.to_string(),
@@ -146,6 +150,7 @@ impl SqliteStore {
             shared,
             readers: Mutex::new(Vec::new()),
             seal,
+            journal,
             found_ends: Mutex::new(found_ends),
             writer: Some(writer),
         })
@@ -176,9 +181,33 @@ impl SqliteStore {
             shared: Arc::default(),
             readers: Mutex::new(vec![connection]),
             seal: Arc::default(),
+            journal: Arc::default(),
             found_ends: Mutex::default(),
             writer: None,
         })
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The newest revision.
+    pub(crate) fn revision(&self) -> Revision {
+        lock(&self.shared).revision
+    }
+
+    /// Notes in the journal what is committed from now on, before it is answered, and first what the
+    /// journal lacks.
+    pub(crate) fn keep_journal(&self, mut journal: Journal) -> Result<(), StoreError> {
+        let records = self.log_head(crate::audit::LOG)?.map_or(0, |head| head.seq);
+        let last = journal.last();
+        let facts = self.read("compare itself with its journal", |connection| {
+            super::replay::facts_since(connection, last)
+        })?;
+        journal.note(self.revision(), records, &facts).map_err(|cause| unnoted(&cause))?;
+        *lock(&self.journal) = Some(journal);
+        Ok(())
     }
 
     fn submit(&self, txn: Txn, heads: Vec<(String, LogHead)>) -> Result<Outcome, StoreError> {
@@ -327,6 +356,16 @@ impl Store for SqliteStore {
         Ok(broken)
     }
 
+    fn snapshot(&self, to: &Path) -> Result<(), StoreError> {
+        let copy = || -> rusqlite::Result<()> {
+            let flags = rusqlite::OpenFlags::default() - rusqlite::OpenFlags::SQLITE_OPEN_CREATE;
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(std::time::Duration::from_secs(10))?;
+            connection.execute("VACUUM INTO ?1", [to.to_string_lossy()]).map(drop)
+        };
+        copy().map_err(failed("copy itself"))
+    }
+
     fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
         let mut shared = lock(&self.shared);
         let changes = shared.watchers.add(prefix);
@@ -343,7 +382,7 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     options.open(path).map(drop)
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
+pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // FULL syncs the log at every commit: an acknowledged change survives a power cut.
@@ -378,6 +417,7 @@ fn write_loop(
     queue: &mpsc::Receiver<Job>,
     shared: &Mutex<Shared>,
     seal: &OnceLock<LogSeal>,
+    journal: &Mutex<Option<Journal>>,
     mut ends: Ends,
 ) {
     let mut revision = lock(shared).revision;
@@ -391,6 +431,7 @@ fn write_loop(
         match write_group(&mut connection, &group, revision, seal, &ends) {
             Ok(written) => {
                 ends.extend(written.ends);
+                let noted = note(journal, &connection, written.revision, &written.changes, &ends);
                 {
                     let mut shared = lock(shared);
                     revision = written.revision;
@@ -398,8 +439,10 @@ fn write_loop(
                     shared.watchers.publish(&written.changes);
                 }
                 for (job, outcome) in group.into_iter().zip(written.outcomes) {
+                    // It is in the store, but would not survive the store: that is no success.
+                    let answer = noted.clone().map(|()| outcome);
                     // Whoever stopped waiting finds the result in the store.
-                    let _ = job.reply.send(Ok(outcome));
+                    let _ = job.reply.send(answer);
                 }
             }
             Err(error) => {
@@ -409,6 +452,31 @@ fn write_loop(
             }
         }
     }
+}
+
+/// Notes what was committed; what an earlier failure left out comes first.
+fn note(
+    journal: &Mutex<Option<Journal>>,
+    connection: &Connection,
+    revision: Revision,
+    changes: &[Change],
+    ends: &Ends,
+) -> Result<(), StoreError> {
+    let mut journal = lock(journal);
+    let Some(journal) = journal.as_mut() else { return Ok(()) };
+    let facts: Vec<Fact> = if journal.behind {
+        super::replay::facts_since(connection, journal.last())
+            .map_err(failed("compare itself with its journal"))?
+    } else {
+        let changes = changes.iter().filter(|change| is_journaled(&change.key));
+        changes.map(|change| (change.key.clone(), change.value.clone())).collect()
+    };
+    let records = ends.get(crate::audit::LOG).map_or(0, |(seq, _)| *seq);
+    journal.note(revision, records, &facts).map_err(|cause| unnoted(&cause))
+}
+
+fn unnoted(cause: &str) -> StoreError {
+    StoreError::Backend { action: "write the revocation journal", cause: cause.to_owned() }
 }
 
 struct Written {
@@ -486,7 +554,7 @@ fn first_conflict(
     Ok(None)
 }
 
-fn apply(
+pub(super) fn apply(
     transaction: &Transaction<'_>,
     op: &Op,
     revision: Revision,
@@ -517,7 +585,7 @@ fn apply(
 }
 
 /// Appends to a log behind `last`; the new end.
-fn append(
+pub(super) fn append(
     transaction: &Transaction<'_>,
     log: &str,
     value: &[u8],
@@ -534,7 +602,11 @@ fn append(
     Ok((seq, hash))
 }
 
-fn write_head(transaction: &Transaction<'_>, log: &str, end: &LogHead) -> rusqlite::Result<()> {
+pub(super) fn write_head(
+    transaction: &Transaction<'_>,
+    log: &str,
+    end: &LogHead,
+) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
             "INSERT INTO heads (log, seq, hash, seal) VALUES (?1, ?2, ?3, ?4)
@@ -616,11 +688,11 @@ fn head(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, LogHead)> {
 }
 
 /// SQLite's integers are signed; revisions stay far below the sign bit.
-fn signed(revision: Revision) -> i64 {
+pub(super) fn signed(revision: Revision) -> i64 {
     i64::try_from(revision).unwrap_or(i64::MAX)
 }
 
-fn failed<E: ToString>(action: &'static str) -> impl Fn(E) -> StoreError {
+pub(super) fn failed<E: ToString>(action: &'static str) -> impl Fn(E) -> StoreError {
     move |cause| StoreError::Backend { action, cause: cause.to_string() }
 }
 

@@ -25,6 +25,10 @@ fn main() {
         tell(format!("enrolled {}", enrol_with_jwt(directory)));
         return;
     }
+    if std::env::args().nth(2).as_deref() == Some("restore") {
+        go_back(directory);
+        return;
+    }
     // The test that looked at the state has closed it just now.
     let options = || Options::new(settings());
     let authority = reopen(&directory.join("state"), options, NOW).unwrap();
@@ -71,6 +75,27 @@ fn main() {
     tell(format!("lost {kept}"));
     authority.expire_due(after(300)).unwrap();
     tell(format!("expired {unused}"));
+}
+
+/// A backup, a revocation after it, and the backup again; on a directory that has these the last step
+/// alone.
+fn go_back(directory: &Path) {
+    let key = BackupKey::read(&directory.join("backup-key")).unwrap();
+    let (state, file) = (directory.join("state"), directory.join("backup"));
+    let options = || Options::new(settings());
+    if !file.exists() {
+        let authority = reopen(&state, options, NOW).unwrap();
+        let secret = token(&authority);
+        let lease = enrol_over_est(&authority, &client(directory, 0), &secret);
+        authority.backup(&file, &key, &OPERATOR, NOW).unwrap();
+        let selector = RevokeSelector::Lease(lease.clone());
+        authority.revoke(&selector, RevocationReason::Unspecified, &OPERATOR, after(1)).unwrap();
+        authority.crl(after(2)).unwrap();
+        std::fs::write(directory.join("revoked"), lease).unwrap();
+        drop(authority);
+        restore(&state, &file, &key).unwrap();
+    }
+    reopen(&state, options, after(3)).unwrap();
 }
 
 fn enrol_over_est(authority: &Authority, client: &Client, secret: &TokenSecret) -> String {

@@ -55,6 +55,31 @@ fn what_was_acknowledged_survives_a_kill_at_every_failpoint() {
     }
 }
 
+#[test]
+fn a_kill_while_a_backup_comes_back_forgets_no_revocation() {
+    for place in failpoint::RESTORE {
+        let directory = tempfile::tempdir().unwrap();
+        write_keys(directory.path());
+        let key = directory.path().join("backup-key");
+        std::fs::write(&key, "correct horse battery staple").unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+        let status = run_as(directory.path(), &["restore"], Some(place));
+        assert_eq!(
+            signal(status),
+            Some(6),
+            "{place}: the child failed by itself, or never came there"
+        );
+        let lease = std::fs::read_to_string(directory.path().join("revoked")).unwrap();
+        let options = || Options::new(settings());
+        let authority = reopen(&directory.path().join("state"), options, after(5)).unwrap();
+        let state = authority.lease(&lease).unwrap().unwrap().state;
+        assert_eq!(state, LeaseState::Revoked, "{place}");
+        assert_eq!(authority.crl(after(5)).unwrap().entries, 1, "{place}");
+        assert!(!authority.startup().broken_trail, "{place}");
+    }
+}
+
 fn signal(status: ExitStatus) -> Option<i32> {
     std::os::unix::process::ExitStatusExt::signal(&status)
 }

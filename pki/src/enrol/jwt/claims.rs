@@ -161,7 +161,7 @@ pub(super) fn registered(
 }
 
 /// A NumericDate (RFC 7519 2): seconds, perhaps with a fraction.
-fn instant(value: &Value) -> Option<UnixTime> {
+pub(super) fn instant(value: &Value) -> Option<UnixTime> {
     if let Some(secs) = value.as_i64() {
         return Some(UnixTime::from_secs(secs));
     }

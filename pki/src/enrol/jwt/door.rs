@@ -47,6 +47,8 @@ pub struct Accepted {
     pub(crate) digest: String,
     /// It is refused from here on.
     pub(crate) good_until: UnixTime,
+    /// When it was issued, if it says so.
+    pub(crate) issued: Option<UnixTime>,
 }
 
 impl Accepted {
@@ -113,6 +115,7 @@ struct Genuine<'i> {
     claims: Claims,
     digest: String,
     good_until: UnixTime,
+    issued: Option<UnixTime>,
 }
 
 /// Judges everything about a token but what it gives.
@@ -163,7 +166,8 @@ fn genuine<'i, 'k>(
         // The signed part, not the whole: some signatures have a second valid form.
         _ => [b"jws\0".as_slice(), token.signed].concat(),
     };
-    Ok(Genuine { issuer, claims: all, digest: sha256_hex(&spent), good_until })
+    let issued = token.claims.get("iat").and_then(claims::instant);
+    Ok(Genuine { issuer, claims: all, digest: sha256_hex(&spent), good_until, issued })
 }
 
 /// Judges what a token gives.
@@ -173,7 +177,7 @@ fn entitled(
     rules: &[ClaimRule],
     role: Option<&str>,
 ) -> Result<Accepted, Refusal> {
-    let Genuine { issuer, claims, digest, good_until } = genuine;
+    let Genuine { issuer, claims, digest, good_until, issued } = genuine;
     let rule = choose(trace, issuer, rules, &claims, role)?;
     trace.role = Some(rule.role.clone());
     Ok(Accepted {
@@ -183,6 +187,7 @@ fn entitled(
         context: JobContext::new(issuer, rule, &claims),
         digest,
         good_until,
+        issued,
     })
 }
 
@@ -489,6 +494,7 @@ impl Authority {
         let actor = client.map_or(Actor::System, Actor::Peer);
         // Requests with one token take turns: all but the first would sign in vain.
         let _turn = self.token_turn(&accepted.digest);
+        self.refuse_older(accepted, &csr.spki_sha256, &actor, now)?;
         for _ in 0..ATTEMPTS {
             if let Some(spent) = self.jwt_spend(&accepted.digest)? {
                 let own = spent.token.is_none() && spent.spki_sha256 == csr.spki_sha256;
@@ -519,6 +525,28 @@ impl Authority {
             }
         }
         Err(Error::Contended("the enrolment").into())
+    }
+
+    /// Refuses a token from before the record of spent tokens was lost.
+    pub(crate) fn refuse_older(
+        &self,
+        accepted: &Accepted,
+        spki_sha256: &str,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<(), Refusal> {
+        let Some(floor) = self.jwt_floor(accepted.issued, now)? else { return Ok(()) };
+        let refusal = Refusal::new(
+            RefusalCode::TokenReplay,
+            format!(
+                "the token was issued before {floor}, when the record of spent tokens was lost: \
+                 start the job again"
+            ),
+        );
+        let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
+        let key = Some(spki_sha256);
+        self.audit_refusal_of("token.replay", &name, role, key, actor, &refusal, now)?;
+        Err(refusal)
     }
 
     /// Refuses a token that is spent, and has it in the audit trail.

@@ -14,7 +14,7 @@ use crate::run::{Program, target_dir};
 pub(crate) const VARIABLE: &str = "RUNNEL_NEXT_DIR";
 
 /// Labs that need it.
-const LABS: [&str; 3] = ["mlkem", "ocsp-in-ike", "ocsp-in-ike-both"];
+const LABS: [&str; 4] = ["mlkem", "ocsp-in-ike", "ocsp-in-ike-both", "enrolment-next"];
 
 /// The Debian suite it comes from: Debian 13's strongSwan 6.0.1 is built without ML-KEM.
 const SUITE: &str = "forky";

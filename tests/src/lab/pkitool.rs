@@ -8,6 +8,7 @@ use base64::Engine as _;
 
 use super::cmd::{self, Said};
 use super::host::Host;
+use super::next;
 
 /// Kind and size of a key, in `pki --gen` terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +124,8 @@ pub struct Est {
     pub root: PathBuf,
     /// `/etc/hosts` for the client, so that the URL's name resolves.
     pub hosts: PathBuf,
+    /// Run the `pki` of this root folder ([`super::next::root`]) instead of the machine's.
+    pub newer: Option<PathBuf>,
 }
 
 impl Est {
@@ -216,10 +219,40 @@ impl Est {
 
     /// Runs `pki` on a host with this server's name in its `/etc/hosts`.
     fn pki(&self, from: &Host, args: &[&str]) -> Result<Said> {
-        let mut command = with_hosts(from, &self.hosts);
+        let mut command = match &self.newer {
+            Some(newer) => with_hosts_below(from, &self.hosts, newer),
+            None => with_hosts(from, &self.hosts),
+        };
         command.arg("pki").args(args);
         cmd::output(&mut command)
     }
+
+    /// Enrols at one of the server's labels, by the option of a newer client.
+    ///
+    /// # Errors
+    /// Only when the client cannot be started.
+    pub fn enrol_label(
+        &self,
+        from: &Host,
+        request: &Path,
+        userpass: &str,
+        label: &str,
+    ) -> Result<Said> {
+        self.est(from, request, &["--userpass", userpass, "--label", label])
+    }
+}
+
+/// The same with the programs below another root folder.
+fn with_hosts_below(host: &Host, hosts: &Path, root: &Path) -> std::process::Command {
+    let mut command = host.command("unshare");
+    let etc = root.join("etc/hosts");
+    let (etc, hosts) = (etc.display(), hosts.display());
+    let script = format!(
+        "touch {etc} && mount --bind {hosts} {etc} && {}",
+        next::enter(root, host.lab().dir(), "\"$@\"")
+    );
+    command.args(["-m", "sh", "-c", &script, "sh"]);
+    command
 }
 
 /// A command prefix that runs the following words on `host` with its own `/etc/hosts`.

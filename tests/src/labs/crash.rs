@@ -402,6 +402,7 @@ impl Crasher {
             url: format!("https://{ID}:8443"),
             root: self.scene.lab.path("root.pem"),
             hosts: self.scene.lab.path("hosts"),
+            newer: None,
         }
     }
 

@@ -13,6 +13,7 @@ pub mod demo;
 mod eap;
 mod endings;
 mod enrolment;
+mod enrolment_next;
 mod external;
 mod hooks;
 mod hostile;
@@ -69,6 +70,11 @@ pub const ALL: &[Entry] = &[
         "enrolment",
         "stock pki: CA chain, certificate, retries, spent and wrong tokens",
         enrolment::run,
+    ),
+    entry(
+        "enrolment-next",
+        "the pki of a newer strongSwan with --label and renewal; curl with all forms of URLs",
+        enrolment_next::run,
     ),
     entry(
         "oidc",

@@ -70,7 +70,7 @@ impl Scene {
         fs::write(&root, self.gateway.told(&["ca", "root"])?)?;
         let hosts = self.lab.path("hosts");
         fs::write(&hosts, format!("127.0.0.1 localhost\n{GATEWAY} {ID}\n"))?;
-        Ok(Est { url: format!("https://{ID}:8443"), root, hosts })
+        Ok(Est { url: format!("https://{ID}:8443"), root, hosts, newer: None })
     }
 
     /// Enrols with a fresh one-time token, exactly as the documentation tells an operator.

@@ -33,6 +33,11 @@ impl Wanted {
         wanted
     }
 
+    /// What we ask for as initiator.
+    pub(crate) fn by(peer: &PeerConfig) -> Self {
+        Self { ipv4: peer.request_ipv4.into(), ipv6: peer.request_ipv6.into() }
+    }
+
     /// It asked for an address at all.
     pub(crate) fn any(self) -> bool {
         self.ipv4() || self.ipv6()
@@ -91,8 +96,12 @@ pub(crate) fn request(peer: &PeerConfig) -> Option<Configuration> {
     (!attributes.is_empty()).then(|| Configuration::new(CfgType::Request, attributes))
 }
 
-/// The addresses and DNS servers of an answer.
-pub(crate) fn received(answer: Option<&Configuration>) -> (Vec<IpAddr>, Vec<IpAddr>) {
+/// The addresses and DNS servers of an answer. Addresses that were not asked for are not taken
+/// (RFC 7296 3.15.1): they would become what we speak for.
+pub(crate) fn received(
+    asked: Wanted,
+    answer: Option<&Configuration>,
+) -> (Vec<IpAddr>, Vec<IpAddr>) {
     let mut addresses = Vec::new();
     let mut dns = Vec::new();
     let attributes = answer
@@ -108,7 +117,7 @@ pub(crate) fn received(answer: Option<&Configuration>) -> (Vec<IpAddr>, Vec<IpAd
             _ => {}
         }
     }
-    (addresses, dns)
+    (asked.choose(&addresses).collect(), dns)
 }
 
 #[cfg(test)]
@@ -141,7 +150,7 @@ mod tests {
 
         assert_eq!(answer.cfg_type, CfgType::Reply);
         assert_eq!(
-            received(Some(&answer)),
+            received(wanted, Some(&answer)),
             (vec!["10.77.0.2".parse().unwrap()], vec!["10.0.0.53".parse().unwrap()])
         );
     }
@@ -164,7 +173,7 @@ mod tests {
         };
         let given = |wanted, addresses: &[&str]| -> Vec<String> {
             let answer = reply(wanted, &grant(addresses)).unwrap();
-            received(Some(&answer)).0.iter().map(ToString::to_string).collect()
+            received(wanted, Some(&answer)).0.iter().map(ToString::to_string).collect()
         };
         let many = ["10.77.0.2", "fd77::2", "10.77.0.3", "10.77.0.4", "fd77::3"];
 
@@ -173,5 +182,21 @@ mod tests {
         assert_eq!(given(asked(1, 1), &many), ["10.77.0.2", "fd77::2"]);
         assert_eq!(given(asked(2, 0), &many), ["10.77.0.2", "10.77.0.3"]);
         assert_eq!(given(asked(0, 2), &many), ["fd77::2", "fd77::3"]);
+    }
+
+    #[test]
+    fn addresses_that_were_not_asked_for_are_not_taken() {
+        // RFC 7296 3.15.1
+        let ips = ["10.77.0.2", "10.77.0.3", "fd77::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let attributes = ips.iter().map(|ip| match ip {
+            IpAddr::V4(v4) => CfgAttr::Ip4Address(Some(*v4)),
+            IpAddr::V6(v6) => CfgAttr::Ip6Address(Some((*v6, HOST_PREFIX))),
+        });
+        let answer = Configuration::new(CfgType::Reply, attributes.collect());
+        let taken = |ipv4, ipv6| received(Wanted { ipv4, ipv6 }, Some(&answer)).0;
+
+        assert!(taken(0, 0).is_empty());
+        assert_eq!(taken(1, 0), ips[..1]);
+        assert_eq!(taken(1, 1), [ips[0], ips[2]]);
     }
 }

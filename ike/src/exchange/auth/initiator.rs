@@ -14,6 +14,7 @@ use crate::exchange::auth::{
     AuthTask, Exchanged, Own, check_grant, ppk, remember, shared, still_granted, up,
 };
 use crate::exchange::certs;
+use crate::exchange::config::Wanted;
 use crate::exchange::{Task, about, advance, config, continuity, reauth, redirect, send_request};
 use crate::io::{
     Action, Authorise, ChildSaId, Grant, LeaseId, PpkRequest, SharedKey, SharedKeyRequest,
@@ -510,7 +511,8 @@ pub(super) fn authorised(ctx: &mut Ctx, sa: &mut IkeSa, answer: Result<Box<Grant
         return fail_with(ctx, sa, *refused);
     }
     // As initiator the addresses are ours, and come from the peer.
-    let (addresses, dns) = config::received(response.cp());
+    let asked = sa.peer.as_deref().map(Wanted::by).unwrap_or_default();
+    let (addresses, dns) = config::received(asked, response.cp());
     grant.addresses = addresses;
     grant.dns = dns;
     grant.transport = sa.peer.as_ref().is_some_and(|peer| peer.transport);

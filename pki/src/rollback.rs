@@ -11,7 +11,8 @@ use crate::error::Error;
 use crate::issue::CertRecord;
 use crate::journal::Found;
 use crate::record::{self, key};
-use crate::revoke::{RevocationReason, RevokeSelector, RevokedEntry};
+use crate::revoke::{RevocationReason, RevokedEntry};
+use crate::select::RevokeSelector;
 use crate::serial::Serial;
 use crate::store::{self, LogSeal, Outcome, Replay, SqliteStore, Store, Txn};
 use crate::time::UnixTime;
@@ -144,7 +145,7 @@ impl Authority {
         self.revoke_listed()?;
         self.skip_lists(&pending, now)?;
         if pending.lost {
-            self.revoke_all(now)?;
+            self.revoke_every_lease(now)?;
         }
         let mut txn = Txn::new();
         txn.at(key::REPLAY, stored.revision).delete(key::REPLAY);
@@ -201,7 +202,7 @@ impl Authority {
     }
 
     /// Nothing that was good before is good after.
-    fn revoke_all(&self, now: UnixTime) -> Result<(), Error> {
+    fn revoke_every_lease(&self, now: UnixTime) -> Result<(), Error> {
         for lease in self.leases(false)? {
             let selector = RevokeSelector::Lease(lease.id);
             match self.revoke(&selector, RevocationReason::Superseded, &Actor::System, now) {

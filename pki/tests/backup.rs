@@ -86,7 +86,8 @@ fn story(place: &Place, backup: impl Fn(&Authority)) -> Story {
 fn nothing_is_forgotten(authority: &Authority, story: &Story) {
     let revoked = authority.lease(&story.revoked).unwrap().unwrap();
     assert_eq!(revoked.state, LeaseState::Revoked);
-    let peer = authority.verify_peer(&[story.revoked_cert.clone()], None, after(60)).unwrap();
+    let peer =
+        authority.verify_peer(std::slice::from_ref(&story.revoked_cert), None, after(60)).unwrap();
     let error = authority.authorise(&peer, after(60)).unwrap_err();
     assert!(matches!(error, AccessError::Revoked { .. } | AccessError::KeyBarred(_)), "{error}");
     // Its key is still barred, and the token still spent.

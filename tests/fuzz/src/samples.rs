@@ -106,6 +106,7 @@ fn eap_peer() -> Vec<Sample> {
     let first = [&[0xc0, 0, 0, 0, 6][..], b"abc"].concat();
     let identity = [1, 1, 0, 5, 1];
     let peap = [1, 2, 0, 6, 25, 0x20];
+    let notification = [1, 3, 0, 7, 2, b'h', b'i'];
     let (success, failure) = ([3, 9, 0, 4], [4, 9, 0, 4]);
     vec![
         ("eap-peer", "handshake", script(&[start, (1, &hello), (1, &hello), (0, &success)])),
@@ -117,6 +118,7 @@ fn eap_peer() -> Vec<Sample> {
         ),
         ("eap-peer", "identity", script(&[(0, &identity), start, (1, &hello)])),
         ("eap-peer", "another_method", script(&[(0, &peap), start, (0, &peap)])),
+        ("eap-peer", "notification", script(&[(0, &notification), start, (0, &notification)])),
         ("eap-peer", "failure", script(&[start, (0, &failure)])),
         ("eap-peer", "out_of_turn", script(&[long, (1, &hello)])),
         ("eap-peer", "too_long", script(&[start, (1, &[0x80, 0, 1, 0, 0, 1])])),

@@ -257,6 +257,7 @@ mod tests {
         assert_eq!(over(&|eap| eap.data = vec![0x40]), EapError::Malformed);
         assert_eq!(over(&|eap| eap.data = vec![0x80, 0, 0, 0, 1, 1, 2]), EapError::Malformed);
         assert_eq!(over(&|eap| eap.data = vec![0x80, 0, 0, 0, 9, 1, 2]), EapError::Malformed);
+        assert_eq!(over(&|eap| eap.data = vec![0x80, 0, 0, 0, 0]), EapError::Malformed);
         assert_eq!(over(&|eap| eap.data = vec![0x80, 0, 0, 0x80, 1, 1]), EapError::TooLong);
     }
 

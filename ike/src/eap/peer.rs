@@ -204,6 +204,7 @@ mod tests {
         assert_eq!(over(request(8, &[0])), EapError::OutOfTurn);
         assert_eq!(over(request(8, &[0x40])), EapError::Malformed);
         assert_eq!(over(request(8, &[0x80, 0, 0, 0, 9, 1])), EapError::Malformed);
+        assert_eq!(over(request(8, &[0x80, 0, 0, 0, 0])), EapError::Malformed);
         assert_eq!(over(request(8, &[0x80, 0, 1, 0, 0, 1])), EapError::TooLong);
         let mut fresh = EapTlsPeer::new(Vec::new());
         assert_eq!(fresh.hear(&request(1, &[0, 1])), Err(EapError::OutOfTurn));

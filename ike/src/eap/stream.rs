@@ -103,6 +103,10 @@ impl Stream {
             // A fragment without octets would be acknowledged for ever.
             return if data.is_empty() { Err(EapError::Malformed) } else { Ok(None) };
         }
+        // TLS says something or is silent; to a client nothing would mean the beginning.
+        if total == 0 {
+            return Err(EapError::Malformed);
+        }
         if self.announced.take().is_some_and(|announced| announced != total) {
             return Err(EapError::Malformed);
         }

@@ -119,6 +119,7 @@ fn eap_peer() -> Vec<Sample> {
         ("eap-peer", "identity", script(&[(0, &identity), start, (1, &hello)])),
         ("eap-peer", "another_method", script(&[(0, &peap), start, (0, &peap)])),
         ("eap-peer", "notification", script(&[(0, &notification), start, (0, &notification)])),
+        ("eap-peer", "nothing_of_length_0", script(&[start, (1, &[0x80, 0, 0, 0, 0])])),
         ("eap-peer", "failure", script(&[start, (0, &failure)])),
         ("eap-peer", "out_of_turn", script(&[long, (1, &hello)])),
         ("eap-peer", "too_long", script(&[start, (1, &[0x80, 0, 1, 0, 0, 1])])),

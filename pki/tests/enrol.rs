@@ -377,7 +377,7 @@ fn paths_labels_and_methods() {
         (Code::NotFound, "/a/.well-known/est/b/simpleenroll"),
         (Code::MethodNotAllowed, "/.well-known/est/cacerts"),
         (Code::NotImplemented, "/.well-known/est/fullcmc"),
-        (Code::NotImplemented, "/.well-known/est/serverkeygen"),
+        (Code::ServerKeysOff, "/.well-known/est/serverkeygen"),
         (Code::TokenWrongRole, "/.well-known/est/deployer/simpleenroll"),
         (Code::TokenWrongRole, "/deployer/.well-known/est/simpleenroll"),
         (Code::CredentialsMissing, "/.well-known/est/simplereenroll"),

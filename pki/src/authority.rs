@@ -11,6 +11,7 @@ use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::bar::Bar;
 use crate::ca::{Ca, CaRecord, CaStatus, Maker};
 use crate::crl::Lists;
+use crate::enrol::Limiter;
 use crate::enrol::jwt::Keyring;
 use crate::enrol::refused::RefusedTokens;
 use crate::entropy::Entropy;
@@ -143,6 +144,8 @@ pub struct Authority {
     pub(crate) sealer: Sealer,
     pub(crate) addresses: Mutex<AddressBook>,
     pub(crate) refused: Mutex<RefusedTokens>,
+    /// Rates of enrolment so far.
+    pub(crate) limiter: Mutex<Limiter>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
     pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
@@ -159,6 +162,9 @@ pub struct Authority {
     pub(crate) pruned_holders_to: Mutex<Option<String>>,
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
+    /// The same for jobs, and for roles that have a limit.
+    job_turns: [Mutex<()>; 16],
+    role_turns: [Mutex<()>; 16],
     startup: Startup,
     /// Held while the process lives: one process per state directory.
     lock: Option<std::fs::File>,
@@ -345,6 +351,7 @@ impl Authority {
             sealer,
             addresses: Mutex::new(addresses),
             refused: Mutex::default(),
+            limiter: Mutex::default(),
             ocsp: Mutex::default(),
             lists: Lists::default(),
             keyring: Mutex::default(),
@@ -356,6 +363,8 @@ impl Authority {
             pruned_to: Mutex::default(),
             pruned_holders_to: Mutex::default(),
             turns: Default::default(),
+            job_turns: Default::default(),
+            role_turns: Default::default(),
             startup: Startup { created_ca, broken_trail, ..Startup::default() },
             lock: None,
         })
@@ -626,9 +635,24 @@ impl Authority {
 
     /// Waits until nobody else is spending this token.
     pub(crate) fn token_turn(&self, token: &str) -> Option<MutexGuard<'_, ()>> {
-        let sum = token.bytes().take(6).fold(0usize, |sum, byte| sum * 31 + usize::from(byte));
-        self.turns.get(sum % self.turns.len()).map(lock)
+        turn(&self.turns, token)
     }
+
+    /// Waits until nobody else opens a lease of this job. After the token's turn.
+    pub(crate) fn job_turn(&self, job: &str) -> Option<MutexGuard<'_, ()>> {
+        turn(&self.job_turns, job)
+    }
+
+    /// Waits until nobody else opens a lease of this role. After the job's turn.
+    pub(crate) fn role_turn(&self, role: &str) -> Option<MutexGuard<'_, ()>> {
+        turn(&self.role_turns, role)
+    }
+}
+
+/// Waits for one of the turnstiles, always the same for one name.
+fn turn<'a>(turns: &'a [Mutex<()>], name: &str) -> Option<MutexGuard<'a, ()>> {
+    let sum = name.bytes().take(6).fold(0usize, |sum, byte| sum * 31 + usize::from(byte));
+    turns.get(sum % turns.len()).map(lock)
 }
 
 /// A poisoned lock still guards consistent data: no section here panics half-way.

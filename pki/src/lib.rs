@@ -60,7 +60,7 @@ pub use enrol::exchange::Exchanged;
 pub use enrol::jwt::{JwtAlgorithm, KeysWanted};
 pub use enrol::keygen::MadeKey;
 pub use enrol::token::{Token, TokenCreate, TokenSecret, TokenSpend, TokenState};
-pub use enrol::{Enrolled, KeyHolder, Refusal, RefusalCode};
+pub use enrol::{Enrolled, KeyHolder, LimitKind, Limits, OpenRate, Refusal, RefusalCode};
 pub use entropy::{Entropy, SystemEntropy, random_text};
 pub use error::Error;
 pub use issue::CertRecord;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::csr::CsrKey;
 use crate::enrol::jwt::{ClaimRule, Issuer, Pin};
+use crate::enrol::{Limits, OpenRate};
 use crate::enrol::{Refusal, RefusalCode};
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::error::Error;
@@ -27,6 +28,10 @@ pub struct RoleProfile {
     pub keys: Vec<KeyKind>,
     /// Whether keys are made here for clients that ask.
     pub server_keys: bool,
+    /// Live leases at once; `None`: as many as there are addresses.
+    pub max_leases: Option<u32>,
+    /// How often one may be opened by enrolment.
+    pub rate: Option<OpenRate>,
 }
 
 impl RoleProfile {
@@ -38,6 +43,8 @@ impl RoleProfile {
             max_lease: Duration::from_secs(86_400),
             keys: Vec::new(),
             server_keys: false,
+            max_leases: None,
+            rate: None,
         }
     }
 
@@ -98,6 +105,8 @@ pub struct Settings {
     pub issuers: Vec<Issuer>,
     /// Which of their tokens get which role; the first that matches counts.
     pub rules: Vec<ClaimRule>,
+    /// How many leases there may be, and how often one may be opened.
+    pub limits: Limits,
     /// The periods of a lease's life.
     pub timers: LeaseTimers,
     /// How long ended leases and tokens are remembered.
@@ -118,6 +127,7 @@ impl Settings {
             pools: BTreeMap::new(),
             issuers: Vec::new(),
             rules: Vec::new(),
+            limits: Limits::default(),
             timers: LeaseTimers::default(),
             keep_ended: Duration::from_secs(7 * 86_400),
             status_url: None,

@@ -51,6 +51,7 @@ pub(crate) mod key {
     pub(crate) const HOLDER: &str = "holder/";
     pub(crate) const SITE: &str = "site/";
     pub(crate) const JOB: &str = "job/";
+    pub(crate) const ROLE: &str = "role/";
     pub(crate) const BARRED_SPKI: &str = "barred-spki/";
     pub(crate) const BARRED_RUN: &str = "barred-run/";
     pub(crate) const JWT: &str = "jwt/";
@@ -126,6 +127,18 @@ pub(crate) mod key {
     /// Where the live leases of a CI run are.
     pub(crate) fn run_leases(run: &str) -> String {
         format!("{JOB}{run}/")
+    }
+    /// Where the live leases of one job are.
+    pub(crate) fn job_leases(run: &str, job: &str) -> String {
+        format!("{JOB}{run}/{job}/")
+    }
+    /// Where the live leases of a role are.
+    pub(crate) fn role_leases(role: &str) -> String {
+        format!("{ROLE}{role}/")
+    }
+    /// A live lease of a role.
+    pub(crate) fn role_lease(role: &str, lease: &str) -> String {
+        format!("{ROLE}{role}/{lease}")
     }
     /// A spent token of a CI platform.
     pub(crate) fn jwt(digest: &str) -> String {

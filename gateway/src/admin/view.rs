@@ -42,6 +42,10 @@ pub struct Status {
     pub sas_without_lease: usize,
     /// Exchanges refused since the start.
     pub refusals: u64,
+    /// Enrolments refused since the start because of a limit, by the limit; those that were not met
+    /// are not there.
+    #[serde(default)]
+    pub limits_met: std::collections::BTreeMap<String, u64>,
     /// IKE datagrams dropped because the engine was busy.
     pub datagrams_dropped: u64,
     /// End of the issuing CA.

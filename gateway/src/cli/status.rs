@@ -56,6 +56,11 @@ fn text(status: &Status) -> String {
         ("refused", format!("{} (see `runnel doctor`)", status.refusals)),
         ("CA", format!("until {}, CRL number {}", status.ca_expires, status.crl_number)),
     ];
+    if !status.limits_met.is_empty() {
+        let met: Vec<_> =
+            status.limits_met.iter().map(|(limit, count)| format!("{limit} {count}")).collect();
+        rows.push(("limits met", met.join(", ")));
+    }
     if let Some(to) = &status.draining_to {
         rows.push(("draining", format!("clients are sent to {to}; end with `runnel drain --off`")));
     }

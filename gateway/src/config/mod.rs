@@ -10,6 +10,7 @@ mod hooks;
 mod issuer;
 mod keyfile;
 mod keys;
+mod limits;
 mod model;
 mod read;
 mod section;

@@ -20,6 +20,8 @@ pub struct Config {
     pub pki: Pki,
     /// `[enrol]`
     pub enrol: Enrol,
+    /// `[limits]`
+    pub limits: pki::Limits,
     /// `[hooks]`; `None`: no webhooks are taken.
     pub hooks: Option<super::Hooks>,
     /// `[audit]`
@@ -192,6 +194,10 @@ pub struct Role {
     pub keys: Vec<KeyKind>,
     /// Keys are made here for clients that ask.
     pub server_keys: bool,
+    /// Live leases at once; `None`: as many as there are addresses.
+    pub max_leases: Option<u32>,
+    /// How often one may be opened by enrolment.
+    pub rate: Option<pki::OpenRate>,
     /// Allowed destinations; everything else is dropped.
     pub allow: Vec<AllowEntry>,
     /// Certificates of external CAs that have this role.

@@ -14,6 +14,7 @@ use super::external;
 use super::hooks;
 use super::issuer;
 use super::keys;
+use super::limits;
 use super::model::{AllowEntry, Config, DataplaneChoice, Enrol, Gateway, Ike, Pki, Pool, Role};
 use super::section::{Findings, Section};
 use super::site::site_list;
@@ -54,6 +55,9 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         }
         if let Some(section) = top.table("enrol", "[enrol]", &mut found) {
             enrol(section, &mut config.enrol, &mut found);
+        }
+        if let Some(section) = top.table("limits", "[limits]", &mut found) {
+            config.limits = limits::limits(section, &mut found);
         }
         if let Some(section) = top.table("audit", "[audit]", &mut found) {
             config.audit = audit::audit(section, &mut found);
@@ -149,6 +153,7 @@ pub(super) fn built_in() -> Config {
             journal: None,
         },
         enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
+        limits: pki::Limits::default(),
         hooks: None,
         audit: audit::Audit::default(),
         roles: default_roles(&pools),
@@ -179,6 +184,8 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
             max_lease: DAY,
             keys: Vec::new(),
             server_keys: false,
+            max_leases: None,
+            rate: None,
             allow: pool
                 .addresses
                 .iter()
@@ -503,6 +510,7 @@ fn role_list(
         }
         let keys = role_keys(&mut section, found);
         let server_keys = section.boolean("allow_server_keygen", found).unwrap_or(false);
+        let (max_leases, rate) = limits::of_role(&mut section, &name, found);
         let at = section.place("allow");
         let mut allow = Vec::new();
         for (text, at) in section.strings("allow", found).unwrap_or_default() {
@@ -527,7 +535,19 @@ fn role_list(
         let claims = issuer::rules(&name, tokens, &config.issuers, found);
         roles.insert(
             name.clone(),
-            Role { name, pool, ttl, max_lease, keys, server_keys, allow, matches, claims },
+            Role {
+                name,
+                pool,
+                ttl,
+                max_lease,
+                keys,
+                server_keys,
+                max_leases,
+                rate,
+                allow,
+                matches,
+                claims,
+            },
         );
         section.finish(&[], found);
     }

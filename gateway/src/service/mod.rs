@@ -339,6 +339,10 @@ impl Instance {
             sites: self.site_counts(&config, &sas),
             sas_without_lease: without,
             refusals: self.refusals.total(),
+            limits_met: {
+                let met = self.authority.limits_met().into_iter();
+                met.map(|(kind, count)| (kind.name().to_owned(), count)).collect()
+            },
             datagrams_dropped: self.engine.dropped(),
             ca_expires: ca
                 .certificates

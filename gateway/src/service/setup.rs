@@ -87,10 +87,13 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
                 max_lease: role.max_lease,
                 keys: role.keys.clone(),
                 server_keys: role.server_keys,
+                max_leases: role.max_leases,
+                rate: role.rate,
                 ..RoleProfile::new(role.pool.clone())
             },
         );
     }
+    settings.limits = config.limits;
     settings.issuers = config.issuers.clone();
     settings.rules = config.roles.iter().flat_map(|role| role.claims.iter().cloned()).collect();
     for pool in &config.pools {

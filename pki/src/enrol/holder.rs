@@ -22,7 +22,7 @@ use crate::bar::{Bar, Barred};
 use crate::entropy::{Entropy, random_text};
 use crate::error::Error;
 use crate::issue::{base64_bytes, sha256_hex};
-use crate::lease::book::{ATTEMPTS, Step};
+use crate::lease::book::{ATTEMPTS, Step, put_live};
 use crate::lease::state;
 use crate::lease::{CiRef, Lease, LeaseEvent, LeaseState};
 use crate::record::{self, Stored, key};
@@ -371,6 +371,7 @@ impl Authority {
 
         let lease_key = key::lease(&id);
         txn.absent(&lease_key).put(lease_key, record::encode(&lease));
+        put_live(&mut txn, &lease);
         if !lease.spki_sha256.is_empty() {
             txn.put(key::spki(&lease.spki_sha256, &id), Vec::new());
         }

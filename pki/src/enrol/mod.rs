@@ -8,6 +8,7 @@ pub mod exchange;
 mod holder;
 pub mod jwt;
 pub mod keygen;
+mod limits;
 mod open;
 mod own;
 pub mod pkcs7;
@@ -16,6 +17,8 @@ pub mod token;
 
 pub(crate) use holder::HolderRecord;
 pub use holder::KeyHolder;
+pub(crate) use limits::Limiter;
+pub use limits::{LimitKind, Limits, OpenRate};
 pub use own::RELEASE_PREFIX;
 
 use crate::time::UnixTime;
@@ -61,6 +64,10 @@ pub enum RefusalCode {
     KeyBarred,
     /// The CI run was revoked, and is barred since.
     RunBarred,
+    /// A job or a role has as many live leases as it may.
+    TooManyLeases,
+    /// Leases were opened too often.
+    TooManyRequests,
     /// No address is free.
     PoolExhausted,
     /// The CI platform's token is no token.
@@ -124,6 +131,8 @@ impl RefusalCode {
             Self::RenewalTooEarly => "renewal_too_early",
             Self::KeyBarred => "key_barred",
             Self::RunBarred => "run_barred",
+            Self::TooManyLeases => "too_many_leases",
+            Self::TooManyRequests => "too_many_requests",
             Self::PoolExhausted => "pool_exhausted",
             Self::JwtMalformed => "jwt_malformed",
             Self::JwtUnknownIssuer => "jwt_unknown_issuer",
@@ -181,7 +190,7 @@ impl RefusalCode {
             | Self::RunBarred
             | Self::CertificateUnusable => 403,
             Self::KeyNotRepeated => 409,
-            Self::RenewalTooEarly => 429,
+            Self::RenewalTooEarly | Self::TooManyLeases | Self::TooManyRequests => 429,
             Self::NotImplemented => 501,
             Self::PoolExhausted
             | Self::JwtKeysUnavailable

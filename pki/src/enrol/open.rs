@@ -14,7 +14,7 @@ use crate::entropy::random_text;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{self, BACKDATE, CertRecord, ClientNames, Terms};
-use crate::lease::book::{job_key, move_deadline};
+use crate::lease::book::{job_of, move_deadline, put_live};
 use crate::lease::pool::AddressRecord;
 use crate::lease::state;
 use crate::lease::{CiRef, Lease, LeaseCert, LeaseEvent, LeaseState, transition};
@@ -65,6 +65,7 @@ impl Authority {
         let actor = client.map_or(Actor::System, Actor::Peer);
         // Requests with one token take turns: all but the first would sign in vain.
         let _turn = self.token_turn(token);
+        let mut counted = false;
         for _ in 0..ATTEMPTS {
             let stored = self.find_token(token)?;
             let id = stored.value.id.clone();
@@ -96,12 +97,12 @@ impl Authority {
                 jwt: job.as_deref(),
                 actor: actor.clone(),
             };
-            match self.open_lease(&grant, csr, now) {
+            match self.open_within_limits(&grant, &mut counted, csr, now) {
                 Ok(Some(enrolled)) => return Ok(enrolled),
                 Ok(None) => {}
                 Err(refusal) => {
                     let role = Some(role);
-                    self.audit_barred(&id, role, csr, &actor, &refusal, now)?;
+                    self.audit_denied(&id, role, csr, &actor, &refusal, now)?;
                     return Err(refusal);
                 }
             }
@@ -196,8 +197,28 @@ impl Authority {
         Err(gone())
     }
 
+    /// Opens a lease when the limits allow one more. `counted` becomes true when it counts as
+    /// opened: another attempt does not count again.
+    pub(super) fn open_within_limits(
+        &self,
+        grant: &Grant<'_>,
+        counted: &mut bool,
+        csr: &Csr,
+        now: UnixTime,
+    ) -> Result<Option<Enrolled>, Refusal> {
+        // Whoever counts leases must not be overtaken by another who opens one.
+        let job = grant.jwt.and_then(|jwt| job_of(&jwt.context.claims, &jwt.context.ci_ref));
+        let _job = job.and_then(|(_, job)| self.job_turn(&job));
+        let settings = self.settings();
+        let limited = settings.roles.get(&grant.role).is_some_and(|role| role.max_leases.is_some());
+        let _role = if limited { self.role_turn(&grant.role) } else { None };
+        self.within_limits(grant, *counted, now)?;
+        *counted = true;
+        self.open_lease(grant, csr, now)
+    }
+
     /// `None` when another writer was faster and everything must be judged again.
-    pub(super) fn open_lease(
+    fn open_lease(
         &self,
         grant: &Grant<'_>,
         csr: &Csr,
@@ -279,9 +300,7 @@ impl Authority {
             txn.put(key::due(deadline, &id), Vec::new());
         }
         put_certificate(&mut txn, &certificate, &id);
-        if let Some(job_key) = job_key(&lease) {
-            txn.put(job_key, Vec::new());
-        }
+        put_live(&mut txn, &lease);
         if let Some((address, resting_until)) = self.claim_addresses(&mut txn, &lease, now)? {
             drop(reservation);
             self.learn(&profile.pool, address, resting_until);
@@ -482,8 +501,8 @@ impl Authority {
         }
     }
 
-    /// Audits a refusal that a bar made; others are for those who know them to audit.
-    pub(super) fn audit_barred(
+    /// Audits a refusal that a bar or a limit made; others are for those who know them to audit.
+    pub(super) fn audit_denied(
         &self,
         token: &str,
         role: Option<&str>,
@@ -492,7 +511,14 @@ impl Authority {
         refusal: &Refusal,
         now: UnixTime,
     ) -> Result<(), Error> {
-        if !matches!(refusal.code, RefusalCode::KeyBarred | RefusalCode::RunBarred) {
+        let denied = matches!(
+            refusal.code,
+            RefusalCode::KeyBarred
+                | RefusalCode::RunBarred
+                | RefusalCode::TooManyLeases
+                | RefusalCode::TooManyRequests
+        );
+        if !denied {
             return Ok(());
         }
         self.audit_refusal("token.use", token, role, Some(csr), actor, refusal, now)

@@ -414,8 +414,8 @@ impl Authority {
         }
         if done.ended {
             txn.put(key::ended(now, id), Vec::new());
-            if let Some(job_key) = job_key(&before) {
-                txn.delete(job_key);
+            for index_key in live_keys(&before) {
+                txn.delete(index_key);
             }
             let quarantine = settings.pools.get(&before.pool).map(|pool| pool.quarantine);
             let until = now.plus(quarantine.unwrap_or_default());
@@ -465,10 +465,19 @@ impl Authority {
     }
 }
 
-/// Where a live lease is found by its CI job, if a token of such a job opened it.
-pub(crate) fn job_key(lease: &Lease) -> Option<String> {
-    let (run, job) = job_of(&lease.claims, &lease.ci_ref)?;
-    Some(key::job(&run, &job, &lease.id))
+/// Where a lease is found and counted while it lives: by its role, and by the CI job whose token
+/// opened it.
+pub(crate) fn live_keys(lease: &Lease) -> impl Iterator<Item = String> {
+    let job = job_of(&lease.claims, &lease.ci_ref);
+    let job = job.map(|(run, job)| key::job(&run, &job, &lease.id));
+    [key::role_lease(&lease.role, &lease.id)].into_iter().chain(job)
+}
+
+/// Puts a new lease where it is found and counted.
+pub(crate) fn put_live(txn: &mut Txn, lease: &Lease) {
+    for index_key in live_keys(lease) {
+        txn.put(index_key, Vec::new());
+    }
 }
 
 /// Digests of the names of a CI run and of one job of it. Where tokens do not name the job, all of

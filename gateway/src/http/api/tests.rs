@@ -478,6 +478,13 @@ fn the_interface_is_what_its_document_says() {
     let (status, ended) = f.ask("POST", &second_revoke, Some(&token), reason);
     assert_eq!((status, &ended["revoked"]), (200, &json!(1)));
 
+    // A job that opens one lease after the other meets its limit.
+    let met = (0..10).find(|n| {
+        let (jwt, body) = (f.jwt(&format!("many-{n}")), Key::new().body());
+        f.ask("POST", "/v1/leases", Some(&jwt), &body).0 == 429
+    });
+    assert!(met.is_some(), "ten leases of one job");
+
     // The document itself, and that nothing in it went unseen.
     let (status, served) = f.ask("GET", "/v1/openapi.json", None, "");
     assert_eq!((status, &served), (200, &f.document));

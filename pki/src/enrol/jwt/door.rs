@@ -495,6 +495,7 @@ impl Authority {
         // Requests with one token take turns: all but the first would sign in vain.
         let _turn = self.token_turn(&accepted.digest);
         self.refuse_older(accepted, &csr.spki_sha256, &actor, now)?;
+        let mut counted = false;
         for _ in 0..ATTEMPTS {
             if let Some(spent) = self.jwt_spend(&accepted.digest)? {
                 let own = spent.token.is_none() && spent.spki_sha256 == csr.spki_sha256;
@@ -510,7 +511,7 @@ impl Authority {
                 jwt: Some(accepted),
                 actor: actor.clone(),
             };
-            match self.open_lease(&grant, csr, now) {
+            match self.open_within_limits(&grant, &mut counted, csr, now) {
                 Ok(Some(enrolled)) => {
                     // The lease is durable: what is left over is forgotten another time.
                     let _ = self.forget_spent(now);
@@ -519,7 +520,7 @@ impl Authority {
                 Ok(None) => {}
                 Err(refusal) => {
                     let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
-                    self.audit_barred(&name, role, csr, &actor, &refusal, now)?;
+                    self.audit_denied(&name, role, csr, &actor, &refusal, now)?;
                     return Err(refusal);
                 }
             }

@@ -42,6 +42,9 @@ pub struct Status {
     pub sas_without_lease: usize,
     /// Exchanges refused since the start.
     pub refusals: u64,
+    /// OIDC issuers and how their keys are.
+    #[serde(default)]
+    pub issuers: Vec<IssuerStatus>,
     /// Enrolments refused since the start because of a limit, by the limit; those that were not met
     /// are not there.
     #[serde(default)]
@@ -54,6 +57,29 @@ pub struct Status {
     pub crl_number: u64,
     /// What needs attention, one sentence each.
     pub warnings: Vec<String>,
+}
+
+/// An OIDC issuer and its keys.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IssuerStatus {
+    /// Its name.
+    pub name: String,
+    /// How many keys of it there are.
+    pub keys: usize,
+    /// How old they are; none when they were never had.
+    pub keys_age_seconds: Option<u64>,
+    /// They are older than an hour: newer ones could not be had, or nobody came with a token.
+    pub stale: bool,
+    /// Tokens are verified with them.
+    pub usable: bool,
+    /// How often they were fetched, or read, since the start.
+    pub fetches: u64,
+    /// How often that failed.
+    pub failures: u64,
+    /// How it failed the last time.
+    pub problem: Option<String>,
+    /// How far the issuer's clock is ahead of ours, as its latest token shows it.
+    pub clock_skew_seconds: Option<i64>,
 }
 
 /// Sites by state.

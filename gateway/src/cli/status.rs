@@ -67,6 +67,20 @@ fn text(status: &Status) -> String {
     for pool in &status.pools {
         rows.push(("pool", format!("{} {}", pool.name, pool.addresses.join(", "))));
     }
+    for issuer in &status.issuers {
+        let age = issuer.keys_age_seconds.map_or("never fetched".to_owned(), |age| {
+            format!("{} key(s), {} old", issuer.keys, human(age))
+        });
+        let skew = issuer.clock_skew_seconds.filter(|skew| skew.abs() > 5);
+        let skew = skew.map(|skew| format!(", its clock {skew:+} s")).unwrap_or_default();
+        rows.push((
+            "issuer",
+            format!(
+                "{}: {age}, {} of {} fetches failed{skew}",
+                issuer.name, issuer.failures, issuer.fetches
+            ),
+        ));
+    }
     for listener in &status.listeners {
         rows.push(("listens", format!("{} {}", listener.service, listener.address)));
     }

@@ -315,6 +315,9 @@ impl Instance {
         }
         warnings.extend(self.audit_warnings().map_err(pki_error)?);
         warnings.extend(self.ca_warnings(&ca));
+        let keys = self.authority.issuer_keys(now()).into_iter();
+        let issuers: Vec<_> = keys.map(|keys| views::issuer(keys, now())).collect();
+        warnings.extend(issuers.iter().filter_map(views::issuer_warning));
         let uptime = clock::unix_seconds().saturating_sub(self.facts.started);
         Ok(view::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -339,6 +342,7 @@ impl Instance {
             sites: self.site_counts(&config, &sas),
             sas_without_lease: without,
             refusals: self.refusals.total(),
+            issuers,
             limits_met: {
                 let met = self.authority.limits_met().into_iter();
                 met.map(|(kind, count)| (kind.name().to_owned(), count)).collect()

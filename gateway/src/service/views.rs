@@ -50,6 +50,37 @@ pub(super) fn bar(bar: &pki::Bar) -> view::Bar {
     }
 }
 
+/// An issuer as listed.
+pub(super) fn issuer(keys: pki::enrol::jwt::IssuerKeys, now: UnixTime) -> view::IssuerStatus {
+    view::IssuerStatus {
+        keys_age_seconds: keys.fetched.map(|fetched| now.since(fetched).as_secs()),
+        name: keys.name,
+        keys: keys.keys,
+        stale: keys.stale,
+        usable: keys.usable,
+        fetches: keys.fetches,
+        failures: keys.failures,
+        problem: keys.problem,
+        clock_skew_seconds: keys.clock_skew,
+    }
+}
+
+/// What to do about an issuer whose keys cannot be had, if that is so.
+pub(super) fn issuer_warning(issuer: &view::IssuerStatus) -> Option<String> {
+    let problem = issuer.problem.as_ref()?;
+    let name = &issuer.name;
+    Some(match issuer.usable {
+        true => format!(
+            "the keys of issuer {name} could not be had again ({problem}): see that the gateway \
+             reaches it; its tokens are accepted until the keys are a day old"
+        ),
+        false => format!(
+            "the keys of issuer {name} cannot be had ({problem}): none of its tokens is accepted; \
+             see that the gateway reaches it, or give the keys with static_jwks"
+        ),
+    })
+}
+
 /// Established IKE SAs by the lease they live under.
 pub(super) fn by_lease(sas: &[IkeSaView]) -> BTreeMap<String, Vec<u64>> {
     let mut map: BTreeMap<String, Vec<u64>> = BTreeMap::new();

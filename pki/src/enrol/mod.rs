@@ -82,6 +82,8 @@ pub enum RefusalCode {
     JwtUnknownKey,
     /// Its signature does not verify.
     JwtBadSignature,
+    /// What its presenter is told of all tokens that nobody is known to have signed.
+    JwtNotProven,
     /// It was issued for somebody else.
     JwtWrongAudience,
     /// Its time is over.
@@ -140,6 +142,7 @@ impl RefusalCode {
             Self::JwtKeysUnavailable => "jwt_keys_unavailable",
             Self::JwtUnknownKey => "jwt_unknown_key",
             Self::JwtBadSignature => "jwt_bad_signature",
+            Self::JwtNotProven => "jwt_not_proven",
             Self::JwtWrongAudience => "jwt_wrong_audience",
             Self::JwtExpired => "jwt_expired",
             Self::JwtNotYetValid => "jwt_not_yet_valid",
@@ -168,6 +171,8 @@ impl RefusalCode {
             | Self::JwtAlgorithm
             | Self::JwtUnknownKey
             | Self::JwtBadSignature
+            | Self::JwtNotProven
+            | Self::JwtKeysUnavailable
             | Self::JwtWrongAudience
             | Self::JwtExpired
             | Self::JwtNotYetValid
@@ -192,14 +197,13 @@ impl RefusalCode {
             Self::KeyNotRepeated => 409,
             Self::RenewalTooEarly | Self::TooManyLeases | Self::TooManyRequests => 429,
             Self::NotImplemented => 501,
-            Self::PoolExhausted
-            | Self::JwtKeysUnavailable
-            | Self::AuditUnavailable
-            | Self::Unavailable => 503,
+            Self::PoolExhausted | Self::AuditUnavailable | Self::Unavailable => 503,
         }
     }
 }
 
+/// Seconds until an issuer's keys may have been fetched again, for whoever comes with a new one.
+const NOT_PROVEN_WAIT: u64 = 30;
 /// Characters of a refusal's sentence.
 const MAX_DETAIL: usize = 600;
 /// Characters shown of a name that a stranger sent. No role is longer.
@@ -245,6 +249,9 @@ impl Refusal {
 
     /// The `Retry-After` header's value: whole seconds, because not every client understands dates.
     pub fn retry_after(&self) -> Option<u64> {
+        if self.public_code() == RefusalCode::JwtNotProven {
+            return Some(NOT_PROVEN_WAIT);
+        }
         let known = self.wait.map(|wait| wait.as_secs().saturating_add(1));
         known.or((self.code.status() == 503).then_some(5))
     }
@@ -252,6 +259,20 @@ impl Refusal {
     pub(crate) fn with_trace(mut self, trace: jwt::Trace) -> Self {
         self.trace = Some(Box::new(trace));
         self
+    }
+
+    /// The code the client is told. A token that nobody is known to have signed could be
+    /// anybody's: whether its issuer is configured here, and what of it is not right, is told to the
+    /// operator alone.
+    pub fn public_code(&self) -> RefusalCode {
+        match self.code {
+            RefusalCode::JwtUnknownIssuer
+            | RefusalCode::JwtAlgorithm
+            | RefusalCode::JwtKeysUnavailable
+            | RefusalCode::JwtUnknownKey
+            | RefusalCode::JwtBadSignature => RefusalCode::JwtNotProven,
+            code => code,
+        }
     }
 
     /// What the client is told: for token failures only that the token is not accepted.
@@ -269,13 +290,10 @@ impl Refusal {
             RefusalCode::TokenReplay => {
                 "the token opened a lease for another key: each key needs a token of its own"
             }
-            // Whose tokens are accepted, and where keys are fetched.
-            RefusalCode::JwtUnknownIssuer => "tokens of this issuer are not accepted here",
-            RefusalCode::JwtKeysUnavailable => "the issuer's keys are not there now; try again",
-            // Names in the configuration are for whoever has proven to come from there.
-            RefusalCode::JwtAlgorithm => "tokens with this signature algorithm are not accepted",
-            RefusalCode::JwtUnknownKey => "the token is signed with a key its issuer does not have",
-            RefusalCode::JwtBadSignature => "the token's signature does not verify",
+            _ if self.public_code() == RefusalCode::JwtNotProven => {
+                "the token is not signed by anybody whose tokens are accepted here: send it as the \
+                 platform issued it; if the platform has new keys since a moment, try again in 30 s"
+            }
             _ => &self.detail,
         }
     }
@@ -284,13 +302,15 @@ impl Refusal {
 impl Refusal {
     /// The refusal as its client is told it (RFC 9457), with how its token was judged.
     pub fn problem(&self) -> serde_json::Value {
+        let code = self.public_code();
         let mut problem = serde_json::json!({
-            "type": format!("urn:runnel:problem:{}", self.code.name()),
-            "title": self.code.name().replace('_', " "),
-            "status": self.code.status(),
+            "type": format!("urn:runnel:problem:{}", code.name()),
+            "title": code.name().replace('_', " "),
+            "status": code.status(),
             "detail": self.public_detail(),
         });
-        if let (Some(trace), Some(problem)) = (&self.trace, problem.as_object_mut())
+        let trace = self.trace.as_ref().filter(|_| code != RefusalCode::JwtNotProven);
+        if let (Some(trace), Some(problem)) = (trace, problem.as_object_mut())
             && let Ok(trace) = serde_json::to_value(trace.public())
         {
             problem.insert("trace".to_owned(), trace);

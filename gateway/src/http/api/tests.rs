@@ -345,7 +345,10 @@ fn the_interface_is_what_its_document_says() {
         "iss": "https://x.example.com", "aud": AUDIENCE, "sub": "a",
         "exp": clock::unix_seconds() + 60,
     }));
-    assert_eq!(f.ask("POST", "/v1/leases", Some(&broken), &key.body()).0, 503);
+    assert_eq!(f.ask("POST", "/v1/leases", Some(&broken), &key.body()).0, 401);
+    f.authority.hold_issuance(Some("the disk is full".to_owned()));
+    assert_eq!(f.ask("POST", "/v1/leases", Some(&fresh), &key.body()).0, 503);
+    f.authority.hold_issuance(None);
     assert_eq!(f.ask("PUT", "/v1/leases", None, "").0, 405);
     assert_eq!(f.authority.leases(true).unwrap().len(), 2);
 

@@ -10,7 +10,7 @@ use super::claims::{self, Claims};
 use super::jwks::{KeyError, KeySet};
 use super::jws::{self, JwsError, Unverified};
 use super::trace::{Step, Trace};
-use super::{ClaimRule, Issuer, JobContext, JwtAlgorithm, KeysWanted};
+use super::{ClaimRule, Issuer, IssuerKeys, JobContext, JwtAlgorithm, KeysWanted};
 use crate::audit::Actor;
 use crate::authority::{Authority, lock};
 use crate::csr::Csr;
@@ -434,8 +434,25 @@ impl Authority {
     ) -> Result<Accepted, Refusal> {
         let settings = self.settings();
         let keys = |issuer: &Issuer| self.jwt_keys(issuer, now);
-        let judged = examine(&settings.issuers, &settings.rules, keys, token, role, now).1;
+        let (trace, judged) = examine(&settings.issuers, &settings.rules, keys, token, role, now);
+        self.note_clock(&trace, token, now);
         judged.map_err(|refusal| self.or_wait(token, refusal, now))
+    }
+
+    /// How the keys of each configured issuer are, in the order of the configuration.
+    pub fn issuer_keys(&self, now: UnixTime) -> Vec<IssuerKeys> {
+        let settings = self.settings();
+        lock(&self.keyring).told(&settings.issuers, now)
+    }
+
+    /// What a token of proven origin says about its issuer's clock.
+    fn note_clock(&self, trace: &Trace, token: &str, now: UnixTime) {
+        let proven = trace.token.iter().any(|step| step.ok && step.field == "signature");
+        let Some(issuer) = trace.issuer.as_ref().filter(|_| proven) else { return };
+        let Ok(token) = jws::parse(token) else { return };
+        if let Some(issued) = token.claims.get("iat").and_then(Value::as_i64) {
+            lock(&self.keyring).note_clock(issuer, issued.saturating_sub(now.secs()));
+        }
     }
 
     /// Opens a lease with a token of a CI platform, or repeats the answer to the same key.

@@ -33,6 +33,34 @@ struct Entry {
     /// Digest of the token that the last fetch was for.
     tried_for: Option<String>,
     problem: Option<String>,
+    fetches: u64,
+    failures: u64,
+    /// `iat` of the latest genuine token against our clock, seconds.
+    clock_skew: Option<i64>,
+}
+
+/// How an issuer's keys are, for status and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerKeys {
+    /// The issuer's name in the configuration.
+    pub name: String,
+    /// How many keys there are.
+    pub keys: usize,
+    /// When they were had.
+    pub fetched: Option<UnixTime>,
+    /// They are older than they should be: newer ones could not be had, or nobody came with a token.
+    pub stale: bool,
+    /// Tokens are verified with them.
+    pub usable: bool,
+    /// How often they were fetched, or read, since the start.
+    pub fetches: u64,
+    /// How often that failed.
+    pub failures: u64,
+    /// How it failed the last time, if it did then.
+    pub problem: Option<String>,
+    /// How far the issuer's clock is ahead of ours, in seconds, as its latest genuine token shows
+    /// it; a token that waited in a job looks as if it were behind.
+    pub clock_skew: Option<i64>,
 }
 
 /// Keys by issuer. An issuer whose configuration changes is another one.
@@ -61,13 +89,45 @@ impl Keyring {
             (*known, *entry) = (issuer.clone(), Entry::default());
         }
         entry.tried = Some(now);
+        entry.fetches = entry.fetches.saturating_add(1);
         entry.tried_for = tried_for;
         match result {
             Ok(set) => {
                 entry.set = Some((now, set));
                 entry.problem = None;
             }
-            Err(problem) => entry.problem = Some(problem),
+            Err(problem) => {
+                entry.failures = entry.failures.saturating_add(1);
+                entry.problem = Some(problem);
+            }
+        }
+    }
+
+    /// How the keys of each issuer are.
+    pub(crate) fn told(&self, issuers: &[Issuer], now: UnixTime) -> Vec<IssuerKeys> {
+        let of = |issuer: &Issuer| {
+            let entry = self.entry(issuer);
+            let set = entry.and_then(|entry| entry.set.as_ref());
+            let younger = |age: Duration| set.is_some_and(|(since, _)| now < since.plus(age));
+            IssuerKeys {
+                name: issuer.name.clone(),
+                keys: set.map_or(0, |(_, set)| set.len()),
+                fetched: set.map(|(since, _)| *since),
+                stale: set.is_some() && !younger(REFRESH),
+                usable: younger(MAX_STALE),
+                fetches: entry.map_or(0, |entry| entry.fetches),
+                failures: entry.map_or(0, |entry| entry.failures),
+                problem: entry.and_then(|entry| entry.problem.clone()),
+                clock_skew: entry.and_then(|entry| entry.clock_skew),
+            }
+        };
+        issuers.iter().map(of).collect()
+    }
+
+    /// Notes when a genuine token says that it was issued, against our clock.
+    pub(crate) fn note_clock(&mut self, issuer: &str, skew: i64) {
+        if let Some((_, entry)) = self.entries.get_mut(issuer) {
+            entry.clock_skew = Some(skew);
         }
     }
 

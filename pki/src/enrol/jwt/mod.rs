@@ -24,7 +24,7 @@ pub use context::JobContext;
 pub(crate) use door::spend;
 pub use door::{Accepted, JwtSpend, examine};
 pub(crate) use keyring::Keyring;
-pub use keyring::KeysWanted;
+pub use keyring::{IssuerKeys, KeysWanted};
 pub use rules::{ClaimPattern, ClaimRule, Pin, known_claims, takes_wildcard};
 pub use trace::{RuleTrace, Step, Trace};
 

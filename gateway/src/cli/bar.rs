@@ -15,7 +15,10 @@ Examples:
 const LIFT: &str = "\
 Examples:
   runnel bar lift key-9c4166f0b1e2a3d4     the key may enrol again; its ended leases stay ended
-  runnel bar lift 9c41...                  by the whole SHA-256 of the key";
+  runnel bar lift 9c41...                  by the whole SHA-256 of the key
+  runnel bar lift key-9c41... run-51d0...  several
+  runnel bar lift --all --kind run         what lifting all bars of CI runs would let in
+  runnel bar lift --all --kind run --yes   does it";
 
 /// What revocation keeps out: keys, CI runs, clients with shared keys, sites
 #[derive(Debug, Subcommand)]
@@ -29,8 +32,18 @@ pub(super) enum Command {
     /// Let what is barred in again
     #[command(after_help = LIFT)]
     Lift {
-        /// The bar's id, from `bar list`
-        id: String,
+        /// The bars' ids, from `bar list`
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<String>,
+        /// Every bar; without --yes they are only listed
+        #[arg(long)]
+        all: bool,
+        /// With --all: only bars of this kind
+        #[arg(long, requires = "all", value_parser = ["key", "run", "client", "site"])]
+        kind: Option<String>,
+        /// With --all: lift them
+        #[arg(long, requires = "all")]
+        yes: bool,
     },
 }
 
@@ -41,12 +54,37 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             let bars: Vec<Bar> = client.ask(Request::BarList)?;
             output.print(&bars, |bars| list(bars));
         }
-        Command::Lift { id } => {
-            let bar: Bar = client.ask(Request::BarLift { id })?;
-            line(&format!("{} is barred no more", plain(&bar.what)));
+        Command::Lift { ids, all, kind, yes } => {
+            let mut ids = ids;
+            if all {
+                let bars = of_kind(client.ask(Request::BarList)?, kind.as_deref());
+                if bars.is_empty() {
+                    line("nothing is barred");
+                    return Ok(());
+                }
+                if !yes {
+                    line(&list(&bars));
+                    return Err(Failure::failed(format!(
+                        "{} bar(s) would be lifted, and what they keep out could enrol again; add \
+                         --yes to do it",
+                        bars.len()
+                    )));
+                }
+                ids = bars.into_iter().map(|bar| bar.id).collect();
+            }
+            // One after the other: what was lifted is told even if the next one fails.
+            for id in ids {
+                let bar: Bar = client.ask(Request::BarLift { id })?;
+                line(&format!("{} is barred no more", plain(&bar.what)));
+            }
         }
     }
     Ok(())
+}
+
+fn of_kind(mut bars: Vec<Bar>, kind: Option<&str>) -> Vec<Bar> {
+    bars.retain(|bar| kind.is_none_or(|kind| bar.kind == kind));
+    bars
 }
 
 fn list(bars: &[Bar]) -> String {
@@ -65,4 +103,27 @@ fn list(bars: &[Bar]) -> String {
         })
         .collect();
     table(&["ID", "SINCE", "REASON", "BY", "LEASE", "WHAT"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_are_chosen_by_their_kind() {
+        let bar = |id: &str, kind: &str| Bar {
+            id: id.to_owned(),
+            kind: kind.to_owned(),
+            what: String::new(),
+            since: String::new(),
+            reason: None,
+            by: None,
+            lease: None,
+        };
+        let all = vec![bar("key-1", "key"), bar("run-1", "run"), bar("key-2", "key")];
+        let ids = |kind| of_kind(all.clone(), kind).into_iter().map(|b| b.id).collect::<Vec<_>>();
+        assert_eq!(ids(None), ["key-1", "run-1", "key-2"]);
+        assert_eq!(ids(Some("key")), ["key-1", "key-2"]);
+        assert!(ids(Some("site")).is_empty());
+    }
 }

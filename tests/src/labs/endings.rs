@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 use super::refusals::expect_refusal;
-use super::scene::Scene;
+use super::scene::{Scene, ping};
 use crate::lab::capture::{Capture, ESP_IN_UDP};
 use crate::lab::gateway::Settings;
 use crate::lab::host::Host;
@@ -134,6 +134,17 @@ pub(super) fn dead_peer(lab: &Lab) -> Result<()> {
     let _ = host.ip("route flush table 220");
     let address = lease["addresses"][0].as_str().context("a lease without address")?;
     let _ = host.ip(&format!("addr del {address}/32 dev eth0"));
+    lab.step("nothing is sent to where the client was");
+    let filter = format!("({ESP_IN_UDP}) and src host {GATEWAY}");
+    let mut outside = Capture::start(&scene.world.internet, "east", &filter)?;
+    let (_, answered) = ping(&scene.world.private, address, 5, 0.2)?;
+    outside.stop()?;
+    let sent = outside.count("udp")?;
+    if answered != 0 || sent != 0 {
+        bail!(
+            "a lost client's address answered {answered} pings, and {sent} ESP packets were sent"
+        );
+    }
     let back = scene.runner(&host, &credentials, |_| {})?;
     back.initiate("net")?;
     scene.download(&host, 10_000)?;

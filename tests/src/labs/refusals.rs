@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::endings::{GRACE, background_ping};
 use super::scene::{Credentials, Scene, install};
+use crate::lab::capture::Capture;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{ID, Settings};
 use crate::lab::pkitool::{Authority, P256};
 use crate::lab::swanctl::Connection;
-use crate::lab::world::Shape;
+use crate::lab::world::{STORE, Shape};
 use crate::lab::{Lab, wait};
 
 /// Enough for whatever must come.
@@ -142,6 +144,8 @@ pub(super) fn lifetime(lab: &Lab) -> Result<()> {
     let (charon, credentials) = scene.connected(P256)?;
     let host = scene.world.runner();
     scene.download(host, 10_000)?;
+    let mut inside = Capture::start(&scene.world.private, "eth0", "icmp")?;
+    let _pinging = background_ping(host, STORE)?;
     let end = not_after(&credentials)?;
     let left = end - now();
     if !(1.0..=60.0).contains(&left) {
@@ -150,7 +154,8 @@ pub(super) fn lifetime(lab: &Lab) -> Result<()> {
     let peer_before = charon.log().len();
     let limit = Duration::from_secs_f64(left + 3.0);
     scene.no_sas(limit)?;
-    let late = now() - end;
+    let seen = now();
+    let late = seen - end;
     lab.step(&format!("the SA ended {late:+.2} s from the certificate's end"));
     // A look that comes late on a busy machine does not make the end late.
     if !(-1.5..=10.0).contains(&late) {
@@ -158,6 +163,12 @@ pub(super) fn lifetime(lab: &Lab) -> Result<()> {
     }
     charon.expect_log(peer_before, "received DELETE for IKE_SA", Duration::from_secs(2))?;
     scene.no_download(host)?;
+    inside.stop()?;
+    let last = inside.times("icmp")?.last().copied().context("no ping was ever seen")?;
+    lab.step(&format!("last inner packet {:+.3} s from the certificate's end", last - end));
+    if last > seen + GRACE {
+        bail!("inner packets still passed {:.3} s after the SA had ended", last - seen);
+    }
     std::thread::sleep(Duration::from_secs_f64((end + 1.0 - now()).max(0.0)));
     expect_refusal(&scene, &charon, "expired certificate", "AUTH_FAILED")?;
     scene.finish()

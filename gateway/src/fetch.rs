@@ -8,12 +8,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use zeroize::Zeroizing;
 
 /// Addresses of one name tried.
 const MAX_ADDRESSES: usize = 2;
@@ -32,18 +33,31 @@ pub(crate) async fn fetch(
     let exchange = async {
         let place = Place::parse(url, "http", 80)?;
         let stream = connect(&place.host, place.port).await?;
-        place.exchange(stream, ocsp_request, largest).await
+        let asked =
+            ocsp_request.map(|body| Asked { body, kind: "application/ocsp-request", bearer: None });
+        place.exchange(stream, asked, largest).await
     };
     within(timeout, exchange).await
 }
 
-/// GET over TLS; only `https://`.
+/// What a POST brings along.
+pub(crate) struct Asked {
+    /// The body.
+    pub(crate) body: Vec<u8>,
+    /// Its content type.
+    pub(crate) kind: &'static str,
+    /// What we prove ourselves with.
+    pub(crate) bearer: Option<Zeroizing<String>>,
+}
+
+/// GET over TLS, or POST with what is asked; only `https://`.
 ///
 /// # Errors
 /// What went wrong, as a part of a sentence.
 pub(crate) async fn fetch_secure(
     url: &str,
     tls: Arc<ClientConfig>,
+    asked: Option<Asked>,
     largest: usize,
     timeout: Duration,
 ) -> Result<Vec<u8>, String> {
@@ -54,7 +68,7 @@ pub(crate) async fn fetch_secure(
         let stream = connect(&place.host, place.port).await?;
         let connector = tokio_rustls::TlsConnector::from(tls);
         let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
-        place.exchange(stream, None, largest).await
+        place.exchange(stream, asked, largest).await
     };
     within(timeout, exchange).await
 }
@@ -95,7 +109,7 @@ impl Place {
     async fn exchange(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        ocsp_request: Option<Vec<u8>>,
+        asked: Option<Asked>,
         largest: usize,
     ) -> Result<Vec<u8>, String> {
         let (mut sender, connection) = http1::Builder::new()
@@ -108,11 +122,18 @@ impl Place {
             .uri(self.path)
             .header(HOST, self.authority)
             .header(CONNECTION, "close")
-            .method(if ocsp_request.is_some() { "POST" } else { "GET" });
-        if ocsp_request.is_some() {
-            request = request.header(CONTENT_TYPE, "application/ocsp-request");
+            .method(if asked.is_some() { "POST" } else { "GET" });
+        if let Some(asked) = &asked {
+            request = request.header(CONTENT_TYPE, asked.kind);
+            if let Some(bearer) = &asked.bearer {
+                let value = Zeroizing::new(format!("Bearer {}", bearer.as_str()));
+                let mut value = HeaderValue::from_str(&value)
+                    .map_err(|_| "our token is no header's value".to_owned())?;
+                value.set_sensitive(true);
+                request = request.header(AUTHORIZATION, value);
+            }
         }
-        let body = Full::new(Bytes::from(ocsp_request.unwrap_or_default()));
+        let body = Full::new(Bytes::from(asked.map(|asked| asked.body).unwrap_or_default()));
         let request = request.body(body).map_err(|error| error.to_string())?;
         let result = async {
             let response = sender.send_request(request).await.map_err(|error| error.to_string())?;

@@ -12,7 +12,7 @@ use crate::bar::Bar;
 use crate::ca::{Ca, CaRecord, CaStatus, Maker};
 use crate::crl::Lists;
 use crate::enrol::Limiter;
-use crate::enrol::jwt::Keyring;
+use crate::enrol::jwt::{Keyring, Reviews};
 use crate::enrol::refused::RefusedTokens;
 use crate::entropy::Entropy;
 use crate::error::Error;
@@ -149,6 +149,8 @@ pub struct Authority {
     pub(crate) ocsp: Mutex<ocsp::Memory>,
     pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
+    /// What clusters said of tokens a moment ago.
+    pub(crate) reviews: Mutex<Reviews>,
     ca: RwLock<Arc<Ca>>,
     /// Held while the CA changes, so that what is in use is what was stored last.
     pub(crate) ca_turn: Mutex<()>,
@@ -355,6 +357,7 @@ impl Authority {
             ocsp: Mutex::default(),
             lists: Lists::default(),
             keyring: Mutex::default(),
+            reviews: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             ca_turn: Mutex::default(),
             settings: RwLock::new(Arc::new(options.settings)),

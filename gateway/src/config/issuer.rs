@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use pki::JwtAlgorithm;
 use pki::enrol::jwt::{
-    ClaimPattern, ClaimRule, Issuer, IssuerKind, KeySource, Pin, known_claims, takes_wildcard,
+    ClaimPattern, ClaimRule, Issuer, IssuerKind, KeySource, Pin, TokenReview, known_claims,
+    takes_wildcard,
 };
 
 use super::read::named;
@@ -41,6 +42,7 @@ pub(super) fn issuers(
             );
         }
         let algorithms = algorithms(&mut section, found);
+        let review = review(&mut section, &name, kind, found);
         let twice = |other: &Issuer| {
             other.name == name || url.as_deref().is_some_and(|url| other.issuer == url)
         };
@@ -52,6 +54,7 @@ pub(super) fn issuers(
         let (url, audience) = (url.unwrap_or_default(), audience.unwrap_or_default());
         let mut issuer = Issuer::new(name, kind, url, audience, keys);
         issuer.algorithms = algorithms.unwrap_or(issuer.algorithms);
+        issuer.review = review;
         issuers.push(issuer);
     }
     issuers
@@ -155,6 +158,47 @@ fn keys(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> KeySource {
         (Some((file, _)), None) => KeySource::File(file),
         (None, ca) => KeySource::Discovery { ca: ca.map(|(path, _)| path) },
     }
+}
+
+/// `token_review = { url, ca, token_file, unreachable }`
+fn review(
+    section: &mut Section<'_, '_>,
+    name: &str,
+    kind: Option<IssuerKind>,
+    found: &mut Findings<'_>,
+) -> Option<TokenReview> {
+    let at = section.place("token_review");
+    let mut inner = section.table("token_review", "token_review", found)?;
+    if kind.is_some_and(|kind| kind != IssuerKind::Kubernetes) {
+        found.error(at, format!("issuer \"{name}\" has a `token_review`, which only kind = \"kubernetes\" knows; remove it"));
+    }
+    let url = inner.string("url", found);
+    if let Some((url, at)) = &url
+        && (!url.starts_with("https://") || url.contains([' ', '?', '#']))
+    {
+        found.error(*at, format!("`url = \"{url}\"` must be the API server's https://HOST[:PORT]"));
+    }
+    let mut path = |key| inner.string(key, found).map(|(text, _)| PathBuf::from(text));
+    let (ca, token_file) = (path("ca"), path("token_file"));
+    let strict = match inner.string("unreachable", found) {
+        None => true,
+        Some((word, at)) => {
+            if !matches!(word.as_str(), "refuse" | "accept") {
+                found.error(
+                    at,
+                    format!("`unreachable = \"{word}\"` must be \"refuse\" or \"accept\""),
+                );
+            }
+            word != "accept"
+        }
+    };
+    let missing = |inner: &Section<'_, '_>, key, there| !there && !inner.has(key);
+    if missing(&inner, "url", url.is_some()) || missing(&inner, "token_file", token_file.is_some())
+    {
+        found.error(at, "`token_review` needs `url` of the API server and `token_file` with a token that may create reviews (system:auth-delegator)");
+    }
+    inner.finish(&[], found);
+    Some(TokenReview { url: url?.0, ca, token_file: token_file?, strict })
 }
 
 fn algorithms(
@@ -270,4 +314,42 @@ fn patterns(
         patterns.push(pattern);
     }
     Some(patterns)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    fn errors(text: &str) -> Vec<String> {
+        let found = Config::parse(text, "test").unwrap_err();
+        found.errors.iter().map(|error| error.message.clone()).collect()
+    }
+
+    #[test]
+    fn a_cluster_is_asked_about_its_tokens() {
+        let with = |kind: &str, review: &str| {
+            format!(
+                "[[issuer]]\nname = \"k8s\"\nkind = \"{kind}\"\nissuer = \"https://k8s.example.com\"\n\
+             audience = \"https://gw.example.com\"\ntoken_review = {{ {review} }}\n"
+            )
+        };
+        let whole =
+            "url = \"https://10.0.0.1:6443\", ca = \"/etc/ca\", token_file = \"/etc/token\"";
+        let config = Config::parse(&with("kubernetes", whole), "test").unwrap();
+        let review = config.issuers[0].review.clone().unwrap();
+        assert!(review.strict && review.url == "https://10.0.0.1:6443" && review.ca.is_some());
+        let soft = format!("{whole}, unreachable = \"accept\"");
+        let config = Config::parse(&with("kubernetes", &soft), "test").unwrap();
+        assert!(!config.issuers[0].review.as_ref().unwrap().strict);
+        for (kind, review, part) in [
+            ("kubernetes", "url = \"https://a\"", "needs `url`"),
+            ("kubernetes", &whole.replace("https", "http"), "must be the API server's"),
+            ("kubernetes", &format!("{whole}, unreachable = \"no\""), "\"refuse\" or \"accept\""),
+            ("kubernetes", &format!("{whole}, tokn = \"x\""), "unknown key `tokn`"),
+            ("generic", whole, "only kind = \"kubernetes\""),
+        ] {
+            let found = errors(&with(kind, review));
+            assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
+        }
+    }
 }

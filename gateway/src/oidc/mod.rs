@@ -1,6 +1,7 @@
 //! Fetches the keys of OIDC issuers: before a token is judged that needs them, one fetch of an
 //! issuer at a time, with every bound on what the other side can cost.
 
+mod review;
 mod roots;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pki::enrol::jwt::jwks::{self, MAX_KEY_SET};
-use pki::enrol::jwt::{Issuer, KeySource, KeysWanted};
+use pki::enrol::jwt::{Issuer, KeySource, KeysWanted, Reviewed};
 use pki::{Authority, UnixTime};
 
 use crate::config::Config;
@@ -23,18 +24,28 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct KeyFetcher {
     authority: Arc<Authority>,
     turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    reviewers: tokio::sync::Semaphore,
 }
 
 impl KeyFetcher {
     /// For this PKI.
     pub fn new(authority: Arc<Authority>) -> Self {
-        Self { authority, turns: Mutex::default() }
+        let reviewers = tokio::sync::Semaphore::new(review::AT_ONCE);
+        Self { authority, turns: Mutex::default(), reviewers }
     }
 
-    /// Fetches what judging this token needs. Whether that worked, the judgement says.
+    /// Fetches what judging this token needs: its issuer's keys, and what its cluster says of it.
+    /// Whether that worked, the judgement says.
     pub async fn prepare(self: &Arc<Self>, token: &str) {
         if let KeysWanted::First(issuer) = self.authority.jwt_keys_wanted(token, now()) {
             self.refresh(issuer, token).await;
+        }
+        if let Some(issuer) = self.authority.jwt_review_wanted(token, now()) {
+            let reviewed = review::ask(&issuer, token, &self.reviewers).await;
+            if !matches!(reviewed, Reviewed::Good) {
+                tracing::warn!(issuer = %issuer.name, ?reviewed, "the cluster does not vouch for a token");
+            }
+            self.authority.jwt_reviewed(token, reviewed, now());
         }
     }
 
@@ -76,10 +87,10 @@ pub async fn fetch_keys(issuer: &Issuer) -> Result<Vec<u8>, String> {
     let tls = tls.unwrap_or_else(|error| Err(error.to_string()))?;
     let base = issuer.issuer.trim_end_matches('/');
     let url = format!("{base}/.well-known/openid-configuration");
-    let document = fetch_secure(&url, Arc::clone(&tls), MAX_KEY_SET, TIMEOUT).await;
+    let document = fetch_secure(&url, Arc::clone(&tls), None, MAX_KEY_SET, TIMEOUT).await;
     let document = document.map_err(|why| format!("{url}: {why}"))?;
     let uri = jwks::jwks_uri(&document, &issuer.issuer)?;
-    let keys = fetch_secure(&uri, tls, MAX_KEY_SET, TIMEOUT).await;
+    let keys = fetch_secure(&uri, tls, None, MAX_KEY_SET, TIMEOUT).await;
     keys.map_err(|why| format!("{uri}: {why}"))
 }
 
@@ -120,6 +131,7 @@ pub fn check(config: &Config) -> Result<(), Vec<String>> {
             }
             KeySource::Discovery { ca: None } => Ok(()),
         };
+        let looked = looked.and_then(|()| review::check(issuer));
         if let Err(why) = looked {
             errors.push(format!("issuer \"{}\": {why}; correct the file", issuer.name));
         }

@@ -22,6 +22,13 @@ struct Server {
 impl Server {
     /// `answer` gets the server's URL and the path.
     fn new(answer: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::hearing(move |url, request| {
+            answer(url, request.split(' ').nth(1).unwrap_or_default())
+        })
+    }
+
+    /// `answer` gets the server's URL and the whole request.
+    fn hearing(answer: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
@@ -45,12 +52,9 @@ impl Server {
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-                let mut request = vec![0; 4096];
-                let length = stream.read(&mut request).await.unwrap_or(0);
-                let request = String::from_utf8_lossy(&request[..length]).into_owned();
-                let path = request.split(' ').nth(1).unwrap_or_default();
+                let request = heard(&mut stream).await;
                 count.fetch_add(1, Ordering::Relaxed);
-                let _ = stream.write_all(&answer(&own, path)).await;
+                let _ = stream.write_all(&answer(&own, &request)).await;
                 let _ = stream.shutdown().await;
             }
         });
@@ -64,6 +68,24 @@ impl Server {
 
     fn fetch(&self) -> Result<Vec<u8>, String> {
         self.runtime.block_on(fetch_keys(&self.issuer()))
+    }
+}
+
+/// A request with its body.
+async fn heard(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
+    let (mut octets, mut more) = (Vec::new(), vec![0; 4096]);
+    loop {
+        let length = stream.read(&mut more).await.unwrap_or(0);
+        octets.extend_from_slice(&more[..length]);
+        let text = String::from_utf8_lossy(&octets).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let wanted = head.to_lowercase().lines().find_map(|line| {
+            line.strip_prefix("content-length: ").map(|length| length.parse().unwrap())
+        });
+        let whole = text.contains("\r\n\r\n") && body.len() >= wanted.unwrap_or(0);
+        if length == 0 || whole {
+            return text;
+        }
     }
 }
 
@@ -189,4 +211,103 @@ fn key_sets_in_files_are_read_again_by_a_reload() {
     reread(&authority, &config);
     assert_eq!(code(&new), pki::RefusalCode::JwtNoRule);
     assert_ne!(code(&old), pki::RefusalCode::JwtNoRule, "withdrawn");
+}
+
+/// A cluster with one pod that lives and one that was deleted; the signatures of both tokens verify.
+#[test]
+fn a_token_of_a_deleted_pod_opens_nothing() {
+    use std::sync::atomic::AtomicBool;
+    const AUDIENCE: &str = "https://gw.example.com";
+    let down = Arc::new(AtomicBool::new(false));
+    let broken = Arc::clone(&down);
+    let server = Server::hearing(move |_, request| {
+        if broken.load(Ordering::Relaxed) {
+            return b"HTTP/1.1 500 Down\r\nContent-Length: 0\r\n\r\n".to_vec();
+        }
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("POST /apis/authentication.k8s.io/v1/tokenreviews "), "{head}");
+        assert!(head.contains("Bearer what-we-show"), "{head}");
+        let asked: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(asked["spec"]["audiences"], serde_json::json!([AUDIENCE]));
+        let token = asked["spec"]["token"].as_str().unwrap();
+        let claims = pki::enrol::jwt::jws::parse(token).unwrap().claims;
+        let status = match claims["jti"].as_str().unwrap().starts_with("gone") {
+            true => serde_json::json!({"error": "pod builder-7 not found"}),
+            false => serde_json::json!({"authenticated": true, "audiences": [AUDIENCE]}),
+        };
+        ok(serde_json::json!({"kind": "TokenReview", "status": status}).to_string().as_bytes())
+    });
+    let own = server._directory.path().join("token");
+    std::fs::write(&own, "what-we-show\n").unwrap();
+    let key = issuer::IssuerKey::es256("k");
+    let iss = "https://kubernetes.default.svc";
+    let make = |strict: bool| {
+        let files = KeySource::File("/nowhere".into());
+        let mut issuer = Issuer::new("k8s", IssuerKind::Kubernetes, iss, AUDIENCE, files);
+        issuer.review = Some(pki::enrol::jwt::TokenReview {
+            url: server.url.clone(),
+            ca: Some(server.ca.clone()),
+            token_file: own.clone(),
+            strict,
+        });
+        let mut settings = pki::Settings::new("ci.example.com");
+        let networks = vec!["10.77.0.0/24".parse().unwrap()];
+        settings.pools.insert("runners".to_owned(), pki::PoolConfig::new(networks));
+        settings.roles.insert("builder".to_owned(), pki::RoleProfile::new("runners"));
+        settings.rules = vec![pki::enrol::jwt::ClaimRule {
+            role: "builder".to_owned(),
+            number: 1,
+            issuer: "k8s".to_owned(),
+            claims: [(
+                "sub".to_owned(),
+                vec![pki::enrol::jwt::ClaimPattern::new("system:serviceaccount:ci:builder")],
+            )]
+            .into(),
+        }];
+        settings.issuers = vec![issuer.clone()];
+        let store = Arc::new(MemoryStore::new());
+        let options = pki::Options::new(settings);
+        let authority = Arc::new(Authority::with_store(store, &[7; 32], options, now()).unwrap());
+        authority.jwt_keys_fetched(&issuer, Ok(issuer::jwks(&[&key])), now()).unwrap();
+        (Arc::new(KeyFetcher::new(Arc::clone(&authority))), authority)
+    };
+    let token = |signer: &issuer::IssuerKey, jti: &str| {
+        signer.sign(&serde_json::json!({
+            "iss": iss, "aud": [AUDIENCE], "sub": "system:serviceaccount:ci:builder", "jti": jti,
+            "exp": now().secs() + 600, "iat": now().secs(),
+        }))
+    };
+    let admit = |fetcher: &Arc<KeyFetcher>, authority: &Authority, token: &str| {
+        server.runtime.block_on(fetcher.prepare(token));
+        authority.jwt_admit(None, token, None, now()).map_err(|refusal| refusal.code)
+    };
+    use pki::RefusalCode as Code;
+    let (fetcher, authority) = make(true);
+    assert!(admit(&fetcher, &authority, &token(&key, "lives")).is_ok());
+    let gone = token(&key, "gone");
+    assert_eq!(admit(&fetcher, &authority, &gone), Err(Code::JwtReviewDenied));
+    assert_eq!(Code::JwtReviewDenied.status(), 403);
+    let asked = server.asked.load(Ordering::Relaxed);
+    assert_eq!(admit(&fetcher, &authority, &gone), Err(Code::JwtReviewDenied));
+    assert_eq!(server.asked.load(Ordering::Relaxed), asked, "the answer counts for a moment");
+    // Nobody asks for whom the issuer has not signed.
+    let forged = token(&issuer::IssuerKey::es256("k"), "lives-too");
+    assert_eq!(admit(&fetcher, &authority, &forged), Err(Code::JwtBadSignature));
+    assert_eq!(server.asked.load(Ordering::Relaxed), asked);
+    // Not asked is not passed.
+    let unasked = authority.jwt_admit(None, &token(&key, "unasked"), None, now());
+    assert_eq!(unasked.map_err(|refusal| refusal.code), Err(Code::JwtReviewUnavailable));
+
+    down.store(true, Ordering::Relaxed);
+    let refused = admit(&fetcher, &authority, &token(&key, "later"));
+    assert_eq!(refused, Err(Code::JwtReviewUnavailable), "strict");
+    assert_eq!(Code::JwtReviewUnavailable.status(), 503);
+    let (fetcher, authority) = make(false);
+    assert!(admit(&fetcher, &authority, &token(&key, "soft")).is_ok());
+    let records = authority.audit(0, 100).unwrap();
+    let told = records.iter().any(|record| record.event.action == "token.review");
+    assert!(told, "that nobody was asked is written down");
+    down.store(false, Ordering::Relaxed);
+    let denied = admit(&fetcher, &authority, &token(&key, "gone-too"));
+    assert_eq!(denied, Err(Code::JwtReviewDenied), "an answer counts in soft mode, too");
 }

@@ -92,6 +92,10 @@ pub enum RefusalCode {
     JwtNotYetValid,
     /// It lives longer than such tokens may.
     JwtTooLongLived,
+    /// Its cluster does not accept it: the pod is deleted, mostly.
+    JwtReviewDenied,
+    /// Its cluster cannot be asked, and must be.
+    JwtReviewUnavailable,
     /// It is good, and no rule gives it a role.
     JwtNoRule,
     /// It opened a lease for another key.
@@ -147,6 +151,8 @@ impl RefusalCode {
             Self::JwtExpired => "jwt_expired",
             Self::JwtNotYetValid => "jwt_not_yet_valid",
             Self::JwtTooLongLived => "jwt_too_long_lived",
+            Self::JwtReviewDenied => "jwt_review_denied",
+            Self::JwtReviewUnavailable => "jwt_review_unavailable",
             Self::JwtNoRule => "jwt_no_rule",
             Self::TokenReplay => "token_replay",
             Self::ServerKeysOff => "server_keys_off",
@@ -187,6 +193,7 @@ impl RefusalCode {
             | Self::TokenWrongRole
             | Self::TokenBoundElsewhere
             | Self::JwtNoRule
+            | Self::JwtReviewDenied
             | Self::TokenReplay
             | Self::UnknownRole
             | Self::LeaseEnded
@@ -197,7 +204,10 @@ impl RefusalCode {
             Self::KeyNotRepeated => 409,
             Self::RenewalTooEarly | Self::TooManyLeases | Self::TooManyRequests => 429,
             Self::NotImplemented => 501,
-            Self::PoolExhausted | Self::AuditUnavailable | Self::Unavailable => 503,
+            Self::PoolExhausted
+            | Self::JwtReviewUnavailable
+            | Self::AuditUnavailable
+            | Self::Unavailable => 503,
         }
     }
 }
@@ -287,6 +297,10 @@ impl Refusal {
             RefusalCode::Unavailable => "the service cannot answer now; try again",
             // What rules want is told to those they are about, by the trace.
             RefusalCode::JwtNoRule => "no rule gives this token a role; see the trace",
+            // How the cluster is reached is no business of its pods.
+            RefusalCode::JwtReviewUnavailable => {
+                "the cluster cannot be asked about the token now; try again"
+            }
             RefusalCode::TokenReplay => {
                 "the token opened a lease for another key: each key needs a token of its own"
             }

@@ -110,8 +110,8 @@ pub fn examine<'k>(
 }
 
 /// A token that its issuer made for us and that is good now; whatever it may give.
-struct Genuine<'i> {
-    issuer: &'i Issuer,
+pub(super) struct Genuine<'i> {
+    pub(super) issuer: &'i Issuer,
     claims: Claims,
     digest: String,
     good_until: UnixTime,
@@ -119,7 +119,7 @@ struct Genuine<'i> {
 }
 
 /// Judges everything about a token but what it gives.
-fn genuine<'i, 'k>(
+pub(super) fn genuine<'i, 'k>(
     trace: &mut Trace,
     issuers: &'i [Issuer],
     keys: impl FnOnce(&Issuer) -> Result<Cow<'k, KeySet>, String>,
@@ -485,16 +485,17 @@ impl Authority {
         client: Option<IpAddr>,
         now: UnixTime,
     ) -> Result<Accepted, Refusal> {
-        self.jwt_examine(token, role, now).or_else(|refusal| {
+        let actor = client.map_or(Actor::System, Actor::Peer);
+        let judged = self.jwt_examine(token, role, now).or_else(|refusal| {
             if refusal.code == RefusalCode::JwtNoRule {
-                let actor = client.map_or(Actor::System, Actor::Peer);
                 let issuer =
                     refusal.trace.as_ref().and_then(|t| t.issuer.clone()).unwrap_or_default();
                 let name = format!("jwt of {issuer}");
                 self.audit_refusal("token.use", &name, role, None, &actor, &refusal, now)?;
             }
             Err(refusal)
-        })
+        })?;
+        self.pass_review(judged, token, &actor, now)
     }
 
     /// Opens a lease with a token that was judged just now.
@@ -609,7 +610,11 @@ impl Authority {
         Ok(spent.map(|spent| spent.value))
     }
 
-    fn jwt_keys(&self, issuer: &Issuer, now: UnixTime) -> Result<Cow<'static, KeySet>, String> {
+    pub(super) fn jwt_keys(
+        &self,
+        issuer: &Issuer,
+        now: UnixTime,
+    ) -> Result<Cow<'static, KeySet>, String> {
         lock(&self.keyring).keys(issuer, now).cloned().map(Cow::Owned)
     }
 

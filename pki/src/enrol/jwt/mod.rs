@@ -11,6 +11,7 @@ mod door;
 pub mod jwks;
 pub mod jws;
 mod keyring;
+pub mod review;
 mod rules;
 mod trace;
 
@@ -25,6 +26,8 @@ pub(crate) use door::spend;
 pub use door::{Accepted, JwtSpend, examine};
 pub(crate) use keyring::Keyring;
 pub use keyring::{IssuerKeys, KeysWanted};
+pub(crate) use review::Reviews;
+pub use review::{Reviewed, TokenReview};
 pub use rules::{ClaimPattern, ClaimRule, Pin, known_claims, takes_wildcard};
 pub use trace::{RuleTrace, Step, Trace};
 
@@ -136,6 +139,8 @@ pub struct Issuer {
     pub algorithms: Vec<JwtAlgorithm>,
     /// Where its keys come from.
     pub keys: KeySource,
+    /// Who is asked about each token beside; Kubernetes only.
+    pub review: Option<TokenReview>,
 }
 
 impl Issuer {
@@ -154,6 +159,7 @@ impl Issuer {
             audience: audience.into(),
             algorithms: kind.algorithms(),
             keys,
+            review: None,
         }
     }
 }

@@ -192,7 +192,7 @@ fn review(
             word != "accept"
         }
     };
-    let missing = |inner: &Section<'_, '_>, key, there| !there && !inner.has(key);
+    let missing = |inner: &Section<'_, '_>, key: &str, there: bool| !there && !inner.has(key);
     if missing(&inner, "url", url.is_some()) || missing(&inner, "token_file", token_file.is_some())
     {
         found.error(at, "`token_review` needs `url` of the API server and `token_file` with a token that may create reviews (system:auth-delegator)");

@@ -67,6 +67,13 @@ impl Gate {
 }
 
 #[test]
+fn the_defaults_let_a_burst_of_runners_in_and_no_loop() {
+    let limits = Settings::new("ci.example.com").limits;
+    assert_eq!(limits.leases_per_job, 5);
+    assert_eq!((limits.identity, limits.issuer), (rate(20, 100), rate(100, 1_000)));
+}
+
+#[test]
 fn a_job_has_so_many_live_leases_and_a_restart_forgets_none() {
     let mut gate = Gate::new(|settings| settings.limits.leases_per_job = 2);
     let first = gate.enrol("a", "1", NOW).unwrap();

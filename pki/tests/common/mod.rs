@@ -24,6 +24,9 @@ pub fn settings() -> Settings {
         ("builder".to_owned(), RoleProfile::new("runners")),
         ("deployer".to_owned(), RoleProfile::new("runners")),
     ]);
+    // Tests open many leases of one job at one instant; those about limits set their own.
+    let rate = OpenRate { per_second: 100_000, burst: 1_000_000 };
+    settings.limits = Limits { identity: rate, issuer: rate, leases_per_job: 1_000 };
     settings
 }
 

@@ -502,6 +502,7 @@ fn keys_are_fetched_for_tokens_that_could_be_good() {
 /// Whoever cannot sign for an issuer learns nothing of what is configured, not even which issuers.
 #[test]
 fn tokens_that_nobody_is_known_to_have_signed_are_answered_alike() {
+    // RFC 8725 3.8; RFC 9457 3.
     let settings = github_settings();
     let mut issuers = settings.issuers.clone();
     issuers.push(issuer("new", IssuerKind::Generic, "https://new.example.com"));
@@ -671,6 +672,7 @@ fn a_rule_without_a_project_is_refused() {
 
 #[test]
 fn the_state_of_each_issuers_keys_is_told() {
+    // RFC 7517 5.
     let settings = github_settings();
     let authority = authority();
     authority.reconfigure(settings.clone()).unwrap();

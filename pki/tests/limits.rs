@@ -75,6 +75,7 @@ fn the_defaults_let_a_burst_of_runners_in_and_no_loop() {
 
 #[test]
 fn a_job_has_so_many_live_leases_and_a_restart_forgets_none() {
+    // RFC 6585 4.
     let mut gate = Gate::new(|settings| settings.limits.leases_per_job = 2);
     let first = gate.enrol("a", "1", NOW).unwrap();
     let client = Client::new();
@@ -107,6 +108,7 @@ fn a_job_has_so_many_live_leases_and_a_restart_forgets_none() {
 
 #[test]
 fn a_role_has_so_many_live_leases_whatever_opened_them() {
+    // RFC 6585 4.
     let gate = Gate::new(|settings| {
         settings.roles.get_mut("builder").unwrap().max_leases = Some(2);
     });
@@ -131,6 +133,7 @@ fn a_role_has_so_many_live_leases_whatever_opened_them() {
 
 #[test]
 fn identities_issuers_and_roles_have_rates_of_their_own() {
+    // RFC 6585 4.
     let opened = |gate: &Gate, at| {
         (0..20).filter(|n| gate.enrol(&format!("{at}-{n}"), &n.to_string(), at).is_ok()).count()
     };

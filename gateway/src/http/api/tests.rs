@@ -405,7 +405,8 @@ fn the_interface_is_what_its_document_says() {
         (400, "invalid_request", form(grant, kind, &fresh, &format!("{bound}&scope=nobody"))),
         (400, "invalid_request", form(grant, kind, "eyJhIjoxfQ.e30.AAAA", &bound)),
         (413, "invalid_request", "a=".to_owned() + &"b".repeat(40_000)),
-        (503, "temporarily_unavailable", {
+        // Whose keys cannot be had is answered as a stranger's token.
+        (400, "invalid_request", {
             let broken = f.key.sign(&json!({
                 "iss": "https://x.example.com", "aud": AUDIENCE, "sub": "a",
                 "exp": clock::unix_seconds() + 60,
@@ -416,6 +417,10 @@ fn the_interface_is_what_its_document_says() {
         let (found, answer) = f.ask("POST", "/v1/token", None, &form);
         assert_eq!((found, &answer["error"]), (status, &json!(error)), "{answer}");
     }
+    f.authority.hold_issuance(Some("the disk is full".to_owned()));
+    let (status, answer) = f.ask("POST", "/v1/token", None, &form(grant, kind, &fresh, &bound));
+    assert_eq!((status, &answer["error"]), (503, &json!("temporarily_unavailable")), "{answer}");
+    f.authority.hold_issuance(None);
     assert_eq!(f.ask("GET", "/v1/token", None, "").0, 405);
     let given = given["access_token"].as_str().unwrap().to_owned();
     let (status, opened) = f.ask("POST", "/v1/leases", Some(&given), &exchanged.body());

@@ -39,10 +39,11 @@ pub(super) enum Command {
         #[arg(long)]
         all: bool,
         /// With --all: only bars of this kind
-        #[arg(long, requires = "all", value_parser = ["key", "run", "client", "site"])]
+        #[arg(long, requires = "all", conflicts_with = "ids", value_parser = ["key", "run", "client", "site"])]
         kind: Option<String>,
         /// With --all: lift them
-        #[arg(long, requires = "all")]
+        // What is required and conflicts with what is given is not asked for: both must be said.
+        #[arg(long, requires = "all", conflicts_with = "ids")]
         yes: bool,
     },
 }

@@ -3,18 +3,19 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::openssl::{issuing_cert, ocsp, text, verify};
 use super::scene::Scene;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, Settings};
 use crate::lab::pkitool::P256;
-use crate::lab::world::{GATEWAY, Shape, World};
-use crate::lab::{Lab, cmd, wait};
+use crate::lab::world::{Shape, World};
+use crate::lab::{Lab, cmd};
 
 const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const PIN: &str = "6471-lab";
@@ -173,75 +174,4 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     fs::write(&request, scene.gateway.told(&["ca", "csr", "--key", "rsa-3072"])?)?;
     cmd::run("openssl", &["req", "-verify", "-noout", "-in", &text(&request)])?;
     scene.finish()
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-fn issuing_cert(lab: &Lab, scene: &Scene) -> Result<PathBuf> {
-    let path = lab.path("issuing-now.pem");
-    let url = format!("http://{GATEWAY}:8080/issuing.pem");
-    fetch(scene, &url, &path)?;
-    Ok(path)
-}
-
-fn fetch(scene: &Scene, url: &str, to: &Path) -> Result<()> {
-    let host = scene.world.runner();
-    let got = cmd::output(host.command("curl").args(["-sSf", "-o"]).arg(to).arg(url))?;
-    if !got.ok() {
-        bail!("{url} is not served: {}", got.all());
-    }
-    Ok(())
-}
-
-/// `openssl verify -crl_check_all` agrees that the certificate is good, or that it is revoked.
-fn verify(lab: &Lab, scene: &Scene, cert: &Path, good: bool) -> Result<()> {
-    let issuing = issuing_cert(lab, scene)?;
-    let root = lab.path("root.pem");
-    fs::write(&root, scene.gateway.told(&["ca", "root"])?)?;
-    let lists = lab.path("lists.pem");
-    let list = scene.gateway.told(&["ca", "crl"])?;
-    fs::write(&lists, list + &scene.gateway.told(&["ca", "crl", "--of", "root"])?)?;
-    let said = cmd::output(Command::new("openssl").args([
-        "verify",
-        "-crl_check_all",
-        "-CAfile",
-        &text(&root),
-        "-untrusted",
-        &text(&issuing),
-        "-CRLfile",
-        &text(&lists),
-        &text(cert),
-    ]))?;
-    let as_wanted = if good { said.ok() } else { said.all().contains("certificate revoked") };
-    if !as_wanted {
-        bail!("openssl verify (wanted: {}): {}", if good { "good" } else { "revoked" }, said.all());
-    }
-    Ok(())
-}
-
-fn ocsp(lab: &Lab, scene: &Scene, cert: &Path, wanted: &str) -> Result<()> {
-    let (issuing, root) = (issuing_cert(lab, scene)?, lab.path("root.pem"));
-    let host = scene.world.runner();
-    wait::holds(lab, "the OCSP answer", Duration::from_secs(5), || {
-        let said = cmd::output(host.command("openssl").args([
-            "ocsp",
-            "-issuer",
-            &text(&issuing),
-            "-cert",
-            &text(cert),
-            "-CAfile",
-            &text(&root),
-            "-verify_other",
-            &text(&issuing),
-            "-url",
-            &format!("http://{GATEWAY}:8080/ocsp"),
-        ]))?;
-        let all = said.all();
-        if !said.ok() || !all.contains("Response verify OK") {
-            bail!("openssl ocsp: {all}");
-        }
-        Ok(all.contains(&format!(": {wanted}")))
-    })
 }

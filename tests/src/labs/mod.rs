@@ -1,5 +1,6 @@
 //! The labs themselves: each one a function with a name, run by `cargo xtask lab NAME`.
 
+mod backup;
 mod badinput;
 mod baseline;
 pub mod bench;
@@ -24,6 +25,7 @@ mod many;
 mod message_ids;
 mod mlkem;
 mod oidc;
+mod openssl;
 mod paths;
 mod ppk;
 mod psk;
@@ -80,6 +82,11 @@ pub const ALL: &[Entry] = &[
         "oidc",
         "CI tokens: stock pki and curl enrol and connect; replay, kill, release by token",
         oidc::run,
+    ),
+    entry(
+        "backup",
+        "a backup comes back: what was revoked and spent since stays so, everywhere it is asked",
+        backup::run,
     ),
     entry(
         "ca-hsm",

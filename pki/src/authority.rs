@@ -154,6 +154,8 @@ pub struct Authority {
     ca: RwLock<Arc<Ca>>,
     /// Held while the CA changes, so that what is in use is what was stored last.
     pub(crate) ca_turn: Mutex<()>,
+    /// Held by whoever writes down a lease that waits for an operator.
+    pub(crate) pending_turn: Mutex<()>,
     settings: RwLock<Arc<Settings>>,
     /// Why nothing is issued.
     held: RwLock<Option<String>>,
@@ -360,6 +362,7 @@ impl Authority {
             reviews: Mutex::default(),
             ca: RwLock::new(Arc::new(ca)),
             ca_turn: Mutex::default(),
+            pending_turn: Mutex::default(),
             settings: RwLock::new(Arc::new(options.settings)),
             held: RwLock::default(),
             entropy: Mutex::new(Randomness(options.entropy)),

@@ -55,6 +55,7 @@ pub use ca::{
 };
 pub use crl::Crl;
 pub use csr::{Csr, CsrError, CsrKey, challenge_password};
+pub use enrol::approval::{Decision, PendingLease};
 pub use enrol::est::{EstOutcome, EstReply, EstRequest};
 pub use enrol::exchange::Exchanged;
 pub use enrol::jwt::{JwtAlgorithm, KeysWanted};

@@ -32,6 +32,8 @@ pub struct RoleProfile {
     pub max_leases: Option<u32>,
     /// How often one may be opened by enrolment.
     pub rate: Option<OpenRate>,
+    /// Leases wait for an operator's approval.
+    pub manual: bool,
 }
 
 impl RoleProfile {
@@ -45,6 +47,7 @@ impl RoleProfile {
             server_keys: false,
             max_leases: None,
             rate: None,
+            manual: false,
         }
     }
 

@@ -52,6 +52,7 @@ pub(crate) mod key {
     pub(crate) const SITE: &str = "site/";
     pub(crate) const JOB: &str = "job/";
     pub(crate) const ROLE: &str = "role/";
+    pub(crate) const PENDING: &str = "pending/";
     pub(crate) const BARRED_SPKI: &str = "barred-spki/";
     pub(crate) const BARRED_RUN: &str = "barred-run/";
     pub(crate) const JWT: &str = "jwt/";
@@ -65,6 +66,10 @@ pub(crate) mod key {
 
     pub(crate) fn token(id: &str) -> String {
         format!("{TOKEN}{id}")
+    }
+    /// A lease that waits for an operator.
+    pub(crate) fn pending(id: &str) -> String {
+        format!("{PENDING}{id}")
     }
     pub(crate) fn lease(id: &str) -> String {
         format!("{LEASE}{id}")

@@ -66,6 +66,20 @@ pub enum Request {
         /// Id, or certificate serial.
         id: String,
     },
+    /// Leases that wait for approval.
+    LeasePending,
+    /// Let a lease that waits be opened.
+    LeaseApprove {
+        /// Its id.
+        id: String,
+    },
+    /// Refuse a lease that waits.
+    LeaseDeny {
+        /// Its id.
+        id: String,
+        /// Why; its client is told.
+        reason: Option<String>,
+    },
     /// End leases because their work is done.
     LeaseRelease {
         /// Which.

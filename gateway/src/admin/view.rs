@@ -212,6 +212,42 @@ impl std::fmt::Debug for NewToken {
     }
 }
 
+/// A lease that waits for approval.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pending {
+    /// The id it will have.
+    pub id: String,
+    /// Its role.
+    pub role: String,
+    /// `pending`, `approved` or `denied`.
+    pub state: String,
+    /// How it was asked for.
+    pub door: String,
+    /// The token that is reserved for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Its key: SHA-256 of the SubjectPublicKeyInfo, hexadecimal.
+    pub key: String,
+    /// Who asked.
+    pub asked_by: String,
+    /// When.
+    pub created: String,
+    /// When it ends by itself.
+    pub expires: String,
+    /// The CI job.
+    #[serde(flatten)]
+    pub job: pki::CiRef,
+    /// Verified claims of its token.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub claims: std::collections::BTreeMap<String, String>,
+    /// Who decided, if somebody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// One lease.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Lease {

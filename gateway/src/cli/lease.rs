@@ -5,7 +5,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use super::output::{OutputArg, pairs, table};
 use super::{Context, Failure};
 use crate::admin::proto::{Request, Selector};
-use crate::admin::view::{Ended, Lease};
+use crate::admin::view::{Ended, Lease, Pending};
 use crate::obs::plain;
 
 const LIST: &str = "\
@@ -15,6 +15,16 @@ Examples:
 const SHOW: &str = "\
 Examples:
   runnel lease show r-7f3k9q";
+const PENDING: &str = "\
+Examples:
+  runnel lease pending
+  runnel lease pending -o json";
+const APPROVE: &str = "\
+Examples:
+  runnel lease approve r-7f3k9q      its client gets a certificate when it asks again";
+const DENY: &str = "\
+Examples:
+  runnel lease deny r-7f3k9q --reason 'not on release day'";
 const RELEASE: &str = "\
 Examples:
   runnel lease release r-7f3k9q      its job is done; packets stop before this answers
@@ -42,6 +52,31 @@ pub(super) enum Command {
     Show {
         /// Lease id
         id: String,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Leases that wait for approval (roles with approval = "manual")
+    #[command(after_help = PENDING)]
+    Pending {
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Let a lease that waits be opened
+    #[command(after_help = APPROVE)]
+    Approve {
+        /// Lease id
+        id: String,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Refuse a lease that waits
+    #[command(after_help = DENY)]
+    Deny {
+        /// Lease id
+        id: String,
+        /// Why; its client is told
+        #[arg(long)]
+        reason: Option<String>,
         #[command(flatten)]
         output: OutputArg,
     },
@@ -122,6 +157,23 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             let lease: Lease = context.client()?.ask(Request::LeaseShow { id })?;
             output.print(&lease, show);
         }
+        Command::Pending { output } => {
+            let waiting: Vec<Pending> = context.client()?.ask(Request::LeasePending)?;
+            output.print(&waiting, |waiting| pending(waiting));
+        }
+        Command::Approve { id, output } => {
+            let decided: Pending = context.client()?.ask(Request::LeaseApprove { id })?;
+            output.print(&decided, |lease| {
+                format!(
+                    "{} approved: its client gets the certificate when it asks again\n",
+                    lease.id
+                )
+            });
+        }
+        Command::Deny { id, reason, output } => {
+            let decided: Pending = context.client()?.ask(Request::LeaseDeny { id, reason })?;
+            output.print(&decided, |lease| format!("{} denied\n", lease.id));
+        }
         Command::Release { which, output } => {
             let request = Request::LeaseRelease { selector: which.selector()? };
             let ended: Ended = context.client()?.ask(request)?;
@@ -134,6 +186,24 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn pending(waiting: &[Pending]) -> String {
+    let row = |lease: &Pending| {
+        let subject = || lease.claims.get("sub").cloned();
+        let job = lease.job.run_url.clone().or_else(subject).unwrap_or_else(|| "-".to_owned());
+        vec![
+            lease.id.clone(),
+            lease.role.clone(),
+            lease.state.clone(),
+            lease.asked_by.clone(),
+            lease.expires.clone(),
+            lease.token.clone().unwrap_or_else(|| "-".to_owned()),
+            plain(&job),
+        ]
+    };
+    let rows: Vec<_> = waiting.iter().map(row).collect();
+    table(&["ID", "ROLE", "STATE", "ASKED BY", "EXPIRES", "TOKEN", "JOB"], &rows)
 }
 
 pub(super) fn list(leases: &[Lease]) -> String {

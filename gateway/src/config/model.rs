@@ -198,6 +198,8 @@ pub struct Role {
     pub max_leases: Option<u32>,
     /// How often one may be opened by enrolment.
     pub rate: Option<pki::OpenRate>,
+    /// Its leases wait for an operator's approval.
+    pub manual: bool,
     /// Allowed destinations; everything else is dropped.
     pub allow: Vec<AllowEntry>,
     /// Certificates of external CAs that have this role.

@@ -186,6 +186,7 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
             server_keys: false,
             max_leases: None,
             rate: None,
+            manual: false,
             allow: pool
                 .addresses
                 .iter()
@@ -511,6 +512,7 @@ fn role_list(
         let keys = role_keys(&mut section, found);
         let server_keys = section.boolean("allow_server_keygen", found).unwrap_or(false);
         let (max_leases, rate) = limits::of_role(&mut section, &name, found);
+        let manual = role_approval(&mut section, &name, server_keys, found);
         let at = section.place("allow");
         let mut allow = Vec::new();
         for (text, at) in section.strings("allow", found).unwrap_or_default() {
@@ -542,6 +544,7 @@ fn role_list(
                 max_lease,
                 keys,
                 server_keys,
+                manual,
                 max_leases,
                 rate,
                 allow,
@@ -552,6 +555,29 @@ fn role_list(
         section.finish(&[], found);
     }
     order.into_iter().filter_map(|name| roles.remove(&name)).collect()
+}
+
+/// `approval = "manual"`: leases wait for an operator.
+fn role_approval(
+    section: &mut Section<'_, '_>,
+    role: &str,
+    server_keys: bool,
+    found: &mut Findings<'_>,
+) -> bool {
+    let Some((word, at)) = section.string("approval", found) else { return false };
+    match word.as_str() {
+        "auto" => return false,
+        "manual" if server_keys => found.error(
+            at,
+            format!(
+                "role \"{role}\" has both approval = \"manual\" and `allow_server_keygen`; a key \
+                 that is made here is never kept and so cannot wait: keep one"
+            ),
+        ),
+        "manual" => {}
+        _ => found.error(at, format!("`approval = \"{word}\"` must be \"auto\" or \"manual\"")),
+    }
+    true
 }
 
 /// `keys = [...]`: what kinds of key a role takes.

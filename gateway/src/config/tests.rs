@@ -565,3 +565,19 @@ fn a_ca_key_is_a_kind_or_a_token_and_a_kind() {
         assert!(error.contains(said) && !error.contains("1234"), "{error}");
     }
 }
+
+#[test]
+fn a_role_is_approved_by_hand_or_has_its_keys_made() {
+    let role = |lines: &str| {
+        let text = format!("[[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{lines}");
+        let config = Config::parse(&text, "runnel.toml");
+        config.map(|config| (config.roles[0].manual, config.roles[0].server_keys))
+    };
+    assert_eq!(role("").unwrap(), (false, false));
+    assert_eq!(role("approval = \"auto\"\nallow_server_keygen = true\n").unwrap(), (false, true));
+    assert_eq!(role("approval = \"manual\"\n").unwrap(), (true, false));
+    let both = role("approval = \"manual\"\nallow_server_keygen = true\n").unwrap_err();
+    assert!(both.to_string().contains("runnel.toml:4: role \"a\" has both"), "{both}");
+    let word = role("approval = \"maybe\"\n").unwrap_err().to_string();
+    assert!(word.contains("must be \"auto\" or \"manual\""), "{word}");
+}

@@ -73,6 +73,10 @@ fn log(outcome: &EstOutcome, request: &Request, status: u16, refusals: &Refusals
             %peer, request = %id, lease = %lease_id, %serial, %role, replayed, renewed,
             "certificate issued"
         ),
+        EstOutcome::Pending { lease_id, role } => tracing::info!(
+            %peer, request = %id, lease = %lease_id, %role,
+            "a lease waits for approval: see runnel lease pending"
+        ),
         EstOutcome::Refused(refusal) => report(refusal, request, status, refusals),
     }
 }

@@ -161,6 +161,14 @@ impl Instance {
             }
             Request::LeaseList { all } => value(self.leases(all)?),
             Request::LeaseShow { id } => value(self.lease(&id)?),
+            Request::LeasePending => {
+                let waiting = self.authority.pending_leases(now()).map_err(pki_error)?;
+                value(waiting.iter().map(views::pending).collect::<Vec<_>>())
+            }
+            Request::LeaseApprove { id } => value(self.decide(actor, &id, true, None)?),
+            Request::LeaseDeny { id, reason } => {
+                value(self.decide(actor, &id, false, reason.as_deref())?)
+            }
             Request::LeaseRelease { selector } => {
                 value(self.ender.release(&selector, actor).map_err(end_error)?)
             }
@@ -444,6 +452,19 @@ impl Instance {
             from: token.bound_net.map(|net| net.to_string()),
             key: token.bound_spki,
         })
+    }
+
+    fn decide(
+        &self,
+        actor: &Actor,
+        id: &str,
+        approved: bool,
+        reason: Option<&str>,
+    ) -> Result<view::Pending, AdminError> {
+        let decided = self.authority.decide_pending(id, approved, reason, actor, now());
+        let decided = decided.map_err(pki_error)?;
+        tracing::info!(%actor, lease = %id, approved, "decided about a lease that waited");
+        Ok(views::pending(&decided))
     }
 
     fn leases(&self, all: bool) -> Result<Vec<view::Lease>, AdminError> {

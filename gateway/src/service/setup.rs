@@ -89,6 +89,7 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
                 server_keys: role.server_keys,
                 max_leases: role.max_leases,
                 rate: role.rate,
+                manual: role.manual,
                 ..RoleProfile::new(role.pool.clone())
             },
         );

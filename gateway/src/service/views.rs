@@ -31,6 +31,26 @@ pub(super) fn token(token: &Token, now: UnixTime) -> view::Token {
     }
 }
 
+/// A lease that waits, as listed.
+pub(super) fn pending(pending: &pki::PendingLease) -> view::Pending {
+    let decision = pending.decision.as_ref();
+    view::Pending {
+        id: pending.id.clone(),
+        role: pending.role.clone(),
+        state: pending.state().to_owned(),
+        door: pending.door.clone(),
+        token: pending.token.clone(),
+        key: pending.spki_sha256.clone(),
+        asked_by: pending.asked_by.to_string(),
+        created: pending.created.to_string(),
+        expires: pending.expires.to_string(),
+        job: pending.ci_ref.clone(),
+        claims: pending.claims.clone(),
+        decided_by: decision.map(|decision| decision.by.to_string()),
+        reason: decision.and_then(|decision| decision.reason.clone()),
+    }
+}
+
 /// A bar as listed.
 pub(super) fn bar(bar: &pki::Bar) -> view::Bar {
     let kind = match bar.what {

@@ -84,6 +84,13 @@ pub enum EstOutcome {
         /// Whether it renews a lease.
         renewed: bool,
     },
+    /// An operator must approve it; the client is told to ask again.
+    Pending {
+        /// The lease it will be.
+        lease_id: String,
+        /// The role.
+        role: String,
+    },
     /// The request was refused.
     Refused(Refusal),
 }
@@ -477,6 +484,21 @@ fn base64_headers(content_type: &str) -> Vec<(&'static str, String)> {
 /// A refusal as problem details (RFC 9457).
 fn refuse(refusal: Refusal) -> EstReply {
     let status = refusal.code.status();
+    if let Some(pending) = &refusal.pending {
+        // RFC 7030 4.2.3: Retry-After is required, in seconds for clients that parse no dates.
+        return EstReply {
+            status,
+            headers: vec![
+                ("Content-Type", "text/plain".to_owned()),
+                ("Retry-After", refusal.retry_after().unwrap_or(1).to_string()),
+            ],
+            body: format!("{}\n", refusal.public_detail()).into_bytes(),
+            outcome: EstOutcome::Pending {
+                lease_id: pending.id.clone(),
+                role: pending.role.clone(),
+            },
+        };
+    }
     let mut headers = vec![("Content-Type", "application/problem+json".to_owned())];
     if status == 401 {
         headers.push(("WWW-Authenticate", "Basic realm=\"est\"".to_owned()));

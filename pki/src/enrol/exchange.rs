@@ -83,19 +83,13 @@ impl Authority {
                 id,
             };
             let mut txn = Txn::new();
-            let (token_key, spent_key) = (key::token(&token.id), key::jwt(accepted.digest()));
+            let token_key = key::token(&token.id);
             let spent = JwtSpend {
-                at: now,
-                spki_sha256: spki.clone(),
-                lease_id: String::new(),
-                good_until: accepted.good_until(),
-                made_here: false,
                 token: Some(token.id.clone()),
+                ..JwtSpend::new(accepted, "", &spki, now)
             };
             txn.absent(&token_key).put(token_key, record::encode(&token));
-            txn.absent(&spent_key)
-                .put(spent_key, record::encode(&spent))
-                .put(key::jwt_due(accepted.good_until(), accepted.digest()), Vec::new());
+            spent.put(&mut txn, accepted);
             let mut event = AuditEvent::new("token.exchange", &actor, now);
             event.token = Some(token.id.clone());
             event.role = Some(token.role.clone());

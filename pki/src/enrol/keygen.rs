@@ -186,6 +186,15 @@ impl Authority {
                 ),
             ));
         }
+        if profile.manual {
+            return Err(Refusal::new(
+                RefusalCode::ServerKeysOff,
+                format!(
+                    "leases of role {role} wait for an operator, and a key that is made here \
+                     cannot: send a certification request"
+                ),
+            ));
+        }
         let kind = kind.or(profile.keys.first().copied()).unwrap_or(KeyKind::EcdsaP256);
         // A kind that the role does not take costs no key.
         profile.check_kind(role, kind)?;

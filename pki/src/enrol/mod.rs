@@ -2,6 +2,7 @@
 //!
 //! Protocols are pure request → decision functions: no sockets, no clock.
 
+pub mod approval;
 pub mod csrattrs;
 pub mod est;
 pub mod exchange;
@@ -100,6 +101,12 @@ pub enum RefusalCode {
     JwtNoRule,
     /// It opened a lease for another key.
     TokenReplay,
+    /// An operator must approve it first; the same key asks again.
+    ApprovalPending,
+    /// An operator has denied it, or none approved it in time.
+    ApprovalDenied,
+    /// Too many wait for an operator.
+    TooManyWaiting,
     /// Clients of this role make their keys themselves.
     ServerKeysOff,
     /// The token opened a lease for a key that was made here, which is not given twice.
@@ -155,6 +162,9 @@ impl RefusalCode {
             Self::JwtReviewUnavailable => "jwt_review_unavailable",
             Self::JwtNoRule => "jwt_no_rule",
             Self::TokenReplay => "token_replay",
+            Self::ApprovalPending => "approval_pending",
+            Self::ApprovalDenied => "approval_denied",
+            Self::TooManyWaiting => "too_many_waiting",
             Self::ServerKeysOff => "server_keys_off",
             Self::KeyNotRepeated => "key_not_repeated",
             Self::KeyEncryption => "key_encryption",
@@ -198,14 +208,17 @@ impl RefusalCode {
             | Self::UnknownRole
             | Self::LeaseEnded
             | Self::ServerKeysOff
+            | Self::ApprovalDenied
             | Self::KeyBarred
             | Self::RunBarred
             | Self::CertificateUnusable => 403,
+            Self::ApprovalPending => 202,
             Self::KeyNotRepeated => 409,
             Self::RenewalTooEarly | Self::TooManyLeases | Self::TooManyRequests => 429,
             Self::NotImplemented => 501,
             Self::PoolExhausted
             | Self::JwtReviewUnavailable
+            | Self::TooManyWaiting
             | Self::AuditUnavailable
             | Self::Unavailable => 503,
         }
@@ -237,6 +250,8 @@ pub struct Refusal {
     pub trace: Option<Box<jwt::Trace>>,
     /// How long to wait before trying again, when that is known.
     pub wait: Option<std::time::Duration>,
+    /// The lease that waits for an operator.
+    pub pending: Option<Box<approval::PendingLease>>,
 }
 
 impl Refusal {
@@ -249,7 +264,7 @@ impl Refusal {
             detail.truncate(end);
             detail.push('…');
         }
-        Self { code, detail, trace: None, wait: None }
+        Self { code, detail, trace: None, wait: None, pending: None }
     }
 
     pub(crate) fn after(mut self, wait: std::time::Duration) -> Self {
@@ -304,6 +319,8 @@ impl Refusal {
             RefusalCode::TokenReplay => {
                 "the token opened a lease for another key: each key needs a token of its own"
             }
+            RefusalCode::ApprovalPending => "an operator must approve this; ask again later",
+            RefusalCode::TooManyWaiting => "too many wait for an operator; try again later",
             _ if self.public_code() == RefusalCode::JwtNotProven => {
                 "the token is not signed by anybody whose tokens are accepted here: send it as the \
                  platform issued it; if the platform has new keys since a moment, try again in 30 s"

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::jwt::{self, Accepted};
+use super::approval::Approval;
+use super::jwt::Accepted;
 use super::token::{Presented, Presenter, REPLAY_WINDOW, Token, TokenSpend, judge};
 use super::{Enrolled, Refusal, RefusalCode, own, shown};
 use crate::audit::{Actor, AuditEvent};
@@ -42,6 +43,8 @@ pub(super) struct Grant<'a> {
     pub(super) door: &'static str,
     pub(super) token: Option<Stored<Token>>,
     pub(super) jwt: Option<&'a Accepted>,
+    /// The lease it was reserved for, until an operator approves.
+    pub(super) reserved: Option<String>,
     pub(super) actor: Actor,
 }
 
@@ -71,8 +74,9 @@ impl Authority {
             let id = stored.value.id.clone();
             let presenter = Presenter { role, spki_sha256: &csr.spki_sha256, address: client, now };
             let judged = judge(stored, presenter);
-            let fresh = match judged {
-                Ok(Presented::Fresh(fresh)) => fresh,
+            let (fresh, reserved) = match judged {
+                Ok(Presented::Fresh(fresh)) => (fresh, None),
+                Ok(Presented::Reserved(token, lease)) => (token, Some(lease)),
                 Ok(Presented::Replay(lease_id)) => {
                     return self.replay(&lease_id, &csr.spki_sha256, now);
                 }
@@ -95,6 +99,7 @@ impl Authority {
                 door: if job.is_some() { "exchange" } else { "token" },
                 token: Some(fresh),
                 jwt: job.as_deref(),
+                reserved,
                 actor: actor.clone(),
             };
             match self.open_within_limits(&grant, &mut counted, csr, now) {
@@ -212,7 +217,8 @@ impl Authority {
         let settings = self.settings();
         let limited = settings.roles.get(&grant.role).is_some_and(|role| role.max_leases.is_some());
         let _role = if limited { self.role_turn(&grant.role) } else { None };
-        self.within_limits(grant, *counted, now)?;
+        // Who asks again whether an operator has approved opens nothing more.
+        self.within_limits(grant, *counted || grant.reserved.is_some(), now)?;
         *counted = true;
         self.open_lease(grant, csr, now)
     }
@@ -235,12 +241,18 @@ impl Authority {
         profile.check_key(&grant.role, csr.key)?;
         let mut txn = Txn::new();
         self.refuse_barred(&mut txn, grant, csr)?;
+        let Approval::Open(reserved) = self.approval(&mut txn, grant, csr, now)? else {
+            return Ok(None);
+        };
         let addresses = lock(&self.addresses).reserve(&profile.pool, now)?;
         failpoint::hit("lease.after_allocation");
         let reservation = Reservation { authority: self, pool: &profile.pool, addresses };
 
-        let id =
-            self.with_entropy(|entropy| Ok(format!("r-{}", random_text(entropy, LEASE_ID_LEN)?)))?;
+        let id = match reserved {
+            Some(id) => id,
+            None => self
+                .with_entropy(|entropy| Ok(format!("r-{}", random_text(entropy, LEASE_ID_LEN)?)))?,
+        };
         let hard_cap = now.plus(profile.max_lease);
         let names = ClientNames {
             common_name: id.clone(),
@@ -287,9 +299,9 @@ impl Authority {
             spend(&mut txn, token, &lease, csr, now);
         }
         if let (Some(accepted), Some(_)) = (grant.jwt, &grant.token) {
-            self.note_exchanged(&mut txn, accepted, &lease)?;
+            self.note_exchanged(&mut txn, accepted, &lease.id)?;
         } else if let Some(accepted) = grant.jwt {
-            jwt::spend(&mut txn, accepted, &lease, csr, now);
+            self.jwt_spent(&mut txn, accepted, &lease, csr, now)?;
             let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(&lease);
             event.token = Some(accepted.name());
             event.record(&mut txn);
@@ -587,8 +599,11 @@ impl Drop for Reservation<'_> {
 
 fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, csr: &Csr, now: UnixTime) {
     let mut token = stored.value.clone();
+    // What was reserved for it becomes its spend.
+    token.spends.retain(|spend| spend.lease_id != lease.id);
     token.spends.push(TokenSpend {
         at: now,
+        pending: false,
         spki_sha256: lease.spki_sha256.clone(),
         lease_id: lease.id.clone(),
         made_here: csr.made_here,
@@ -598,6 +613,26 @@ fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, csr: &Csr, now: U
     let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(lease);
     event.token = Some(token.id);
     event.record(txn);
+}
+
+/// Reserves a token for a lease that waits for an operator.
+pub(super) fn reserve(
+    txn: &mut Txn,
+    stored: &Stored<Token>,
+    lease_id: &str,
+    spki_sha256: &str,
+    now: UnixTime,
+) {
+    let mut token = stored.value.clone();
+    token.spends.push(TokenSpend {
+        at: now,
+        spki_sha256: spki_sha256.to_owned(),
+        lease_id: lease_id.to_owned(),
+        made_here: false,
+        pending: true,
+    });
+    let token_key = key::token(&token.id);
+    txn.at(&token_key, stored.revision).put(token_key, record::encode(&token));
 }
 
 fn put_certificate(txn: &mut Txn, certificate: &CertRecord, lease_id: &str) {

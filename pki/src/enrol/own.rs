@@ -110,6 +110,9 @@ impl Authority {
         if !opened {
             return Err(other());
         }
+        if let Some(refusal) = self.pending_refusal(lease_id, now)? {
+            return Err(refusal);
+        }
         self.lease(lease_id)?.ok_or_else(|| {
             Refusal::new(
                 RefusalCode::NotFound,

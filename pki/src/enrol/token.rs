@@ -84,6 +84,9 @@ pub struct TokenSpend {
     /// Whether the key was made here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_here: bool,
+    /// The lease waits for an operator: it is reserved.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
 }
 
 /// The record of a token; the secret itself is not in it.
@@ -160,6 +163,8 @@ impl fmt::Debug for TokenSecret {
 pub(crate) enum Presented {
     /// It may open a lease: spend it in the transaction that does.
     Fresh(Stored<Token>),
+    /// It is reserved for this lease, which waits for an operator.
+    Reserved(Stored<Token>, String),
     /// This key spent it a moment ago: the answer is that lease again.
     Replay(String),
 }
@@ -218,6 +223,10 @@ pub(crate) fn judge(token: Stored<Token>, by: Presenter<'_>) -> Result<Presented
     }
     // The latest spend by this key decides: within the window it is a retry after a lost answer.
     let own = token.value.spends.iter().rev().find(|spend| spend.spki_sha256 == by.spki_sha256);
+    if let Some(spend) = own.filter(|spend| spend.pending) {
+        let lease = spend.lease_id.clone();
+        return Ok(Presented::Reserved(token, lease));
+    }
     if let Some(spend) = own
         && by.now < spend.at.plus(REPLAY_WINDOW)
     {

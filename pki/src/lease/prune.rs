@@ -63,6 +63,7 @@ impl Authority {
                 break;
             }
         }
+        self.sweep_pending(now)?;
         self.prune_tokens(before)?;
         self.prune_holders()?;
         Ok(pruned)

@@ -30,7 +30,11 @@ fn main() {
         return;
     }
     // The test that looked at the state has closed it just now.
-    let options = || Options::new(settings());
+    let options = || {
+        let mut settings = settings();
+        settings.roles.get_mut("deployer").unwrap().manual = true;
+        Options::new(settings)
+    };
     let authority = reopen(&directory.join("state"), options, NOW).unwrap();
     tell(format!("root {}", authority.root_fingerprint()));
     // The run before may have revoked one of the keys, which bars it.
@@ -41,6 +45,25 @@ fn main() {
     let identity = authority.server_identity(&names, NOW).unwrap();
     tell(format!("server {}", validate::serial_of(&identity.chain[0]).unwrap()));
     assert!(authority.ocsp_for(&identity.chain[0], NOW).unwrap().is_some());
+
+    // One that an operator approves.
+    let create = TokenCreate::new("deployer");
+    let secret = authority.token_create(&create, &OPERATOR, NOW).unwrap().1;
+    tell(format!("reserving {}", secret.expose()));
+    let (auth, body) = (basic("deployer", secret.expose()), client(directory, 4).body());
+    let request = est_request("/.well-known/est/simpleenroll", Some(&auth), &body);
+    let waiting = match authority.est(&request, NOW).outcome {
+        EstOutcome::Pending { lease_id, .. } => lease_id,
+        other => panic!("{other:?}"),
+    };
+    tell(format!("waiting {waiting}"));
+    authority.decide_pending(&waiting, true, None, &OPERATOR, NOW).unwrap();
+    tell(format!("approved {waiting}"));
+    match authority.est(&request, NOW).outcome {
+        EstOutcome::Issued { lease_id, .. } => assert_eq!(lease_id, waiting),
+        other => panic!("{other:?}"),
+    }
+    tell(format!("opened {waiting}"));
 
     let mut enrol = |key: usize| {
         let secret = token(&authority);

@@ -85,7 +85,7 @@ fn signal(status: ExitStatus) -> Option<i32> {
 }
 
 fn write_keys(directory: &Path) {
-    for key in 0..4 {
+    for key in 0..5 {
         let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
         std::fs::write(directory.join(format!("key{key}.pem")), pem).unwrap();
     }
@@ -105,6 +105,7 @@ fn inspect(directory: &Path, place: &str) {
 
     let mut secrets: BTreeMap<usize, String> = BTreeMap::new();
     let mut enrolled: BTreeMap<usize, String> = BTreeMap::new();
+    let mut reserved: Option<String> = None;
     for line in journal.lines() {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
@@ -130,6 +131,12 @@ fn inspect(directory: &Path, place: &str) {
                 lease(id);
                 enrolled.insert(key.parse().unwrap(), id.to_owned());
             }
+            ["reserving", secret] => reserved = Some(secret.to_owned()),
+            ["waiting", id] => assert!(state_of(&authority, id).is_some(), "{place}"),
+            ["approved", id] => {
+                assert!(matches!(state_of(&authority, id), Some("approved" | "open")), "{place}");
+            }
+            ["opened", id] => assert_eq!(state_of(&authority, id), Some("open"), "{place}"),
             ["connected", id] => {
                 let state = lease(id).state;
                 assert!(
@@ -161,7 +168,38 @@ fn inspect(directory: &Path, place: &str) {
         }
     }
     whole(&authority, place);
+    if let Some(secret) = reserved {
+        reserved_for_one_key(&authority, directory, place, &secret);
+    }
     retry(&authority, directory, place, &secrets, &enrolled);
+}
+
+/// Where a lease that was asked for stands: `pending`, `approved`, or `open` and what comes after.
+fn state_of(authority: &Authority, id: &str) -> Option<&'static str> {
+    if authority.lease(id).unwrap().is_some() {
+        return Some("open");
+    }
+    let waiting = authority.pending_leases(after(5)).unwrap();
+    waiting.iter().find(|pending| pending.id == id).map(PendingLease::state)
+}
+
+/// A token that may be reserved stands for one lease of its key, and for nothing of another's.
+fn reserved_for_one_key(authority: &Authority, directory: &Path, place: &str, secret: &str) {
+    let id = secret.split('-').next().unwrap();
+    let token = authority.tokens().unwrap().into_iter().find(|token| token.id == id).unwrap();
+    let Some(spend) = token.spends.first().cloned() else { return };
+    assert!(state_of(authority, &spend.lease_id).is_some(), "{place}: reserved for nothing");
+    let enrol = |csr: &Csr| authority.enrol_with_token("deployer", secret, csr, None, after(6));
+    let other = enrol(&Client::new().csr()).unwrap_err();
+    assert_eq!(other.code, RefusalCode::TokenSpent, "{place}");
+    match enrol(&client(directory, 4).csr()) {
+        Ok(enrolled) => assert_eq!(enrolled.lease.id, spend.lease_id, "{place}"),
+        Err(refusal) => {
+            let waits = refusal.pending.map(|pending| pending.id);
+            let ended = refusal.code == RefusalCode::LeaseEnded;
+            assert!(ended || waits == Some(spend.lease_id), "{place}");
+        }
+    }
 }
 
 /// Whatever is there is there with everything that belongs to it.
@@ -170,12 +208,13 @@ fn whole(authority: &Authority, place: &str) {
     let tokens = authority.tokens().unwrap();
     for token in &tokens {
         assert!(token.spends.len() <= 1, "{place}: spent twice");
-        for spend in &token.spends {
+        for spend in token.spends.iter().filter(|spend| !spend.pending) {
             let lease = leases.iter().find(|lease| lease.id == spend.lease_id);
             assert_eq!(lease.unwrap().token.as_ref(), Some(&token.id), "{place}");
         }
     }
-    let spent = tokens.iter().filter(|token| !token.spends.is_empty()).count();
+    let spent =
+        tokens.iter().filter(|token| token.spends.iter().any(|spend| !spend.pending)).count();
     assert_eq!(spent, leases.len(), "{place}: a lease without its token or the reverse");
     for lease in &leases {
         for cert in &lease.certs {

@@ -117,6 +117,39 @@ impl<'k> Issued<'k> {
     }
 }
 
+/// A lease that waits for an operator.
+#[derive(Serialize)]
+struct Waiting<'p> {
+    lease_id: &'p str,
+    role: &'p str,
+    state: &'static str,
+    expires: String,
+    retry_after: u64,
+    release_token: String,
+}
+
+/// Tells the holder of a lease that waits when to ask again.
+pub(super) fn waiting(
+    authority: &Authority,
+    pending: &pki::PendingLease,
+    retry_after: Option<u64>,
+) -> Reply {
+    let retry_after = retry_after.unwrap_or(1);
+    let mut reply = json(
+        202,
+        &Waiting {
+            lease_id: &pending.id,
+            role: &pending.role,
+            state: pending.state(),
+            expires: pending.expires.floor_to_second().to_string(),
+            retry_after,
+            release_token: authority.release_token(&pending.id).expose().to_owned(),
+        },
+    );
+    reply.headers.push(("retry-after", retry_after.to_string()));
+    reply
+}
+
 /// What the lease's role may reach now.
 fn allow(config: &Config, lease: &pki::Lease) -> Vec<String> {
     let Some(role) = config.role(&lease.role) else { return Vec::new() };

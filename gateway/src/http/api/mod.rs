@@ -161,6 +161,13 @@ fn resource(request: &Request) -> Result<Resource<'_>, Refusal> {
 impl Api {
     fn handle(&self, request: &Request) -> Reply {
         self.route(request).unwrap_or_else(|refusal| {
+            if let Some(pending) = &refusal.pending {
+                tracing::info!(
+                    peer = %request.peer, request = %request.id, lease = %pending.id,
+                    role = %pending.role, "a lease waits for approval: see runnel lease pending"
+                );
+                return answers::waiting(&self.authority, pending, refusal.retry_after());
+            }
             super::est::report(&refusal, request, refusal.code.status(), &self.refusals);
             problem(&refusal)
         })

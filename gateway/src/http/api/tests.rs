@@ -82,7 +82,10 @@ impl Fixture {
              ref = \"refs/heads/main\"\n\
              [[role]]\nname = \"small\"\nallow = [\"10.20.0.10:443/tcp\"]\n\
              allow_server_keygen = true\n\
-             [[role.match]]\nissuer = \"github\"\nrepository_id = \"777\"\n",
+             [[role.match]]\nissuer = \"github\"\nrepository_id = \"777\"\n\
+             [[role]]\nname = \"watched\"\nallow = [\"10.20.0.10:443/tcp\"]\n\
+             approval = \"manual\"\n\
+             [[role.match]]\nissuer = \"github\"\nrepository_id = \"888\"\n",
             keys.display()
         );
         let config = Config::parse(&text, "test").unwrap();
@@ -369,6 +372,30 @@ fn the_interface_is_what_its_document_says() {
     assert_eq!((status, &again["type"]), (409, &json!("urn:runnel:problem:key_not_repeated")));
     assert!(again.get("private_key").is_none());
     assert_eq!(f.authority.leases(true).unwrap().len(), 3);
+
+    // A lease that waits for an operator.
+    let watched = f.key.sign(&{
+        let mut claims = oidc::github(clock::unix_seconds(), AUDIENCE, "watched");
+        claims["repository_id"] = json!("888");
+        claims
+    });
+    let patient = Key::new();
+    let (status, waits) = f.ask("POST", "/v1/leases", Some(&watched), &patient.body());
+    assert_eq!((status, &waits["state"]), (202, &json!("pending")), "{waits}");
+    let waits_id = waits["lease_id"].as_str().unwrap().to_owned();
+    let waits_path = format!("/v1/leases/{waits_id}");
+    let waits_release = waits["release_token"].as_str().unwrap().to_owned();
+    for bearer in [&watched, &waits_release] {
+        let (status, shown) = f.ask("GET", &waits_path, Some(bearer), "");
+        assert_eq!((status, &shown["lease_id"]), (202, &json!(waits_id)));
+    }
+    assert_eq!(f.ask("POST", "/v1/leases", Some(&watched), &other.body()).0, 403);
+    f.authority.decide_pending(&waits_id, true, None, &Actor::System, now()).unwrap();
+    let (status, shown) = f.ask("GET", &waits_path, Some(&waits_release), "");
+    assert_eq!((status, &shown["state"]), (202, &json!("approved")));
+    let (status, opened) = f.ask("POST", "/v1/leases", Some(&watched), &patient.body());
+    assert_eq!((status, &opened["lease"]["id"]), (201, &json!(waits_id)), "{opened}");
+    assert_eq!(opened["release_token"], json!(waits_release));
 
     // A one-time token for a platform's.
     let swapped = f.jwt("exchanged");

@@ -84,6 +84,12 @@ pub struct JwtSpend {
     /// Whether the key was made here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_here: bool,
+    /// When it was reserved for a lease that an operator had to approve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved: Option<UnixTime>,
+    /// That lease still waits.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
     /// The one-time token that was given for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
@@ -161,13 +167,19 @@ pub(super) fn genuine<'i, 'k>(
     if let Some((step, code)) = failed {
         return Err(Refusal::new(code, claim_sentence(issuer, &step, code)));
     }
+    let issued = token.claims.get("iat").and_then(claims::instant);
+    let digest = digest_of(&issuer.issuer, &token);
+    Ok(Genuine { issuer, claims: all, digest, good_until, issued })
+}
+
+/// What a token is known by when it is presented again.
+fn digest_of(issuer: &str, token: &Unverified<'_>) -> String {
     let spent = match token.claims.get("jti").and_then(Value::as_str) {
-        Some(jti) if !jti.is_empty() => format!("jti\0{}\0{jti}", issuer.issuer).into_bytes(),
+        Some(jti) if !jti.is_empty() => format!("jti\0{issuer}\0{jti}").into_bytes(),
         // The signed part, not the whole: some signatures have a second valid form.
         _ => [b"jws\0".as_slice(), token.signed].concat(),
     };
-    let issued = token.claims.get("iat").and_then(claims::instant);
-    Ok(Genuine { issuer, claims: all, digest: sha256_hex(&spent), good_until, issued })
+    sha256_hex(&spent)
 }
 
 /// Judges what a token gives.
@@ -486,7 +498,19 @@ impl Authority {
         now: UnixTime,
     ) -> Result<Accepted, Refusal> {
         let actor = client.map_or(Actor::System, Actor::Peer);
-        let judged = self.jwt_examine(token, role, now).or_else(|refusal| {
+        let judged = self.jwt_examine(token, role, now);
+        // Whoever waits for an operator may do so longer than the token lives: it is judged at the
+        // time it was reserved.
+        let judged = match judged {
+            Err(refusal) if refusal.code == RefusalCode::JwtExpired => {
+                match self.reserved_at(token, now)? {
+                    Some(at) => self.jwt_examine(token, role, at),
+                    None => Err(refusal),
+                }
+            }
+            judged => judged,
+        };
+        let judged = judged.or_else(|refusal| {
             if refusal.code == RefusalCode::JwtNoRule {
                 let issuer =
                     refusal.trace.as_ref().and_then(|t| t.issuer.clone()).unwrap_or_default();
@@ -515,18 +539,25 @@ impl Authority {
         self.refuse_older(accepted, &csr.spki_sha256, &actor, now)?;
         let mut counted = false;
         for _ in 0..ATTEMPTS {
-            if let Some(spent) = self.jwt_spend(&accepted.digest)? {
+            let reserved = if let Some(spent) = self.jwt_spend(&accepted.digest)? {
                 let own = spent.token.is_none() && spent.spki_sha256 == csr.spki_sha256;
-                if own && now < spent.at.plus(REPLAY_WINDOW) {
+                if own && spent.pending {
+                    Some(spent.lease_id)
+                } else if own && now < spent.at.plus(REPLAY_WINDOW) {
                     return self.replay(&spent.lease_id, &csr.spki_sha256, now);
+                } else {
+                    let key = &csr.spki_sha256;
+                    return Err(self.refuse_spent(accepted, &spent, key, &actor, now)?);
                 }
-                return Err(self.refuse_spent(accepted, &spent, &csr.spki_sha256, &actor, now)?);
-            }
+            } else {
+                None
+            };
             let grant = Grant {
                 role: accepted.role.clone(),
                 door: "jwt",
                 token: None,
                 jwt: Some(accepted),
+                reserved,
                 actor: actor.clone(),
             };
             match self.open_within_limits(&grant, &mut counted, csr, now) {
@@ -568,6 +599,36 @@ impl Authority {
         Err(refusal)
     }
 
+    /// When an expired token was reserved for a lease that still waits, or was opened just now.
+    fn reserved_at(&self, token: &str, now: UnixTime) -> Result<Option<UnixTime>, Error> {
+        let Ok(token) = jws::parse(token) else { return Ok(None) };
+        let issuer = token.claims.get("iss").and_then(Value::as_str).unwrap_or_default();
+        let spent = self.jwt_spend(&digest_of(issuer, &token))?;
+        let spent = spent.filter(|spent| spent.pending || now < spent.at.plus(REPLAY_WINDOW));
+        Ok(spent.and_then(|spent| spent.reserved))
+    }
+
+    /// Writes down in the transaction that opens the lease that its token is spent.
+    pub(crate) fn jwt_spent(
+        &self,
+        txn: &mut Txn,
+        accepted: &Accepted,
+        lease: &Lease,
+        csr: &Csr,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let spent_key = key::jwt(&accepted.digest);
+        let before = record::read::<JwtSpend>(self.store.as_ref(), &spent_key)?;
+        if let Some(Stored { value, revision }) = before.filter(|before| before.value.pending) {
+            let spent = JwtSpend { at: now, pending: false, ..value };
+            txn.at(&spent_key, revision).put(spent_key, record::encode(&spent));
+        } else {
+            let spent = JwtSpend::new(accepted, &lease.id, &lease.spki_sha256, now);
+            JwtSpend { made_here: csr.made_here, ..spent }.put(txn, accepted);
+        }
+        Ok(())
+    }
+
     /// Refuses a token that is spent, and has it in the audit trail.
     pub(crate) fn refuse_spent(
         &self,
@@ -593,12 +654,12 @@ impl Authority {
         &self,
         txn: &mut Txn,
         accepted: &Accepted,
-        lease: &Lease,
+        lease_id: &str,
     ) -> Result<(), Error> {
         let spent_key = key::jwt(&accepted.digest);
         let spent = record::read::<JwtSpend>(self.store.as_ref(), &spent_key)?;
         if let Some(Stored { value, revision }) = spent {
-            let spent = JwtSpend { lease_id: lease.id.clone(), ..value };
+            let spent = JwtSpend { lease_id: lease_id.to_owned(), ..value };
             txn.at(&spent_key, revision).put(spent_key, record::encode(&spent));
         }
         Ok(())
@@ -632,7 +693,12 @@ impl Authority {
             Err(refusal) => return Err(self.or_wait(token, refusal.with_trace(trace), now)),
         };
         let lease = match self.jwt_spend(&digest)? {
-            Some(spent) => self.lease(&spent.lease_id)?,
+            Some(spent) => {
+                if let Some(refusal) = self.pending_refusal(&spent.lease_id, now)? {
+                    return Err(refusal);
+                }
+                self.lease(&spent.lease_id)?
+            }
             None => None,
         };
         lease.ok_or_else(|| {
@@ -672,20 +738,49 @@ impl Authority {
     }
 }
 
-/// Writes down in the transaction that opens the lease that its token is spent.
-pub(crate) fn spend(txn: &mut Txn, accepted: &Accepted, lease: &Lease, csr: &Csr, now: UnixTime) {
-    let spent_key = key::jwt(&accepted.digest);
+/// Reserves a token for a lease that waits for an operator.
+pub(crate) fn reserve(
+    txn: &mut Txn,
+    accepted: &Accepted,
+    lease_id: &str,
+    spki_sha256: &str,
+    now: UnixTime,
+) {
     let spent = JwtSpend {
-        at: now,
-        made_here: csr.made_here,
-        token: None,
-        spki_sha256: lease.spki_sha256.clone(),
-        lease_id: lease.id.clone(),
-        good_until: accepted.good_until,
+        reserved: Some(now),
+        pending: true,
+        ..JwtSpend::new(accepted, lease_id, spki_sha256, now)
     };
-    txn.absent(&spent_key)
-        .put(spent_key, record::encode(&spent))
-        .put(key::jwt_due(accepted.good_until, &accepted.digest), Vec::new());
+    spent.put(txn, accepted);
+}
+
+impl JwtSpend {
+    /// Of a token that opens a lease now.
+    pub(crate) fn new(
+        accepted: &Accepted,
+        lease_id: &str,
+        spki_sha256: &str,
+        now: UnixTime,
+    ) -> Self {
+        Self {
+            at: now,
+            spki_sha256: spki_sha256.to_owned(),
+            lease_id: lease_id.to_owned(),
+            good_until: accepted.good_until,
+            made_here: false,
+            reserved: None,
+            pending: false,
+            token: None,
+        }
+    }
+
+    /// Writes it down, if the token was not spent before.
+    pub(crate) fn put(&self, txn: &mut Txn, accepted: &Accepted) {
+        let spent_key = key::jwt(&accepted.digest);
+        txn.absent(&spent_key)
+            .put(spent_key, record::encode(self))
+            .put(key::jwt_due(accepted.good_until, &accepted.digest), Vec::new());
+    }
 }
 
 fn already_spent(accepted: &Accepted, spent: &JwtSpend, asking: &str) -> Refusal {

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use claims::{Claims, LEEWAY, MAX_LIFE};
 pub use context::JobContext;
-pub(crate) use door::spend;
+pub(crate) use door::reserve;
 pub use door::{Accepted, JwtSpend, examine};
 pub(crate) use keyring::Keyring;
 pub use keyring::{IssuerKeys, KeysWanted};

@@ -147,6 +147,8 @@ pub struct Authority {
     /// Rates of enrolment so far.
     pub(crate) limiter: Mutex<Limiter>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
+    /// Held while an OCSP signer is made.
+    pub(crate) ocsp_turn: Mutex<()>,
     pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
     /// What clusters said of tokens a moment ago.
@@ -164,6 +166,8 @@ pub struct Authority {
     pub(crate) pruned_to: Mutex<Option<String>>,
     /// The same among the identities of key holders.
     pub(crate) pruned_holders_to: Mutex<Option<String>>,
+    /// The same among the addresses.
+    pub(crate) pruned_addresses_to: Mutex<Option<String>>,
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
     /// The same for jobs, and for roles that have a limit.
@@ -350,13 +354,14 @@ impl Authority {
         let (ca, created_ca) = load_or_create_ca(store.as_ref(), &sealer, &mut options, now)?;
         let mut addresses = AddressBook::load(store.as_ref())?;
         addresses.configure(&options.settings.pools);
-        Ok(Self {
+        let authority = Self {
             store,
             sealer,
             addresses: Mutex::new(addresses),
             refused: Mutex::default(),
             limiter: Mutex::default(),
             ocsp: Mutex::default(),
+            ocsp_turn: Mutex::default(),
             lists: Lists::default(),
             keyring: Mutex::default(),
             reviews: Mutex::default(),
@@ -368,12 +373,15 @@ impl Authority {
             entropy: Mutex::new(Randomness(options.entropy)),
             pruned_to: Mutex::default(),
             pruned_holders_to: Mutex::default(),
+            pruned_addresses_to: Mutex::default(),
             turns: Default::default(),
             job_turns: Default::default(),
             role_turns: Default::default(),
             startup: Startup { created_ca, broken_trail, ..Startup::default() },
             lock: None,
-        })
+        };
+        authority.record_cas()?;
+        Ok(authority)
     }
 
     /// What happened when the authority was opened.
@@ -478,15 +486,18 @@ impl Authority {
         self.ca().verify_peer(chain, id, now)
     }
 
-    /// The certificates on record, by issuer and serial.
+    /// The certificates on record, by issuer and serial; those of CAs are in
+    /// [`ca_status`](Self::ca_status).
     ///
     /// # Errors
     /// When the store fails.
     pub fn certificates(&self) -> Result<Vec<CertRecord>, Error> {
-        store::scan(self.store.as_ref(), key::CERT)?
-            .iter()
-            .map(|(key, entry)| Ok(record::decode::<CertRecord>(key, entry)?.value))
-            .collect()
+        let mut certificates = Vec::new();
+        for (key, entry) in store::scan(self.store.as_ref(), key::CERT)? {
+            let certificate = record::decode::<CertRecord>(&key, &entry)?.value;
+            certificates.extend((!certificate.ca).then_some(certificate));
+        }
+        Ok(certificates)
     }
 
     /// A certificate issued by the embedded CA.
@@ -572,6 +583,17 @@ impl Authority {
     pub(crate) fn may_issue(&self) -> Result<(), Error> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().map_or(Ok(()), |reason| Err(Error::Held(reason.clone())))
+    }
+
+    /// Whether leases with certificates of ours may be opened and prolonged.
+    ///
+    /// # Errors
+    /// As [`may_issue`](Self::may_issue), and [`Error::IssuingRevoked`].
+    pub(crate) fn may_certify(&self) -> Result<(), Error> {
+        if self.ca().current().listed {
+            return Err(Error::IssuingRevoked);
+        }
+        self.may_issue()
     }
 
     /// Appends an event of the caller's own (tunnel up and down, policy changes).

@@ -84,6 +84,13 @@ pub enum Error {
          required = false in [audit]"
     )]
     Held(String),
+    /// The imported list of the root says that the CA that issues is revoked.
+    #[error(
+        "the root's revocation list says that the issuing CA is revoked, so nothing is issued: make \
+         a request for another with `runnel ca csr --new`, have it signed and bring it in with \
+         `runnel ca import`"
+    )]
+    IssuingRevoked,
     /// The root's key is not in this state directory.
     #[error(
         "the root's key is kept elsewhere, so nothing is signed with it here: make a request with \

@@ -45,6 +45,9 @@ pub struct CertRecord {
     /// Its revocation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<Revocation>,
+    /// It is a CA's, issued by a root of ours.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ca: bool,
     /// The certificate, DER.
     #[serde(with = "base64_bytes")]
     pub der: Vec<u8>,
@@ -62,6 +65,7 @@ impl CertRecord {
             subject: name::render(certificate.subject()),
             sans: path::sans(&certificate).iter().map(San::to_string).collect(),
             spki_sha256: sha256_hex(certificate.public_key().raw),
+            ca: certificate.is_ca(),
             not_before,
             not_after,
             lease_id,

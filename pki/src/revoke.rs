@@ -122,10 +122,10 @@ impl RevokeOutcome {
 }
 
 /// A revocation as it was ordered.
-struct Order<'a> {
-    reason: RevocationReason,
-    actor: &'a Actor,
-    now: UnixTime,
+pub(crate) struct Order<'a> {
+    pub(crate) reason: RevocationReason,
+    pub(crate) actor: &'a Actor,
+    pub(crate) now: UnixTime,
 }
 
 impl Order<'_> {
@@ -228,7 +228,7 @@ impl Authority {
 
     /// Ends all of them: at once while they are few and stand still, otherwise by parts, and those
     /// that keep moving one by one. One that cannot be ended keeps back no other.
-    fn revoke_in_parts(
+    pub(crate) fn revoke_in_parts(
         &self,
         leases: &[Lease],
         bars: &[Bar],
@@ -369,6 +369,12 @@ impl Authority {
         };
         let record =
             self.certificate(serial)?.ok_or_else(|| Error::not_found("certificate", serial))?;
+        if record.ca {
+            return Err(Error::Invalid(format!(
+                "certificate {serial} is a CA's: `runnel ca status` names it, and `runnel ca revoke` \
+                 revokes it with all that hangs on it"
+            )));
+        }
         let revoked_now = self.revoke_bare(&record.issuer, serial, order)?;
         let serials = vec![serial.clone()];
         Ok(RevokeOutcome { serials, revoked_now, ..RevokeOutcome::default() })
@@ -460,7 +466,7 @@ impl Authority {
     }
 
     /// Revokes a certificate that belongs to no lease; says how many it revoked.
-    fn revoke_bare(
+    pub(crate) fn revoke_bare(
         &self,
         issuer: &str,
         serial: &Serial,

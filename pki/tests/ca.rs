@@ -260,7 +260,23 @@ fn an_issuing_ca_below_a_root_that_is_kept_elsewhere() {
     let rotated = authority.ca_rotate(KeyKind::EcdsaP256, false, &OPERATOR, NOW);
     assert_eq!(rotated.unwrap_err(), Error::RootOffline);
     drop(authority);
-    assert_eq!(open(directory.path()).unwrap().root_crl(NOW).unwrap().number, 41);
+    let authority = open(directory.path()).unwrap();
+    assert_eq!(authority.root_crl(NOW).unwrap().number, 41);
+
+    // The root's owner revokes what is above the issuing CA: nothing more is issued, for good.
+    let refused = |authority: &Authority, at| {
+        let token = token(authority);
+        let csr = Client::new().csr();
+        let refusal = authority.enrol_with_token("builder", token.expose(), &csr, None, at);
+        refusal.unwrap_err().detail
+    };
+    let told = Error::IssuingRevoked.to_string();
+    authority.ca_import_list(&root.list(&policy.der), &OPERATOR, after(1)).unwrap();
+    assert_eq!(refused(&authority, after(2)), told);
+    assert!(authority.ca_status().certificates[1].revoked);
+    drop(authority);
+    let authority = open(directory.path()).unwrap();
+    assert_eq!(refused(&authority, after(3)), told);
 }
 
 #[test]

@@ -449,3 +449,62 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_forgotten_lease_leaves_no_key_behind() {
+    let store = Arc::new(MemoryStore::new());
+    let authority = authority_on(Arc::clone(&store) as Arc<dyn Store>);
+    let keys = || -> BTreeSet<String> {
+        let all = store.range("", None, 10_000).unwrap();
+        all.into_iter().map(|(key, _)| key).collect()
+    };
+    authority.crl(NOW).unwrap();
+    let before = keys();
+    let leases: Vec<Lease> = (0..200).map(|_| enrolled(&authority).1.lease).collect();
+    for lease in &leases {
+        authority.release(&lease.id, "client", &OPERATOR, after(1)).unwrap();
+    }
+    let (_, late) = enrolled(&authority);
+    authority.release(&late.lease.id, "client", &OPERATOR, after(30 * 86_400)).unwrap();
+
+    // A week and the certificates' life later; the list has no entries any more.
+    let now = after(30 * 86_400 + 1);
+    authority.prune(now).unwrap();
+    authority.crl(now).unwrap();
+
+    let left: Vec<String> = keys().difference(&before).cloned().collect();
+    let of_late = |key: &&String| {
+        key.contains(&late.lease.id)
+            || key.contains(&late.lease.spki_sha256)
+            || key.contains(&late.lease.certs[0].serial.to_string())
+    };
+    let (late_keys, others): (Vec<&String>, Vec<&String>) = left.iter().partition(of_late);
+    assert!(!late_keys.is_empty(), "what ended just now stays");
+    // Its two addresses rest, and the list is triggered by what was revoked.
+    let prefixes: Vec<&str> = others.iter().map(|key| key.split('/').next().unwrap()).collect();
+    assert_eq!(prefixes, ["addr", "addr", "crl-trigger"], "{others:?}");
+}
+
+#[test]
+fn addresses_that_have_rested_are_forgotten_and_those_in_use_are_not() {
+    let store = Arc::new(MemoryStore::new());
+    let authority = authority_on(Arc::clone(&store) as Arc<dyn Store>);
+    let addresses = || store.range("addr/", None, 1_000).unwrap().len();
+    let first = enrolled(&authority).1.lease;
+    let second = enrolled(&authority).1.lease;
+    assert_eq!(addresses(), 4);
+    authority.release(&first.id, "client", &OPERATOR, after(1)).unwrap();
+    authority.prune(after(2)).unwrap();
+    assert_eq!(addresses(), 4, "it rests");
+    let quarantine = settings().pools["runners"].quarantine;
+    authority.prune(after(1).plus(quarantine)).unwrap();
+    assert_eq!(addresses(), 2, "of the lease that lives");
+    // Every address is there to be had, and none twice.
+    let mut held: BTreeSet<std::net::IpAddr> = second.addresses.iter().copied().collect();
+    for _ in 0..20 {
+        let token = token(&authority);
+        let now = after(2).plus(quarantine);
+        let lease = Client::new().enrol(&authority, &token, now).lease;
+        assert!(lease.addresses.iter().all(|address| held.insert(*address)));
+    }
+}

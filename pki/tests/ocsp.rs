@@ -368,3 +368,45 @@ fn crl_text(path: &Path) -> String {
     let path = path.display().to_string();
     openssl(&["crl", "-noout", "-text", "-in", &path], &[])
 }
+
+#[test]
+fn a_revoked_signer_signs_nothing_more() {
+    let authority = authority();
+    let (_, enrolled) = enrolled(&authority);
+    let files = Files::new(&authority, &enrolled.certificate);
+    let request = files.request("issuing.pem", "leaf.pem", &["-no_nonce"]);
+    let signer = |reply: &OcspReply| {
+        let certificate = basic(reply).certs.unwrap().remove(0);
+        Serial::from_bytes(certificate.tbs_certificate.serial_number.as_bytes())
+    };
+    let first = authority.ocsp(&request, NOW);
+    assert_eq!(authority.ocsp(&request, after(1)).der, first.der, "it is given again");
+
+    revoke(&authority, &signer(&first), after(2));
+
+    let second = authority.ocsp(&request, after(3));
+    assert_ne!(signer(&second), signer(&first));
+    assert!(files.judged("issuing.pem", "leaf.pem", &second).contains("leaf.pem: good"));
+    assert_eq!(authority.crl(after(3)).unwrap().entries, 1);
+    assert_eq!(signer(&authority.ocsp(&request, after(4))), signer(&second), "it stays");
+}
+
+#[test]
+fn many_first_questions_at_once_make_one_signer() {
+    let authority = authority();
+    let (_, enrolled) = enrolled(&authority);
+    let files = Files::new(&authority, &enrolled.certificate);
+    let request = files.request("issuing.pem", "leaf.pem", &[]);
+    let barrier = std::sync::Barrier::new(8);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                barrier.wait();
+                assert_eq!(authority.ocsp(&request, NOW).status, OcspStatus::Successful);
+            });
+        }
+    });
+    let audit = authority.audit(0, 1_000).unwrap();
+    let made = audit.iter().filter(|r| r.event.reason.as_deref() == Some("OCSP signer")).count();
+    assert_eq!(made, 1);
+}

@@ -165,6 +165,13 @@ pub enum Request {
     },
     /// The oldest root leaves.
     CaRetire,
+    /// Revoke an issuing CA that issues no more, with all that hangs on it.
+    CaRevoke {
+        /// Its name in URLs.
+        place: String,
+        /// Reason (RFC 5280 5.3.1).
+        reason: String,
+    },
     /// IKE SAs with their children.
     SaList,
     /// One IKE SA.

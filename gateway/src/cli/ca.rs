@@ -12,7 +12,7 @@ use pki::{Actor, CaSetup, UnixTime};
 use super::output::{self, OutputArg, pairs};
 use super::{Context, Failure};
 use crate::admin::proto::{MAX_LINE, Request};
-use crate::admin::view::{CaChange, CaStatus, Pem};
+use crate::admin::view::{CaChange, CaStatus, Ended, Pem};
 use crate::service;
 use crate::state::StateDir;
 use crate::sys::clock;
@@ -57,6 +57,14 @@ Examples:
   runnel ca retire
 
 Runners that trust only the retired root do not accept this gateway any more.";
+
+const REVOKE: &str = "\
+Examples:
+  runnel ca rotate                         another CA must issue first
+  runnel ca revoke issuing --reason key-compromise
+
+The root's list and OCSP say so at once. What it issued is good no more: leases that have nothing else
+end with their tunnels, and clients enrol again. Without hurry, `runnel ca rotate` alone is enough.";
 
 /// The certificate authority
 #[derive(Debug, Subcommand)]
@@ -115,6 +123,18 @@ pub(super) enum Command {
         /// Kind of key: ecdsa-p256, ecdsa-p384, ed25519, rsa-3072, rsa-4096 [default: as configured]
         #[arg(long, value_name = "KIND")]
         key: Option<KeyKind>,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// Revoke an issuing CA that issues no more
+    #[command(after_help = REVOKE)]
+    Revoke {
+        /// Its name in URLs, as `runnel ca status` has it
+        #[arg(value_name = "PLACE")]
+        place: String,
+        /// Why, as in RFC 5280: key-compromise, superseded, cessation-of-operation, ...
+        #[arg(long, default_value = "unspecified")]
+        reason: String,
         #[command(flatten)]
         output: OutputArg,
     },
@@ -177,6 +197,14 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Rotate { root, key, output } => {
             let change: CaChange = context.client()?.ask(Request::CaRotate { key, root })?;
             output.print(&change, change_text);
+        }
+        Command::Revoke { place, reason, output } => {
+            let request = Request::CaRevoke { place: place.clone(), reason };
+            let ended: Ended = context.client()?.ask(request)?;
+            output.print(&ended, |ended| {
+                let (leases, sas) = (ended.leases.len(), ended.sas_closed);
+                format!("revoked {place}: {leases} lease(s) ended, {sas} IKE SA(s) closed")
+            });
         }
         Command::Retire { output } => {
             let change: CaChange = context.client()?.ask(Request::CaRetire)?;

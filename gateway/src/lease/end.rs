@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use ike::event::CloseReason;
 use ike::io::LeaseId;
-use pki::{Actor, Authority, Lease, LeaseChange, LeaseState, RevocationReason, UnixTime};
+use pki::{
+    Actor, Authority, Lease, LeaseChange, LeaseState, RevocationReason, RevokeOutcome, UnixTime,
+};
 use thiserror::Error;
 
 use super::LeaseRegistry;
@@ -171,6 +173,21 @@ impl LeaseEnder {
             }
             error => error.into(),
         })?;
+        self.revoked(outcome, started)
+    }
+
+    /// Revokes an issuing CA that issues no more, and ends what only it vouched for.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn revoke_ca(&self, place: &str, reason: &str, actor: &Actor) -> Result<Ended, EndError> {
+        let started = Instant::now();
+        let outcome = self.authority.ca_revoke(place, reason.parse()?, actor, now())?;
+        self.revoked(outcome, started)
+    }
+
+    /// Ends the tunnels of what is revoked.
+    fn revoked(&self, outcome: RevokeOutcome, started: Instant) -> Result<Ended, EndError> {
         let mut tally = Tally::default();
         self.cut(Ok(outcome.changes), &CloseReason::Revoked, &mut tally);
         if let Some(error) = outcome.failed {

@@ -32,6 +32,8 @@ pub struct Follower {
     tallies: BTreeMap<IkeSaId, Tally>,
     /// Tunnels with moves that are not written down yet.
     moving: BTreeSet<IkeSaId>,
+    /// Leases whose last tunnel is gone while that could not be recorded, with how it went.
+    lost: BTreeMap<LeaseId, String>,
 }
 
 /// What an IKE SA carried. Its end is written down when the last child has told its counters,
@@ -91,6 +93,7 @@ impl Follower {
             up: BTreeMap::new(),
             tallies: BTreeMap::new(),
             moving: BTreeSet::new(),
+            lost: BTreeMap::new(),
         }
     }
 
@@ -98,6 +101,9 @@ impl Follower {
     pub fn tick(&mut self, now: Instant) {
         for ike in std::mem::take(&mut self.moving) {
             self.write_moves(ike, now);
+        }
+        for (lease, reason) in std::mem::take(&mut self.lost) {
+            self.record_lost(lease, reason);
         }
     }
 
@@ -203,6 +209,7 @@ impl Follower {
         tally.facts = Some(facts.clone());
         tally.since = Some(Instant::now());
         self.up.entry(lease.clone()).or_default().insert(ike);
+        self.lost.remove(lease);
         match self.authority.connected(&lease.0, wall_now()) {
             Ok(change) => {
                 let peer = Actor::Peer(facts.remote.ip());
@@ -237,10 +244,20 @@ impl Follower {
         }
         if last {
             self.up.remove(lease);
-            if let Err(error) =
-                self.authority.disconnected(&lease.0, &reason.to_string(), wall_now())
-            {
+            self.record_lost(lease.clone(), reason.to_string());
+        }
+    }
+
+    /// Durably: a lease that only seemed active would keep its address until its certificate ends.
+    fn record_lost(&mut self, lease: LeaseId, reason: String) {
+        match self.authority.disconnected(&lease.0, &reason, wall_now()) {
+            Ok(_) => {}
+            Err(error @ (pki::Error::NotFound { .. } | pki::Error::LeaseState { .. })) => {
                 tracing::debug!(lease = %lease.0, %error, "disconnection not recorded");
+            }
+            Err(error) => {
+                tracing::warn!(lease = %lease.0, %error, "disconnection not recorded yet");
+                self.lost.insert(lease, reason);
             }
         }
     }

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use pki::{Actor, CaChange, CaStatus, Imported};
 use serde_json::Value;
 
-use super::{Instance, now, pki_error, value, views};
+use super::{Instance, end_error, now, pki_error, value, views};
 use crate::admin::proto::{AdminError, ErrorCode, Request};
 use crate::admin::view;
 
@@ -59,6 +59,9 @@ impl Instance {
                 let change = authority.ca_rotate(kind, root, actor, now()).map_err(pki_error)?;
                 self.changed(Imported { change, notes: Vec::new() })
             }
+            Request::CaRevoke { place, reason } => {
+                value(self.ender.revoke_ca(&place, &reason, actor).map_err(end_error)?)
+            }
             Request::CaRetire => {
                 let change = authority.ca_retire(actor, now()).map_err(pki_error)?;
                 self.changed(Imported { change, notes: Vec::new() })
@@ -106,6 +109,9 @@ impl Instance {
             }
             if let Some(trouble) = &ca.trouble {
                 warnings.push(format!("nothing new is signed: {trouble}"));
+            }
+            if ca.revoked {
+                warnings.push(format!("{}: {}", ca.subject, pki::Error::IssuingRevoked));
             }
             if ca.offline {
                 warnings.extend(self.list_warning(&ca.subject, &ca.place));

@@ -173,7 +173,7 @@ impl Instance {
                 value(self.ender.release(&selector, actor).map_err(end_error)?)
             }
             Request::LeaseRevoke { selector, reason } => {
-                value(self.ender.revoke(&selector, &reason, actor).map_err(end_error)?)
+                value(self.revoke(&selector, &reason, actor)?)
             }
             Request::BarList => {
                 let bars = self.authority.bars().map_err(pki_error)?;
@@ -191,8 +191,7 @@ impl Instance {
                 value(leases.iter().map(|lease| views::lease(lease, &sas)).collect::<Vec<_>>())
             }
             Request::CertRevoke { serial, reason } => {
-                let ended = self.ender.revoke(&Selector::Serial(serial), &reason, actor);
-                value(ended.map_err(end_error)?)
+                value(self.revoke(&Selector::Serial(serial), &reason, actor)?)
             }
             Request::CaRoot
             | Request::CaCrl { .. }
@@ -201,6 +200,7 @@ impl Instance {
             | Request::CaImport { .. }
             | Request::CaImportCrl { .. }
             | Request::CaRotate { .. }
+            | Request::CaRevoke { .. }
             | Request::CaRetire => self.ca(actor, request),
             Request::Backup { to, key_file } => {
                 let key = pki::BackupKey::read(&key_file).map_err(pki_error)?;
@@ -224,6 +224,22 @@ impl Instance {
                 value(self.audit_tail(after, last, lease.as_deref(), action.as_deref())?)
             }
         }
+    }
+
+    fn revoke(
+        &self,
+        selector: &Selector,
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<view::Ended, AdminError> {
+        let ended = self.ender.revoke(selector, reason, actor).map_err(end_error)?;
+        // A certificate without a lease may be the gateway's own.
+        if ended.leases.is_empty()
+            && let Err(error) = self.renew_identity()
+        {
+            tracing::error!(error = %error.message, "the gateway's certificate was not renewed yet");
+        }
+        Ok(ended)
     }
 
     /// Renews the gateway's certificate when it is time; new handshakes use the new one.

@@ -36,6 +36,8 @@ const MAX_IMPORT: usize = 16;
 const MAX_ROOTS: usize = 2;
 /// Names of forgotten issuing CAs kept at most, so that what they issued is found on record.
 const MAX_FORGOTTEN: usize = 64;
+/// Revocations of one forgotten CA that are deleted by one call.
+const FORGOTTEN_AT_ONCE: usize = 1_024;
 /// Issuing CAs on record at most; each is checked for with every certificate.
 const MAX_ISSUING: usize = 8;
 
@@ -142,7 +144,7 @@ impl CaRecord {
     }
 
     /// Removes issuing CAs whose certificates have ended; their short names.
-    fn prune(&mut self, now: UnixTime) -> Result<Vec<String>, Error> {
+    pub(super) fn prune(&mut self, now: UnixTime) -> Result<Vec<String>, Error> {
         let (ended, issuing) = std::mem::take(&mut self.issuing)
             .into_iter()
             .partition(|issuing: &IssuingRecord| issuing.ends.is_some_and(|ends| ends < now));
@@ -289,8 +291,9 @@ impl CaRecord {
                         let mut notes = Vec::new();
                         if let Standing::Revoked { .. } = standing {
                             notes.push(
-                                "the list says that the issuing CA is revoked: strict clients \
-                                 refuse this gateway from now on"
+                                "the list says that the issuing CA is revoked: nothing is issued \
+                                 from now on, and strict clients refuse this gateway; make a \
+                                 request for another with `runnel ca csr --new`"
                                     .to_owned(),
                             );
                         }
@@ -547,7 +550,25 @@ impl Authority {
         if count > 0 {
             self.change_ca("ca.forget", &Actor::System, now, |record, _| record.prune(now))?;
         }
+        self.forget_revocations()?;
         Ok(count)
+    }
+
+    /// What forgotten CAs had revoked: all of it has ended, and no list says it any more.
+    fn forget_revocations(&self) -> Result<(), Error> {
+        for id in &self.ca().forgotten {
+            let page = self.store.range(&key::revoked_of(id), None, FORGOTTEN_AT_ONCE)?;
+            if page.is_empty() {
+                continue;
+            }
+            let mut txn = Txn::new();
+            txn.delete(key::crl_trigger(id));
+            for (revoked_key, _) in page {
+                txn.delete(revoked_key);
+            }
+            self.store.transact(txn)?;
+        }
+        Ok(())
     }
 
     pub(super) fn ca_record(&self) -> Result<records::Stored<CaRecord>, Error> {
@@ -555,7 +576,7 @@ impl Authority {
             .ok_or_else(|| Error::not_found("record", key::CA))
     }
 
-    fn change_ca<T>(
+    pub(super) fn change_ca<T>(
         &self,
         action: &'static str,
         actor: &Actor,
@@ -591,6 +612,7 @@ impl Authority {
             Outcome::Committed(_) => {
                 failpoint::hit("ca.after_change");
                 self.use_ca(ca);
+                self.record_cas()?;
                 Ok(result)
             }
             Outcome::Conflict(_) => Err(Error::Contended("the CA")),

@@ -10,6 +10,7 @@ mod change;
 mod make;
 mod offline;
 mod record;
+mod revoke;
 mod server;
 
 use serde::Serialize;
@@ -52,6 +53,8 @@ pub struct CaCertificate {
     pub trouble: Option<String>,
     /// It issues no more, and goes when what it issued has ended, which is then.
     pub retires: Option<UnixTime>,
+    /// The imported list of its root says that it is revoked.
+    pub revoked: bool,
     /// Where its revocation list and its certificate are served, as `/crl/PLACE.crl`.
     pub place: String,
 }
@@ -108,6 +111,8 @@ pub(crate) struct Issuing {
     pub(crate) signer: SharedSigner,
     pub(crate) not_after: UnixTime,
     pub(crate) ends: Option<UnixTime>,
+    /// The imported list of its root says that it is revoked.
+    pub(crate) listed: bool,
 }
 
 impl Issuing {
@@ -238,16 +243,15 @@ impl Ca {
     }
 
     pub(crate) fn status(&self) -> CaStatus {
-        let roots = self
-            .roots
+        let roots =
+            self.roots.iter().map(|root| (&root.der, "root", root.offline, &root.place, None));
+        let issuing = self
+            .issuing
             .iter()
-            .map(|root| (&root.der, "root", root.offline, None, &root.place, None));
-        let issuing = self.issuing.iter().map(|issuing| {
-            let signer = Some(&issuing.signer);
-            (&issuing.der, "issuing", false, issuing.ends, &issuing.place, signer)
-        });
+            .map(|issuing| (&issuing.der, "issuing", false, &issuing.place, Some(issuing)));
         let certificates =
-            roots.chain(issuing).filter_map(|(der, kind, offline, retires, place, signer)| {
+            roots.chain(issuing).filter_map(|(der, kind, offline, place, issuing)| {
+                let signer = issuing.map(|issuing| &issuing.signer);
                 let (_, certificate) = X509Certificate::from_der(der).ok()?;
                 let (not_before, not_after) = path::validity(&certificate);
                 Some(CaCertificate {
@@ -260,7 +264,8 @@ impl Ca {
                     offline,
                     token: signer.and_then(|signer| signer.place()),
                     trouble: signer.and_then(|signer| signer.trouble()),
-                    retires,
+                    retires: issuing.and_then(|issuing| issuing.ends),
+                    revoked: issuing.is_some_and(|issuing| issuing.listed),
                     place: place.clone(),
                 })
             });

@@ -3,12 +3,14 @@
 use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::{Ca, Issuing, Root, issuer_id, make};
 use crate::error::Error;
 use crate::issue::base64_bytes;
 use crate::record::key;
 use crate::seal::Sealer;
+use crate::serial::Serial;
 use crate::signer::SharedSigner;
 use crate::time::UnixTime;
 use crate::validate::path;
@@ -187,7 +189,7 @@ impl CaRecord {
         let roots: Vec<Root> = self.roots.iter().map(Root::load).collect::<Result<_, _>>()?;
         let issuing = self.issuing.iter().map(|issuing| {
             let root = roots.iter().find(|root| root.id == issuing.root);
-            Issuing::load(issuing, root.map(|root| root.der.as_slice()), sealer)
+            Issuing::load(issuing, root, sealer)
         });
         let issuing = issuing.collect::<Result<_, _>>()?;
         Ok(Ca { roots, issuing, forgotten: self.forgotten.clone() })
@@ -222,7 +224,7 @@ impl Root {
 }
 
 impl Issuing {
-    fn load(record: &IssuingRecord, root: Option<&[u8]>, sealer: &Sealer) -> Result<Self, Error> {
+    fn load(record: &IssuingRecord, root: Option<&Root>, sealer: &Sealer) -> Result<Self, Error> {
         let signer = sealer.open_key(ISSUING_KEY, &record.key)?;
         let certificate = parse(&record.der)?;
         if certificate.public_key().raw != signer.public_key_der() {
@@ -230,10 +232,15 @@ impl Issuing {
         }
         // Nothing outlives its chain.
         let mut not_after = path::validity(&certificate).1;
-        for der in record.above.iter().map(|above| above.0.as_slice()).chain(root) {
+        let above = record.above.iter().map(|above| above.0.as_slice());
+        for der in above.chain(root.map(|root| root.der.as_slice())) {
             not_after = not_after.min(path::validity(&parse(der)?).1);
         }
+        // What the root issued itself: the issuing CA, or the highest of those above it.
+        let below = record.above.last().map_or(&record.der, |above| &above.0);
+        let list = root.and_then(|root| root.crl.as_deref());
         Ok(Self {
+            listed: list.is_some_and(|list| lists(list, below)),
             id: issuer_id(certificate.subject().as_raw()),
             der: record.der.clone(),
             above: record.above.iter().map(|above| above.0.clone()).collect(),
@@ -243,6 +250,19 @@ impl Issuing {
             ends: record.ends,
         })
     }
+}
+
+/// Whether a list (DER), which was judged at its import, has a certificate. That it has ended by now
+/// makes the certificate no better.
+fn lists(list: &[u8], certificate: &[u8]) -> bool {
+    let (Ok((_, list)), Ok(certificate)) =
+        (CertificateRevocationList::from_der(list), parse(certificate))
+    else {
+        return false;
+    };
+    let wanted = Serial::from_bytes(certificate.raw_serial());
+    let mut listed = list.iter_revoked_certificates();
+    listed.any(|entry| Serial::from_bytes(entry.raw_serial()) == wanted)
 }
 
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Error> {

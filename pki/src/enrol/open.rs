@@ -230,7 +230,7 @@ impl Authority {
         csr: &Csr,
         now: UnixTime,
     ) -> Result<Option<Enrolled>, Refusal> {
-        self.may_issue()?;
+        self.may_certify()?;
         let settings = self.settings();
         let profile = settings.roles.get(&grant.role).ok_or_else(|| {
             Refusal::new(
@@ -346,7 +346,7 @@ impl Authority {
         actor: &Actor,
         now: UnixTime,
     ) -> Result<Option<Enrolled>, Refusal> {
-        self.may_issue()?;
+        self.may_certify()?;
         let before = &stored.value;
         let settings = self.settings();
         let ended = |error: Error| Refusal::new(RefusalCode::LeaseEnded, error.to_string());

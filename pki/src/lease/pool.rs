@@ -136,6 +136,14 @@ impl AddressBook {
         family.resting.insert(number(address), until);
     }
 
+    /// Forgets that an address rested; what a lease has by now stays its.
+    pub(crate) fn forget_rested(&mut self, pool: &str, address: IpAddr, now: UnixTime) {
+        let resting = &mut self.family(pool, address).resting;
+        if resting.get(&number(address)).is_some_and(|until| *until <= now) {
+            resting.remove(&number(address));
+        }
+    }
+
     fn family(&mut self, pool: &str, address: IpAddr) -> &mut Family {
         let pool = self.pools.entry(pool.to_owned()).or_default();
         if address.is_ipv4() { &mut pool.v4 } else { &mut pool.v6 }
@@ -254,7 +262,7 @@ fn ip(number: u128, v4: bool) -> IpAddr {
 }
 
 /// The pool and address of an address key.
-fn parse_key(key: &str) -> Option<(String, IpAddr)> {
+pub(crate) fn parse_key(key: &str) -> Option<(String, IpAddr)> {
     let mut parts = key.strip_prefix(key::ADDRESS)?.splitn(3, '/');
     let (pool, family, digits) = (parts.next()?, parts.next()?, parts.next()?);
     let address = match family {

@@ -10,6 +10,7 @@ use crate::enrol::HolderRecord;
 use crate::enrol::token::Token;
 use crate::error::Error;
 use crate::lease::Lease;
+use crate::lease::pool::{AddressRecord, parse_key};
 use crate::record::{self, Stored, key};
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
@@ -66,6 +67,7 @@ impl Authority {
         self.sweep_pending(now)?;
         self.prune_tokens(before)?;
         self.prune_holders()?;
+        self.prune_addresses(now)?;
         Ok(pruned)
     }
 
@@ -101,6 +103,37 @@ impl Authority {
         }
         if !txn.ops.is_empty() {
             self.store.transact(txn)?;
+        }
+        Ok(())
+    }
+
+    /// Addresses that have rested are as good as those that were never used. In a large network the
+    /// next lease gets one of the latter, so without this each lease would leave a record for ever.
+    fn prune_addresses(&self, now: UnixTime) -> Result<(), Error> {
+        let mut cursor = lock(&self.pruned_addresses_to);
+        for _ in 0..LOOKED_AT / BATCH {
+            let page = self.store.range(key::ADDRESS, cursor.as_deref(), BATCH)?;
+            *cursor = page.last().map(|(address_key, _)| address_key.clone());
+            let looked_at = page.len();
+            let (mut txn, mut rested) = (Txn::new(), Vec::new());
+            for (address_key, entry) in page {
+                let address = record::decode::<AddressRecord>(&address_key, &entry)?;
+                if address.value.resting_until.is_some_and(|until| until <= now) {
+                    rested.extend(parse_key(&address_key));
+                    txn.at(&address_key, address.revision).delete(address_key);
+                }
+            }
+            // One that a lease got meanwhile leaves the others for the next round.
+            if !txn.ops.is_empty() && matches!(self.store.transact(txn)?, Outcome::Committed(_)) {
+                let mut book = lock(&self.addresses);
+                for (pool, address) in rested {
+                    book.forget_rested(&pool, address, now);
+                }
+            }
+            if looked_at < BATCH {
+                *cursor = None;
+                break;
+            }
         }
         Ok(())
     }

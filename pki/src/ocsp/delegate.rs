@@ -30,6 +30,7 @@ const KEY_PURPOSE: &str = "ocsp/signer-key";
 pub(super) struct Delegate {
     pub(super) certificate: Vec<u8>,
     pub(super) signer: FileSigner,
+    pub(super) serial: Serial,
     not_before: UnixTime,
     not_after: UnixTime,
 }
@@ -53,24 +54,28 @@ impl Delegate {
 }
 
 impl Authority {
-    /// The signer for a CA's answers, by the CA's short name; the first call and every renewal
-    /// issue a certificate.
+    /// The signer for a CA's answers, by the CA's short name; the first call, every renewal and the
+    /// revocation of the one before issue a certificate.
     pub(super) fn ocsp_delegate(
         &self,
         issuer_id: &str,
         now: UnixTime,
     ) -> Result<Arc<Delegate>, Error> {
-        let ca = self.ca();
-        let known = lock(&self.ocsp).delegates.get(issuer_id).cloned();
-        if let Some(delegate) = known.filter(|delegate| delegate.is_fresh(now)) {
+        if let Some(delegate) = self.known_delegate(issuer_id, now)? {
             return Ok(delegate);
         }
+        // One makes it; who waited for that finds it.
+        let _turn = lock(&self.ocsp_turn);
+        if let Some(delegate) = self.known_delegate(issuer_id, now)? {
+            return Ok(delegate);
+        }
+        let ca = self.ca();
         let record_key = key::ocsp_signer(issuer_id);
         for _ in 0..ATTEMPTS {
             let stored = record::read::<DelegateRecord>(self.store.as_ref(), &record_key)?;
             if let Some(stored) = &stored {
                 let delegate = self.open_delegate(&stored.value)?;
-                if delegate.is_fresh(now) {
+                if delegate.is_fresh(now) && !self.is_revoked(issuer_id, &delegate.serial)? {
                     return Ok(self.remember(issuer_id, delegate));
                 }
             }
@@ -112,6 +117,23 @@ impl Authority {
         Err(Error::Contended("the OCSP signer"))
     }
 
+    fn known_delegate(
+        &self,
+        issuer_id: &str,
+        now: UnixTime,
+    ) -> Result<Option<Arc<Delegate>>, Error> {
+        let known = lock(&self.ocsp).delegates.get(issuer_id).cloned();
+        let Some(delegate) = known.filter(|delegate| delegate.is_fresh(now)) else {
+            return Ok(None);
+        };
+        // Clients do not ask about the signer itself, so nobody but us sees to that.
+        Ok((!self.is_revoked(issuer_id, &delegate.serial)?).then_some(delegate))
+    }
+
+    fn is_revoked(&self, issuer_id: &str, serial: &Serial) -> Result<bool, Error> {
+        Ok(self.store.get(&key::revoked(issuer_id, serial))?.is_some())
+    }
+
     fn new_delegate(
         &self,
         ca: CaKey<'_>,
@@ -150,6 +172,7 @@ impl Authority {
         Ok(Delegate {
             certificate: record.der.clone(),
             signer: FileSigner::from_pkcs8(pkcs8)?,
+            serial: CertRecord::from_der(record.der.clone(), None)?.serial,
             not_before: record.not_before,
             not_after: record.not_after,
         })

@@ -79,6 +79,8 @@ type Signed = (Vec<u8>, Option<UnixTime>);
 pub(super) struct Answered {
     at: UnixTime,
     revoked: bool,
+    /// Who signed it.
+    signer: Serial,
     der: Vec<u8>,
 }
 
@@ -161,14 +163,15 @@ impl Authority {
             }
             _ => None,
         };
+        let delegate = self.ocsp_delegate(issuer, now)?;
         if let Some((question, revoked)) = &question
             && let Some(kept) = lock(&self.ocsp).answers.get(question)
             && kept.revoked == *revoked
+            && kept.signer == delegate.serial
             && (kept.at..kept.at.plus(KEEP)).contains(&now)
         {
             return Ok(Some((kept.der.clone(), Some(kept.at.plus(KEEP)))));
         }
-        let delegate = self.ocsp_delegate(issuer, now)?;
         let der = encode(&delegate, asked, &statuses, now)?;
         let Some((question, revoked)) = question else { return Ok(Some((der, None))) };
         let mut memory = lock(&self.ocsp);
@@ -176,7 +179,10 @@ impl Authority {
             memory.answers.retain(|_, kept| (kept.at..kept.at.plus(KEEP)).contains(&now));
         }
         if memory.answers.len() < MAX_KEPT {
-            memory.answers.insert(question, Answered { at: now, revoked, der: der.clone() });
+            let signer = delegate.serial.clone();
+            memory
+                .answers
+                .insert(question, Answered { at: now, revoked, signer, der: der.clone() });
         }
         Ok(Some((der, Some(now.plus(KEEP)))))
     }
@@ -204,20 +210,15 @@ impl Authority {
     fn status_record(&self, issuer_id: &str, id: &CertId) -> Result<Option<Known>, Error> {
         let ca = self.ca();
         let serial = Serial::from_bytes(id.serial_number.as_bytes());
-        if let Some(root) = ca.root_of(issuer_id) {
-            // A root issued itself, issuing CAs, other roots' cross certificates, and what is on
-            // record.
-            let issuing = ca.issuing.iter().map(|issuing| &issuing.der);
-            let cross = ca.roots.iter().flat_map(|root| &root.cross);
-            let mut own = [&root.der].into_iter().chain(issuing).chain(cross);
-            if own.any(|der| {
-                crate::validate::issued_as(der) == Some((issuer_id.to_owned(), serial.clone()))
-            }) {
-                return Ok(Some(Known { revoked: None }));
-            }
-        }
         let cert_key = key::cert(issuer_id, &serial);
         let record = record::read::<CertRecord>(self.store.as_ref(), &cert_key)?;
+        if record.is_none()
+            && let Some(root) = ca.root_of(issuer_id)
+            // Itself; what else it issued is on record.
+            && crate::validate::issued_as(&root.der) == Some((issuer_id.to_owned(), serial))
+        {
+            return Ok(Some(Known { revoked: None }));
+        }
         Ok(record.map(|stored| Known { revoked: stored.value.revoked }))
     }
 }

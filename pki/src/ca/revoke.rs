@@ -1,0 +1,108 @@
+//! What our roots certified, on record like every certificate, and its revocation.
+
+use std::time::Duration;
+
+use crate::audit::Actor;
+use crate::authority::Authority;
+use crate::error::Error;
+use crate::issue::CertRecord;
+use crate::record::{self, key};
+use crate::revoke::{Order, RevocationReason, RevokeOutcome};
+use crate::store::Txn;
+use crate::time::UnixTime;
+
+impl Authority {
+    /// Puts the issuing CAs and cross certificates of our roots on record, where they are not yet:
+    /// the roots' lists and OCSP answers are made from it.
+    pub(crate) fn record_cas(&self) -> Result<(), Error> {
+        let ca = self.ca();
+        let issuing = ca.issuing.iter().map(|issuing| &issuing.der);
+        let mut txn = Txn::new();
+        for der in issuing.chain(ca.roots.iter().flat_map(|root| &root.cross)) {
+            let certificate = CertRecord::from_der(der.clone(), None)?;
+            // A root that is kept elsewhere keeps its own record.
+            if ca.root_of(&certificate.issuer).is_none_or(|root| root.offline) {
+                continue;
+            }
+            let cert_key = key::cert(&certificate.issuer, &certificate.serial);
+            if self.store.get(&cert_key)?.is_none() {
+                txn.absent(&cert_key).put(cert_key, record::encode(&certificate));
+            }
+        }
+        if !txn.ops.is_empty() {
+            // A conflict means that another process has just done it.
+            self.store.transact(txn)?;
+        }
+        Ok(())
+    }
+
+    /// Revokes an issuing CA that issues no more, by its name in URLs: its root's list and OCSP say
+    /// so, leases that have nothing but its certificates end, and it goes at once, with no time for
+    /// what it issued. The caller then ends the tunnels of the returned changes. Repeat it when it
+    /// fails half-way; the CA goes last.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for the CA that issues now and for roots; [`Error::NotFound`].
+    pub fn ca_revoke(
+        &self,
+        place: &str,
+        reason: RevocationReason,
+        actor: &Actor,
+        now: UnixTime,
+    ) -> Result<RevokeOutcome, Error> {
+        let ca = self.ca();
+        let Some(issuing) = ca.issuing.iter().find(|issuing| issuing.place == place) else {
+            if ca.roots.iter().any(|root| root.place == place) {
+                return Err(Error::Invalid(format!(
+                    "{place} is a root, and nobody stands above it to revoke it: bring in another \
+                     with `runnel ca rotate --root`, then `runnel ca retire`"
+                )));
+            }
+            return Err(Error::not_found("issuing CA", place));
+        };
+        if issuing.id == ca.current().id {
+            return Err(Error::Invalid(format!(
+                "{place} is the CA that issues: let another issue first with `runnel ca rotate`, \
+                 then revoke {place}"
+            )));
+        }
+        let certificate = CertRecord::from_der(issuing.der.clone(), None)?;
+        if ca.root_of(&certificate.issuer).is_none_or(|root| root.offline) {
+            return Err(Error::Invalid(format!(
+                "{place} is below a root that is kept elsewhere: have it revoked there and bring \
+                 the list in with `runnel ca import --crl FILE`"
+            )));
+        }
+        self.record_cas()?;
+        let order = Order { reason, actor, now };
+        let revoked_now = self.revoke_bare(&certificate.issuer, &certificate.serial, &order)?;
+        let serials = vec![certificate.serial];
+        let mut outcome = RevokeOutcome { serials, revoked_now, ..RevokeOutcome::default() };
+        let gone = self.end_leases_of(&issuing.id, &order, &mut outcome).and_then(|()| {
+            self.change_ca("ca.revoke", actor, now, |record, _| {
+                let ended = now.minus(Duration::from_micros(1));
+                for issuing in record.issuing.iter_mut().filter(|one| one.place == place) {
+                    issuing.ends = Some(ended);
+                }
+                record.prune(now).map(drop)
+            })
+        });
+        outcome.failed = gone.err();
+        Ok(outcome)
+    }
+
+    /// Their certificates are good no more, whoever looks at them.
+    fn end_leases_of(
+        &self,
+        issuer_id: &str,
+        order: &Order<'_>,
+        outcome: &mut RevokeOutcome,
+    ) -> Result<(), Error> {
+        let mut leases = self.leases(false)?;
+        leases.retain(|lease| lease.certs.last().is_some_and(|cert| cert.issuer == issuer_id));
+        if leases.is_empty() {
+            return Ok(());
+        }
+        self.revoke_in_parts(&leases, &[], order, outcome)
+    }
+}

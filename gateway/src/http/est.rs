@@ -61,7 +61,7 @@ fn answer(authority: &Authority, refusals: &Refusals, request: &Request) -> Repl
     if matches!(reply.outcome, EstOutcome::Issued { .. }) {
         failpoint::hit("est.before_answer");
     }
-    Reply { status: reply.status, headers: reply.headers, body: reply.body }
+    Reply { status: reply.status, headers: reply.headers, body: super::server::wiped(reply.body) }
 }
 
 fn log(outcome: &EstOutcome, request: &Request, status: u16, refusals: &Refusals) {

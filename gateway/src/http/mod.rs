@@ -20,7 +20,7 @@ pub use hooks::{HookService, MAX_RECEIVED, OPENAPI as HOOKS_OPENAPI};
 pub use page::PageService;
 pub use rate::{Limited, Rate};
 pub use server::{Limits, Reply, Request, Service, serve};
-pub use status::StatusService;
+pub use status::{STATUS_RATE, StatusService};
 pub use tls::{CertificateSlot, acceptor, eap_config, public_acceptor};
 
 use tokio::sync::Semaphore;
@@ -29,16 +29,38 @@ use tokio::task::{JoinError, spawn_blocking};
 /// Requests of the public listeners that block a thread at once. The runtime has more threads for
 /// blocking work than this, so whoever floods the listeners waits for his own: the operator's
 /// requests over the admin socket find a free one.
-pub const BLOCKING: usize = 32;
+pub const BLOCKING: usize = ENROLLING + STATUS;
 
-static PLACES: Semaphore = Semaphore::const_new(BLOCKING);
+/// Of those, what changes leases or reads them.
+const ENROLLING: usize = 32;
+
+/// Of those, questions about the status of certificates, which anybody may ask: they do not keep a
+/// runner from enrolling.
+const STATUS: usize = 8;
+
+static PLACES: Semaphore = Semaphore::const_new(ENROLLING);
+static STATUS_PLACES: Semaphore = Semaphore::const_new(STATUS);
 
 /// Runs work for the public that blocks, when one of its places is free.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
+    blocking_in(&PLACES, work).await
+}
+
+/// The same for questions about status.
+async fn blocking_status<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    blocking_in(&STATUS_PLACES, work).await
+}
+
+async fn blocking_in<T: Send + 'static>(
+    places: &'static Semaphore,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
     // It is never closed; without a place the work is done all the same.
-    let place = PLACES.acquire().await.ok();
+    let place = places.acquire().await.ok();
     // The place goes with the work, not with this future: a client that hangs up ends the one but
     // not the other.
     spawn_blocking(move || {
@@ -58,6 +80,35 @@ mod tests {
 
     /// Longer than any machine needs for what is waited for.
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn questions_about_status_do_not_keep_anybody_from_enrolling() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(STATUS + 1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (release, hold) = mpsc::channel::<()>();
+        let hold = Arc::new(std::sync::Mutex::new(hold));
+        runtime.block_on(async {
+            for _ in 0..4 * STATUS {
+                let hold = Arc::clone(&hold);
+                tokio::spawn(blocking_status(move || {
+                    let _ = hold.lock().unwrap().recv();
+                }));
+            }
+            let taken = async {
+                while STATUS_PLACES.available_permits() > 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, taken).await.unwrap();
+            let enrolled = tokio::time::timeout(PATIENCE, spawn_blocking(|| 7)).await;
+            assert_eq!(enrolled.unwrap().unwrap(), 7);
+        });
+        drop(release);
+    }
 
     #[test]
     fn the_operator_is_served_while_the_public_blocks_every_thread_it_may() {

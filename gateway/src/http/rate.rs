@@ -32,13 +32,15 @@ struct Allowance {
 }
 
 /// A service that answers 429 to sources that ask too often. Reading (GET) is not counted where it
-/// costs little; who reads a lease shows a token, whose signature is verified.
+/// costs little, unless [`counting_all`](Self::counting_all) says so; who reads a lease shows a token, whose signature is verified.
 #[derive(Debug)]
 pub struct Limited<S> {
     service: Arc<S>,
     rate: Rate,
     refusals: Arc<Refusals>,
     section: &'static str,
+    /// Every request counts; what to do about it.
+    all: Option<&'static str>,
     sources: Mutex<BTreeMap<Option<IpAddr>, Allowance>>,
 }
 
@@ -50,7 +52,14 @@ impl<S> Limited<S> {
         refusals: Arc<Refusals>,
         section: &'static str,
     ) -> Self {
-        Self { service, rate, refusals, section, sources: Mutex::default() }
+        Self { service, rate, refusals, section, all: None, sources: Mutex::default() }
+    }
+
+    /// Counts every request, also those that only read; `fix` says what to do where that is not
+    /// enough.
+    #[must_use]
+    pub fn counting_all(self, fix: &'static str) -> Self {
+        Self { all: Some(fix), ..self }
     }
 
     /// Counts a request: `Err` with the whole seconds after which one more is answered.
@@ -94,9 +103,14 @@ impl<S> Limited<S> {
                 identity: "-".to_owned(),
                 told: format!("HTTP 429, request {}", request.id),
                 what: what.clone(),
-                fix: format!(
-                    "raise `rate` and `burst` in {} if many senders share this address",
-                    self.section
+                fix: self.all.map_or_else(
+                    || {
+                        format!(
+                            "raise `rate` and `burst` in {} if many senders share this address",
+                            self.section
+                        )
+                    },
+                    ToOwned::to_owned,
                 ),
             },
             clock::now(),
@@ -112,13 +126,13 @@ impl<S> Limited<S> {
             // Whole seconds: dates are not understood by every client.
             ("Retry-After", seconds.to_string()),
         ];
-        Reply { status: 429, headers, body: problem.to_string().into_bytes() }
+        Reply { status: 429, headers, body: problem.to_string().into() }
     }
 }
 
 impl<S: Service> Service for Limited<S> {
     async fn answer(&self, request: Request) -> Reply {
-        if costly(&request.method, &request.path)
+        if (self.all.is_some() || costly(&request.method, &request.path))
             && let Err(seconds) = self.count(request.peer.ip(), clock::mono())
         {
             return self.refuse(&request, seconds);

@@ -76,7 +76,7 @@ pub struct Reply {
     /// Header fields beside `Content-Length` and the request's id.
     pub headers: Vec<(&'static str, String)>,
     /// Body.
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 impl Reply {
@@ -87,8 +87,14 @@ impl Reply {
 
     /// An answer of this type.
     pub fn new(status: u16, content_type: &str, body: Vec<u8>) -> Self {
-        Self { status, headers: vec![("content-type", content_type.to_owned())], body }
+        let headers = vec![("content-type", content_type.to_owned())];
+        Self { status, headers, body: wiped(body) }
     }
+}
+
+/// Some answers hold a key: what was sent is wiped.
+pub(super) fn wiped(body: Vec<u8>) -> Bytes {
+    Bytes::from_owner(zeroize::Zeroizing::new(body))
 }
 
 /// Answers requests.
@@ -223,13 +229,14 @@ async fn read(
 
 fn respond(reply: Reply, id: &str) -> Response<Full<Bytes>> {
     let length = reply.body.len();
-    // Some answers hold a key: what was sent is wiped.
-    let body = Bytes::from_owner(zeroize::Zeroizing::new(reply.body));
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(Full::new(reply.body));
     *response.status_mut() =
         StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    // RFC 9110 8.6: the length in a 304 would be that of what is not sent again.
+    if reply.status != StatusCode::NOT_MODIFIED {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
     }

@@ -122,6 +122,10 @@ pub(super) fn serve(
     tokio::spawn(http::serve(tokio_listener(enrol)?, Some(tls), service, limits, stopped.clone()));
 
     let service = Arc::new(StatusService::new(authority()));
+    let service = Limited::new(service, http::STATUS_RATE, refusals(), "[status]");
+    let service = Arc::new(service.counting_all(
+        "put a cache between if many clients share this address: answers say how long they keep",
+    ));
     tokio::spawn(http::serve(tokio_listener(status)?, None, service, limits, stopped.clone()));
 
     let service = Arc::new(PageService::new(authority(), instance.facts.id.clone()));

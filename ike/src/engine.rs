@@ -336,16 +336,20 @@ impl Engine {
     fn supersede(&mut self, old: IkeSaId, new: IkeSaId) {
         let asks = self.with_sa(old, |ctx, sa| {
             let asks = create_child::asks_for_new(ctx, sa);
+            let another = create_child::carries_one(sa);
             lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer);
-            asks
+            asks.then_some(another)
         });
-        if asks == Some(true) {
-            // What was wanted of the old one is still wanted.
-            self.with_sa(new, |ctx, sa| {
+        let Some(Some(another)) = asks else { return };
+        // What was wanted of the old one is still wanted, but for a first child where the new one
+        // makes that by itself.
+        self.with_sa(new, |ctx, sa| {
+            let first = !sa.children.is_empty() || create_child::asks_for_new(ctx, sa);
+            if another || !first {
                 sa.enqueue(Task::CreateChild);
                 advance(ctx, sa);
-            });
-        }
+            }
+        });
     }
 
     fn succeed(&mut self, old: IkeSaId, new: IkeSaId, delete: bool) {

@@ -397,3 +397,26 @@ fn a_child_without_selectors_is_not_asked_for() {
     assert_eq!(pair.client.codes(), ["no_selectors"], "it is said once");
     pair.assert_no_leaks();
 }
+
+/// RFC 7296 2.8.3: whoever authenticates again makes a new IKE SA with its child SAs. When the data
+/// plane has not answered yet about the first child, the new SA makes one in its place and no
+/// other.
+#[test]
+fn a_child_still_to_be_installed_is_made_once_by_who_authenticates_again() {
+    let mut pair = setup(FirstChild::Separately, "aes256gcm16-esn").build();
+    pair.client.hold = |action| matches!(action, Action::InstallChild(_));
+    pair.initiate();
+    pair.run();
+    assert_eq!(pair.client.held.len(), 1);
+    pair.client.hold = |_| false;
+
+    let ike = pair.client.established()[0].id;
+    pair.command(Side::Client, Command::Reauthenticate(ike));
+    pair.run_for(Duration::from_secs(60));
+
+    pair.assert_connected();
+    for side in [Side::Client, Side::Server] {
+        assert_eq!(pair.peer(side).plane.len(), 1, "{side:?}");
+    }
+    pair.assert_traffic_flows();
+}

@@ -296,13 +296,13 @@ impl Authority {
         lease.deadline = state::deadline(&lease, &settings.timers);
 
         if let Some(token) = &grant.token {
-            spend(&mut txn, token, &lease, csr, now);
+            spend(&mut txn, token, &lease, (csr, &grant.actor), now);
         }
         if let (Some(accepted), Some(_)) = (grant.jwt, &grant.token) {
             self.note_exchanged(&mut txn, accepted, &lease.id)?;
         } else if let Some(accepted) = grant.jwt {
             self.jwt_spent(&mut txn, accepted, &lease, csr, now)?;
-            let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(&lease);
+            let mut event = AuditEvent::new("token.use", &grant.actor, now).lease(&lease);
             event.token = Some(accepted.name());
             event.record(&mut txn);
         }
@@ -597,7 +597,13 @@ impl Drop for Reservation<'_> {
     }
 }
 
-fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, csr: &Csr, now: UnixTime) {
+fn spend(
+    txn: &mut Txn,
+    stored: &Stored<Token>,
+    lease: &Lease,
+    (csr, actor): (&Csr, &Actor),
+    now: UnixTime,
+) {
     let mut token = stored.value.clone();
     // What was reserved for it becomes its spend.
     token.spends.retain(|spend| spend.lease_id != lease.id);
@@ -610,7 +616,7 @@ fn spend(txn: &mut Txn, stored: &Stored<Token>, lease: &Lease, csr: &Csr, now: U
     });
     let token_key = key::token(&token.id);
     txn.at(&token_key, stored.revision).put(token_key, record::encode(&token));
-    let mut event = AuditEvent::new("token.use", &Actor::System, now).lease(lease);
+    let mut event = AuditEvent::new("token.use", actor, now).lease(lease);
     event.token = Some(token.id);
     event.record(txn);
 }

@@ -1,5 +1,6 @@
 //! The labs themselves: each one a function with a name, run by `cargo xtask lab NAME`.
 
+mod approval;
 mod backup;
 mod badinput;
 mod baseline;
@@ -72,6 +73,11 @@ pub const ALL: &[Entry] = &[
         "enrolment",
         "stock pki: CA chain, certificate, retries, spent and wrong tokens",
         enrolment::run,
+    ),
+    entry(
+        "approval",
+        "stock pki waits for an operator, through a crash; one is approved, one denied",
+        approval::run,
     ),
     entry(
         "enrolment-next",

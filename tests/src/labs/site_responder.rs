@@ -1,8 +1,9 @@
 //! Gateway to gateway, strongSwan as responder: suites it chooses of what we offer, a certificate
-//! below an intermediate authority, and a shared key.
+//! below an intermediate authority, RSA-PSS, certificates that we refuse, and a shared key.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -12,7 +13,7 @@ use super::sites::{
 };
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, ID, Settings};
-use crate::lab::pkitool::{P256, P384};
+use crate::lab::pkitool::{P256, P384, RSA2048};
 use crate::lab::swanctl::{Conf, Connection};
 use crate::lab::world::{STORE, Shape, World};
 use crate::lab::{Lab, wait};
@@ -48,7 +49,8 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     let settings = Settings::default();
     let mut gateway = Gateway::start(&world.gateway, &settings)?;
     let mut loaded = Connection::default();
-    let peer = strongswan(lab, &world, &gateway, (P256, &Options::default()), |connection| {
+    let options = Options { rsa_pss: true, ..Options::default() };
+    let peer = strongswan(lab, &world, &gateway, (P256, &options), |connection| {
         connection.remote_addr = "%any".to_owned();
         loaded = connection.clone();
     })?;
@@ -79,6 +81,33 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     anew(lab, &gateway, charon)?;
     charon.expect_log(from, "sending issuer cert \"CN=Branch Sub\"", SOON)?;
     passes(&world, &branch)?;
+
+    lab.step("RSA with PSS padding (RFC 7427)");
+    let present = |name: &str, (key, cert): (PathBuf, PathBuf)| -> Result<()> {
+        charon.install(&key, &format!("private/{name}.pem"))?;
+        charon.install(&cert, &format!("x509/{name}.pem"))?;
+        charon.load(&[Connection { cert: format!("{name}.pem"), ..loaded.clone() }], "")
+    };
+    let issued = peer.authority.issue("rsa", "CN=branch rsa", OTHER_ID, RSA2048, &[])?;
+    present("rsa", issued)?;
+    let from = charon.log().len();
+    anew(lab, &gateway, charon)?;
+    charon.expect_log(from, "RSA_EMSA_PSS", SOON)?;
+    passes(&world, &branch)?;
+
+    lab.step("an expired certificate and one of another name are refused, with the reason");
+    let past = ["--not-before", "01.01.20 00:00:00", "--not-after", "01.01.21 00:00:00"];
+    let expired = peer.authority.issue("past", "CN=branch past", OTHER_ID, P256, &past)?;
+    present("past", expired)?;
+    refused(lab, &gateway, charon, "expired")?;
+    let another =
+        peer.authority.issue("other", "CN=branch other", "other.example.com", P256, &[])?;
+    present("other", another)?;
+    refused(lab, &gateway, charon, "other")?;
+    charon.load(&[loaded.clone()], "")?;
+    gateway.told(&["site", "connect", "branch"])?;
+    connected(lab, &gateway, "branch", SOON)?;
+    agreed(lab, &gateway, charon)?;
 
     lab.step("a shared key");
     let (file, secret) = (lab.path("site.psk"), "correct horse battery staple, and more");
@@ -111,6 +140,19 @@ fn anew(lab: &Lab, gateway: &Gateway, charon: &Charon) -> Result<()> {
     gateway.told(&["site", "connect", "branch"])?;
     renewed(lab, gateway, &before)?;
     agreed(lab, gateway, charon)
+}
+
+/// strongSwan deletes the SA, and we do not take what it shows when we come again.
+fn refused(lab: &Lab, gateway: &Gateway, charon: &Charon, why: &str) -> Result<()> {
+    if !gateway.sas()?.is_empty() {
+        charon.terminate("net")?;
+    }
+    gateway.told(&["site", "connect", "branch"])?;
+    wait::holds(lab, &format!("the refusal of what is {why}"), SOON, || {
+        let refusals = gateway.refusals()?;
+        let newest = refusals.first().map(ToString::to_string).unwrap_or_default();
+        Ok(newest.contains(why) && gateway.sas()?.is_empty())
+    })
 }
 
 /// Another SA is up.

@@ -336,7 +336,7 @@ impl Engine {
     fn supersede(&mut self, old: IkeSaId, new: IkeSaId) {
         let asks = self.with_sa(old, |ctx, sa| {
             let asks = create_child::asks_for_new(ctx, sa);
-            let another = create_child::carries_one(sa);
+            let another = sa.carries();
             lifecycle::close(ctx, sa, CloseReason::Replaced, Tell::Peer);
             asks.then_some(another)
         });

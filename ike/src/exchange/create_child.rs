@@ -437,15 +437,6 @@ pub(crate) fn answered(ctx: &mut Ctx, sa: &mut IkeSa) {
     advance(ctx, sa);
 }
 
-/// Whether there is a child SA, beside one that is being asked for.
-pub(crate) fn carries_one(sa: &IkeSa) -> bool {
-    let in_work = match sa.requesting.as_deref() {
-        Some(Requesting::Child(request)) => request.installing(),
-        _ => None,
-    };
-    sa.children.values().any(|child| !child.removed && Some(child.id) != in_work)
-}
-
 /// Whether a child SA is still to be made that replaces none.
 pub(crate) fn asks_for_new(ctx: &Ctx, sa: &IkeSa) -> bool {
     sa.tasks.contains(&Task::CreateChild)

@@ -6,7 +6,6 @@ use std::time::Duration;
 use crate::exchange::{Task, advance, send_request};
 use crate::io::{Action, ChildUse, TimerKind};
 use crate::sa::IkeSa;
-use crate::sa::child::ChildState;
 use crate::sa::context::{Ctx, Purpose};
 use crate::sa::timers::TimerKey;
 use crate::wire::{ExchangeType, Payload, Payloads, VendorId};
@@ -34,12 +33,8 @@ pub(crate) fn due(ctx: &mut Ctx, sa: &mut IkeSa) {
         // Whatever is under way tells as much.
         return arm(ctx, sa, interval);
     }
-    let children: Vec<_> = sa
-        .children
-        .values()
-        .filter(|child| child.state == ChildState::Up && !child.removed)
-        .map(|child| child.id)
-        .collect();
+    let children: Vec<_> =
+        sa.children.values().filter(|child| child.is_up()).map(|child| child.id).collect();
     arm(ctx, sa, interval);
     if children.is_empty() {
         return ask(ctx, sa);

@@ -16,7 +16,6 @@ use crate::event::CloseReason;
 use crate::exchange::{Task, advance, reauth};
 use crate::io::{Action, ChildSaId, IkeSaId, LeaseId, TimerKind, UniquePolicy};
 use crate::sa::IkeSa;
-use crate::sa::child::{Child, ChildState};
 use crate::sa::context::Purpose;
 use crate::sa::lifecycle::{self, Tell};
 use crate::sa::timers::TimerKey;
@@ -98,7 +97,7 @@ pub(crate) fn settle(engine: &mut Engine, new: IkeSaId, other: IkeSaId) {
 /// changed.
 pub(crate) fn due(engine: &mut Engine, id: IkeSaId) {
     let others = others(engine, id);
-    let carries = |id: IkeSaId| engine.sas.get(id).is_some_and(carries);
+    let carries = |id: IkeSaId| engine.sas.get(id).is_some_and(IkeSa::carries);
     match others[..] {
         // What it was to make room for is gone.
         [] => return,
@@ -160,7 +159,7 @@ fn send_on(engine: &mut Engine, one: IkeSaId, other: IkeSaId) {
 fn survivor(engine: &Engine, one: IkeSaId, other: IkeSaId) -> IkeSaId {
     let rank = |id| {
         let sa = engine.sas.get(id);
-        sa.map(|sa| (!carries(sa), sa.spi_i.0 & CHANCE, sa.spi_r.0 & CHANCE))
+        sa.map(|sa| (!sa.carries(), sa.spi_i.0 & CHANCE, sa.spi_r.0 & CHANCE))
     };
     if rank(one) < rank(other) { one } else { other }
 }
@@ -189,11 +188,6 @@ fn others(engine: &Engine, id: IkeSaId) -> Vec<IkeSaId> {
     engine.sas.iter().filter(other).map(|sa| sa.id).collect()
 }
 
-/// Whether packets can go through the SA.
-fn carries(sa: &IkeSa) -> bool {
-    sa.children.values().any(|child| child.state == ChildState::Up && !child.removed)
-}
-
 /// Whether the peer is being asked if it lives, and has not answered.
 fn is_asked(sa: &IkeSa) -> bool {
     sa.active == Some(Task::Liveness) || sa.tasks.contains(&Task::Liveness)
@@ -202,7 +196,6 @@ fn is_asked(sa: &IkeSa) -> bool {
 /// The children that packets may leave through: none that waits for what it replaces.
 fn up(sa: &IkeSa) -> Vec<ChildSaId> {
     let follows = |id| sa.children.values().any(|old| !old.removed && old.replaced_by == Some(id));
-    let is_up = |child: &&Child| child.state == ChildState::Up && !child.removed;
-    let current = sa.children.values().map(AsRef::as_ref).filter(is_up);
-    current.map(|child: &Child| child.id).filter(|id| !follows(*id)).collect()
+    let current = sa.children.values().filter(|child| child.is_up());
+    current.map(|child| child.id).filter(|id| !follows(*id)).collect()
 }

@@ -59,6 +59,11 @@ pub(crate) struct Child {
 }
 
 impl Child {
+    /// Whether it is installed, and nobody closes it.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == ChildState::Up && !self.removed
+    }
+
     pub(crate) fn view(&self, now: Timestamp) -> ChildView {
         ChildView {
             id: self.id,

@@ -295,6 +295,11 @@ impl IkeSa {
         matches!(self.phase, Phase::Established)
     }
 
+    /// Whether packets can go through it.
+    pub(crate) fn carries(&self) -> bool {
+        self.children.values().any(|child| child.is_up())
+    }
+
     /// Outer addresses for child SAs.
     pub(crate) fn hosts(&self) -> Hosts {
         // RFC 7296 2.23: ESP goes in UDP when a NAT was found; being on port 4500 alone (as MOBIKE

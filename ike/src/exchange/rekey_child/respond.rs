@@ -193,9 +193,7 @@ fn rekeyed_child(
             data: Vec::new(),
         }),
         // RFC 7296 2.25.1: it is being closed, or was replaced already.
-        Some(child)
-            if child.state != ChildState::Up || child.removed || child.replaced_by.is_some() =>
-        {
+        Some(child) if !child.is_up() || child.replaced_by.is_some() => {
             Err(Notify::new(NotifyType::TemporaryFailure))
         }
         Some(child) => Ok(Some(child.id)),

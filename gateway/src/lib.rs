@@ -26,6 +26,7 @@ pub mod live;
 pub mod obs;
 pub mod oidc;
 pub mod policy;
+pub mod restart;
 pub mod revocation;
 pub mod service;
 pub mod site;

@@ -85,6 +85,18 @@ pub trait Dataplane: Send {
     /// stays installed then.
     fn install(&mut self, spec: &ChildSpec) -> Result<(), PlaneError>;
 
+    /// Takes over a child that an earlier run of this instance installed under the same keys: what it
+    /// sends goes on above every sequence number used, and what was accepted is not accepted again.
+    ///
+    /// `false` when nothing is left of it, or when this plane keeps nothing beyond its process.
+    ///
+    /// # Errors
+    /// As [`Dataplane::install`]; nothing of the child stays then.
+    fn adopt(&mut self, spec: &ChildSpec) -> Result<bool, PlaneError> {
+        let _ = spec;
+        Ok(false)
+    }
+
     /// Makes this child the one that sends for its inner addresses.
     ///
     /// # Errors
@@ -120,4 +132,12 @@ pub trait Dataplane: Send {
     /// # Errors
     /// When something could not be removed; names it.
     fn shutdown(&mut self) -> Result<(), PlaneError>;
+
+    /// Ends the plane's threads and leaves what the next process can go on with.
+    ///
+    /// # Errors
+    /// As [`Dataplane::shutdown`].
+    fn detach(&mut self) -> Result<(), PlaneError> {
+        self.shutdown()
+    }
 }

@@ -204,6 +204,27 @@ impl Enforcer {
         spec: &ChildSpec,
         lease: &LeaseFilter,
     ) -> Result<(), PlaneError> {
+        self.bind_and(spec, lease, |plane| plane.install(spec))
+    }
+
+    /// As [`install_child`](Self::install_child) for a child of an earlier process; see
+    /// [`Dataplane::adopt`].
+    ///
+    /// # Errors
+    /// As there, and [`PlaneError::Unknown`] when nothing is left of it.
+    pub fn adopt_child(&mut self, spec: &ChildSpec, lease: &LeaseFilter) -> Result<(), PlaneError> {
+        self.bind_and(spec, lease, |plane| match plane.adopt(spec)? {
+            true => Ok(()),
+            false => Err(PlaneError::Unknown(format!("child {} of an earlier run", spec.id.0))),
+        })
+    }
+
+    fn bind_and(
+        &mut self,
+        spec: &ChildSpec,
+        lease: &LeaseFilter,
+        install: impl FnOnce(&mut dyn Dataplane) -> Result<(), PlaneError>,
+    ) -> Result<(), PlaneError> {
         check_belongs(spec, lease)?;
         if self.owners.contains_key(&spec.id) {
             return Err(PlaneError::Conflict(format!("child {} is already installed", spec.id.0)));
@@ -226,7 +247,7 @@ impl Enforcer {
                 known.filter = lease.clone();
             }
         }
-        if let Err(error) = self.plane.install(spec) {
+        if let Err(error) = install(self.plane.as_mut()) {
             if fresh && let Err(second) = self.filter.unbind(lease) {
                 // No SA carries its packets, so nothing passes; keep it for the next removal.
                 tracing::warn!(reqid = lease.reqid, error = %second, "filter element stays");
@@ -425,6 +446,15 @@ impl Enforcer {
             leftovers.push(error.to_string());
         }
         leftovers
+    }
+
+    /// Ends without taking down what the next process goes on with: filter, routes and what the
+    /// plane can leave. What it does not go on with, its start removes.
+    ///
+    /// # Errors
+    /// What the plane could not end.
+    pub fn detach(mut self) -> Result<(), PlaneError> {
+        self.plane.detach()
     }
 
     fn unbind(&mut self, reqid: u32) -> Result<(), PlaneError> {

@@ -244,6 +244,7 @@ fn userspace() {
             tun_mtu: None,
             sockets: vec![port],
             workers: 1,
+            sequences: None,
         };
         let plane = UserPlane::start(config, Arc::new(|_| {})).unwrap();
         assert_eq!(plane.kind(), PlaneKind::Userspace);

@@ -127,6 +127,7 @@ fn start(space: &str, ours: [&'static str; 2], theirs: [&'static str; 2]) -> Sta
             tun_mtu: None,
             sockets: vec![port],
             workers: 2,
+            sequences: None,
         };
         (UserPlane::start(config, Arc::new(sink)).unwrap(), handle, received)
     });
@@ -280,6 +281,7 @@ fn the_interface_vanishes_with_the_plane_and_its_name_is_taken_until_then() {
                 tun_mtu: None,
                 sockets: vec![UdpPort::bind(any, &BindOptions::default()).unwrap()],
                 workers,
+                sequences: None,
             };
             UserPlane::start(config, Arc::new(|_| {})).map(drop)
         });
@@ -311,6 +313,7 @@ fn several_queues_and_sockets_share_the_work() {
             tun_mtu: Some(1280),
             sockets: (0..2).map(|_| UdpPort::bind(any, &options).unwrap()).collect(),
             workers: 3,
+            sequences: None,
         };
         UserPlane::start(config, Arc::new(|_| {})).unwrap()
     });

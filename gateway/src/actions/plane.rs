@@ -24,6 +24,7 @@ enum Job {
     EndLease(u32, mpsc::Sender<Result<(), String>>),
     Call(Box<dyn FnOnce(&mut Enforcer) + Send>),
     Shutdown(mpsc::Sender<Result<(), String>>),
+    Detach(mpsc::Sender<Result<(), String>>),
 }
 
 /// What asks the thread. Cheap to clone.
@@ -119,6 +120,13 @@ impl PlaneHandle {
         Confirmation { answer: confirmation }
     }
 
+    /// Ends the thread and leaves what the next process goes on with.
+    pub fn detach(&self) -> Confirmation {
+        let (answer, confirmation) = mpsc::channel();
+        let _ = self.queue.push(Job::Detach(answer));
+        Confirmation { answer: confirmation }
+    }
+
     fn call<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Enforcer) -> Result<T, String> + Send + 'static,
@@ -177,6 +185,11 @@ impl PlaneThread {
                     let _ = answer.send(result);
                     return;
                 }
+                Some(Job::Detach(answer)) => {
+                    self.queue.close();
+                    let _ = answer.send(self.enforcer.detach().map_err(|e| e.to_string()));
+                    return;
+                }
                 None => {}
             }
             self.look_after();
@@ -205,7 +218,11 @@ impl PlaneThread {
             Action::InstallChild(request) => {
                 let result =
                     translate::child(&request, &self.capabilities).and_then(|(spec, filter)| {
-                        self.enforcer.install_child(&spec, &filter).map_err(|e| e.to_string())
+                        match request.restored {
+                            true => self.enforcer.adopt_child(&spec, &filter),
+                            false => self.enforcer.install_child(&spec, &filter),
+                        }
+                        .map_err(|error| error.to_string())
                     });
                 if let Err(error) = &result {
                     tracing::error!(child = request.child.0, %error, "child SA not installed");

@@ -37,11 +37,6 @@ pub(super) fn child(
     request: &InstallChild,
     capabilities: &model::Capabilities,
 ) -> Result<(model::ChildSpec, model::LeaseFilter), String> {
-    if request.restored {
-        // Which outbound sequence numbers were used is not kept across restarts yet, and a
-        // repeated one would repeat a (key, IV) pair.
-        return Err("a child SA of an earlier run cannot be taken over".to_owned());
-    }
     let suite = suite(&request.suite)
         .filter(|suite| capabilities.suites.contains(suite))
         .ok_or_else(|| "the data plane does not have the negotiated ESP suite".to_owned())?;

@@ -8,7 +8,9 @@ use crate::state::StateDir;
 
 const EXAMPLES: &str = "\
 Examples:
-  runnel stop          DELETE to every peer; no interface, route, rule or SA stays behind";
+  runnel stop          DELETE to every peer; no interface, route, rule or SA stays behind
+  runnel stop --keep   before an upgrade: clients hear nothing, and the next start goes on with
+                       their tunnels";
 
 /// Longest wait for the end: answers to DELETE are awaited for a few seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -17,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Leave tunnels for the next start (not available yet)
+    /// Close no tunnel: the next start goes on with all of them
     #[arg(long)]
     keep: bool,
 }

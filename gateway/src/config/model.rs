@@ -80,6 +80,10 @@ pub struct Gateway {
     pub dataplane: DataplaneChoice,
     /// Name of the tunnel interface.
     pub interface: String,
+    /// Tunnels outlive the process.
+    pub keep_tunnels: bool,
+    /// Where live tunnels are kept for the next start; on a tmpfs.
+    pub runtime: PathBuf,
     /// Send new clients to this gateway, those that can be (RFC 5685).
     pub redirect_to: Option<String>,
 }

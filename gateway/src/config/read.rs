@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -127,6 +128,8 @@ pub(super) fn built_in() -> Config {
             listen: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
             dataplane: DataplaneChoice::Auto,
             interface: "runnel0".to_owned(),
+            keep_tunnels: true,
+            runtime: PathBuf::from("/run/runnel"),
             redirect_to: None,
         },
         ike: Ike {
@@ -237,6 +240,16 @@ fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings
             out.redirect_to = Some(host);
         } else {
             found.error(at, format!("`redirect_to = \"{host}\"` must be a DNS name or an IP address of another gateway"));
+        }
+    }
+    if let Some(keep) = section.boolean("keep_tunnels", found) {
+        out.keep_tunnels = keep;
+    }
+    if let Some((path, at)) = section.string("runtime", found) {
+        if path.starts_with('/') {
+            out.runtime = PathBuf::from(path);
+        } else {
+            found.error(at, format!("`runtime = \"{path}\"` must be an absolute path of a folder on a tmpfs, like \"/run/runnel\""));
         }
     }
     if let Some((name, at)) = section.string("interface", found) {

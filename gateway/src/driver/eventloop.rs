@@ -11,6 +11,7 @@ use ike::time::Timestamp;
 use super::{EngineHandle, IkeSockets, Message};
 use crate::actions::{Dispatcher, Peers};
 use crate::obs::Journal;
+use crate::restart::Checkpoints;
 use crate::sys::clock;
 
 /// Datagrams handled before commands and completions are looked at again: those that name an SPI
@@ -28,6 +29,7 @@ pub struct EventLoop {
     dispatcher: Dispatcher,
     peers: Arc<Peers>,
     journal: Journal,
+    checkpoints: Checkpoints,
     stop_by: Option<Instant>,
     /// When the engine last saw the clocks without being given anything else.
     looked: Timestamp,
@@ -42,6 +44,7 @@ impl EventLoop {
         dispatcher: Dispatcher,
         peers: Arc<Peers>,
         journal: Journal,
+        checkpoints: Checkpoints,
     ) -> Self {
         Self {
             engine,
@@ -50,6 +53,7 @@ impl EventLoop {
             dispatcher,
             peers,
             journal,
+            checkpoints,
             stop_by: None,
             looked: clock::mono(),
         }
@@ -124,6 +128,8 @@ impl EventLoop {
                 self.stop_by = Some(Instant::now() + patience);
                 self.handle(Input::Command(Command::Shutdown));
             }
+            // Every datagram that left had been written down before: there is nothing to save.
+            Message::Leave => self.stop_by = Some(Instant::now()),
         }
     }
 
@@ -153,9 +159,9 @@ impl EventLoop {
                         ready.extend(completion.map(|completion| (token, completion)));
                     }
                     Output::Event(event) => self.journal.push(event),
-                    // Tunnels do not outlive the process yet: there is no start that would read
-                    // a checkpoint back.
-                    Output::Checkpoint(_) => {}
+                    // Before any later datagram leaves: what a peer has seen, the next process
+                    // knows.
+                    Output::Checkpoint(checkpoint) => self.checkpoints.store(&checkpoint),
                 }
             }
             let Some((token, completion)) = ready.pop_front() else { return };

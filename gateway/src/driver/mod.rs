@@ -61,6 +61,8 @@ pub enum Message {
     Look(Box<dyn FnOnce(&Engine) + Send>),
     /// Close everything; the loop ends when the engine is idle or this time is over.
     Stop(Duration),
+    /// Close nothing: the next process goes on with it. The loop ends at once.
+    Leave,
 }
 
 /// What talks to the engine's thread. Cheap to clone.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use ike::event::{CloseReason, Event, Refusal};
 use ike::io::{ChildSaId, ChildUse, IkeSaId, LeaseId};
+use ike::snapshot::Snapshot;
 use ike::wire::NotifyType;
 use pki::{Actor, AuditEvent, Authority, Carried, Lease, TunnelFacts, UnixTime};
 
@@ -107,6 +108,28 @@ impl Follower {
         }
     }
 
+    /// A tunnel of the earlier process goes on in this one.
+    pub fn resumed(&mut self, snapshot: &Snapshot) {
+        let (ike, lease) = (snapshot.ike, &snapshot.grant.lease);
+        self.lives.resumed(ike, lease, clock::unix_seconds());
+        let suite = snapshot.children.last().map(|child| child.suite.to_string());
+        let facts = TunnelFacts {
+            local: snapshot.local,
+            remote: snapshot.remote,
+            spi_i: snapshot.spi_i.0,
+            spi_r: snapshot.spi_r.0,
+            ike_suite: snapshot.suite.to_string(),
+            esp_suite: suite,
+            carried: None,
+        };
+        self.connected(ike, lease, facts, "ike.sa.resume");
+        if let Some(tally) = self.tallies.get_mut(&ike) {
+            tally.since = Instant::now().checked_sub(snapshot.connected_for).or(tally.since);
+            let alive = snapshot.children.iter().filter(|child| !child.closing);
+            tally.children = alive.map(|child| child.id).collect();
+        }
+    }
+
     /// Acts on one event.
     pub fn event(&mut self, event: &Event) {
         self.lives.note(event, clock::unix_seconds());
@@ -128,7 +151,7 @@ impl Follower {
                     esp_suite: None,
                     carried: None,
                 };
-                self.connected(*ike, lease, facts);
+                self.connected(*ike, lease, facts, "ike.sa.up");
             }
             Event::IkeDown { ike, lease, reason, .. } => {
                 tracing::info!(ike = ike.0, lease = %name(lease.as_ref()), %reason, "IKE SA closed");
@@ -204,7 +227,13 @@ impl Follower {
         }
     }
 
-    fn connected(&mut self, ike: IkeSaId, lease: &LeaseId, facts: TunnelFacts) {
+    fn connected(
+        &mut self,
+        ike: IkeSaId,
+        lease: &LeaseId,
+        facts: TunnelFacts,
+        action: &'static str,
+    ) {
         let tally = self.tallies.entry(ike).or_default();
         tally.facts = Some(facts.clone());
         tally.since = Some(Instant::now());
@@ -213,7 +242,7 @@ impl Follower {
         match self.authority.connected(&lease.0, wall_now()) {
             Ok(change) => {
                 let peer = Actor::Peer(facts.remote.ip());
-                let event = AuditEvent::new("ike.sa.up", &peer, wall_now()).lease(&change.lease);
+                let event = AuditEvent::new(action, &peer, wall_now()).lease(&change.lease);
                 self.audit(&event.tunnel(facts));
             }
             Err(error) => {

@@ -82,6 +82,20 @@ impl LeaseRegistry {
         reqid
     }
 
+    /// Gives a lease the request id it had before a restart; false when another lease has it, or
+    /// this one has another.
+    pub fn take(&self, lease: &LeaseId, reqid: u32) -> bool {
+        let mut inner = self.lock();
+        if let Some(held) = inner.reqids.get(lease) {
+            return *held == reqid;
+        }
+        if reqid < FIRST_REQID || !inner.used.insert(reqid) {
+            return false;
+        }
+        inner.reqids.insert(lease.clone(), reqid);
+        true
+    }
+
     /// The request id, if one was ever chosen.
     pub fn known_reqid(&self, lease: &LeaseId) -> Option<u32> {
         self.lock().reqids.get(lease).copied()
@@ -143,5 +157,16 @@ mod tests {
         registry.forget(&lease("a"));
         assert_eq!(registry.known_reqid(&lease("a")), None);
         assert_ne!(registry.reqid(&lease("d")), a, "not at once");
+    }
+
+    #[test]
+    fn a_request_id_of_an_earlier_run_is_taken_once() {
+        let registry = LeaseRegistry::default();
+        assert!(registry.take(&lease("a"), FIRST_REQID));
+        assert!(registry.take(&lease("a"), FIRST_REQID), "several SAs of a lease share it");
+        assert!(!registry.take(&lease("a"), FIRST_REQID + 7));
+        assert!(!registry.take(&lease("b"), FIRST_REQID), "it is the other one's");
+        assert!(!registry.take(&lease("b"), 1), "never ours");
+        assert_ne!(registry.reqid(&lease("b")), FIRST_REQID, "nor chosen anew");
     }
 }

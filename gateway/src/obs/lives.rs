@@ -33,6 +33,13 @@ pub struct Lives {
 }
 
 impl Lives {
+    /// Remembers that an IKE SA of the earlier process goes on.
+    pub fn resumed(&self, ike: IkeSaId, lease: &LeaseId, at: i64) {
+        let mut inner = self.lock();
+        inner.owner.insert(ike, lease.clone());
+        inner.remember(lease, at, format!("IKE SA {} goes on after a restart", ike.0));
+    }
+
     /// Remembers an event that happened at this second since the epoch.
     pub fn note(&self, event: &Event, at: i64) {
         let mut inner = self.lock();

@@ -12,6 +12,7 @@ mod views;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +73,10 @@ pub struct Facts {
     pub crash_secret: SecretBytes,
     /// Where `--config` pointed.
     pub config_path: Option<std::path::PathBuf>,
+    /// Why tunnels do not outlive the process; `None`: they do.
+    pub unkept: Option<String>,
+    /// Tunnels of the earlier process that went on in this one.
+    pub resumed: usize,
 }
 
 /// The running instance.
@@ -109,6 +114,8 @@ pub struct Instance {
     pub reloading: Mutex<()>,
     /// True: stop.
     pub stop: watch::Sender<bool>,
+    /// Stop without closing tunnels.
+    pub keep: AtomicBool,
 }
 
 /// A handle on the instance for the admin socket.
@@ -132,14 +139,17 @@ impl Instance {
     fn execute(&self, actor: &Actor, request: Request) -> Result<Value, AdminError> {
         match request {
             Request::Status => value(self.status()?),
-            Request::Stop { keep: true } => Err(AdminError::new(
-                ErrorCode::BadRequest,
-                "keeping tunnels for the next start is not available yet; use `runnel stop`, \
-                 after which runners reconnect by themselves",
-            )),
-            Request::Stop { keep: false } => {
-                tracing::info!(%actor, "asked to stop");
-                let event = AuditEvent::new("gateway.stop", actor, now());
+            Request::Stop { keep } => {
+                if let (true, Some(why)) = (keep, &self.facts.unkept) {
+                    return Err(AdminError::new(
+                        ErrorCode::BadRequest,
+                        format!("tunnels cannot be left for the next start: {why}"),
+                    ));
+                }
+                tracing::info!(%actor, keep, "asked to stop");
+                let mut event = AuditEvent::new("gateway.stop", actor, now());
+                event.reason = keep.then(|| "tunnels are left for the next start".to_owned());
+                self.keep.store(keep, Ordering::Relaxed);
                 self.authority.record_audit(&event).map_err(pki_error)?;
                 self.stop.send_replace(true);
                 value(())

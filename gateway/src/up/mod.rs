@@ -12,10 +12,11 @@ mod threads;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ike::Engine;
 use ike::crypto::default_provider;
+use ike::io::Command;
 use pki::{Authority, UnixTime};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -24,19 +25,20 @@ use xfrm::PlaneError;
 use crate::actions::{Dispatcher, EapServer, Peers, PlaneHandle, Workers};
 use crate::admin;
 use crate::config::Config;
-use crate::driver::{EngineHandle, EventLoop};
+use crate::driver::{EngineHandle, EventLoop, Message};
 use crate::hooks::HookSources;
-use crate::lease::{LeaseEnder, LeaseRegistry, Tunnels};
+use crate::lease::{Follower, LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
 use crate::obs::audit::Courier;
 use crate::obs::{Journal, Lives, Refusals};
+use crate::restart::{self, Checkpoints};
 use crate::revocation::RevocationChecks;
 use crate::service::{self, Admin, Facts, GatewayIdentity, Instance};
 use crate::site::Sites;
 use crate::state::{StateDir, StateError};
 use crate::sys::{self, clock, failpoint};
 use preflight::Preflight;
-use threads::Threads;
+use threads::{End, Threads};
 
 /// Time for peers to answer our DELETE at a full stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(4);
@@ -150,7 +152,15 @@ async fn start(
 
     let engine_handle = EngineHandle::default();
     let plane_handle = PlaneHandle::default();
-    let mut enforcer = plane::bring_up(config, &preflight, &engine_handle)?;
+    let (checkpoints, unkept) = match Checkpoints::of(&config.gateway, state.path()) {
+        Ok(checkpoints) => (checkpoints, None),
+        Err(why) => {
+            tracing::info!("tunnels end with this process: {why}");
+            (Checkpoints::none(), Some(why))
+        }
+    };
+    let sequences = checkpoints.sequences();
+    let mut enforcer = plane::bring_up(config, &preflight, &engine_handle, sequences)?;
     failpoint::hit("up.after_bring_up");
     let capabilities = enforcer.plane().capabilities();
     let interface = enforcer.plane().interface().to_owned();
@@ -165,6 +175,8 @@ async fn start(
         plane: plane_handle.clone(),
         capabilities,
         interface,
+        checkpoints,
+        unkept,
     });
     match built {
         Ok((running, event_loop)) => {
@@ -199,6 +211,8 @@ struct Parts<'a> {
     plane: PlaneHandle,
     capabilities: xfrm::model::Capabilities,
     interface: String,
+    checkpoints: Checkpoints,
+    unkept: Option<String>,
 }
 
 fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
@@ -215,8 +229,13 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let lives = Arc::new(Lives::default());
     let journal = Journal::default();
     let provider = default_provider();
-    let peers =
-        Arc::new(Peers::new(Arc::clone(&authority), registry, config.clone(), keys, provider));
+    let peers = Arc::new(Peers::new(
+        Arc::clone(&authority),
+        Arc::clone(&registry),
+        config.clone(),
+        keys,
+        provider,
+    ));
     let checks = RevocationChecks::new(tokio::runtime::Handle::current());
     peers.replace_externals(externals);
     peers.check_with(checks, ender.clone());
@@ -239,8 +258,19 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         service::engine_config(&options.config, &id, &identity, &parts.capabilities, &crash_secret)
             .map(|engine| peers.externals().asked_for(engine))
             .map_err(UpError::Other)?;
-    let protocol = Engine::new(engine_config, provider, seed()?, clock::now())
-        .map_err(|error| other(&error))?;
+    let checkpoints = parts.checkpoints;
+    let serves = |ours: std::net::IpAddr| {
+        sockets.addresses().iter().any(|at| at.ip() == ours || at.ip().is_unspecified())
+    };
+    let saved = checkpoints.load();
+    let resumed = restart::choose(saved, &checkpoints, &authority, &peers, &registry, serves);
+    let (protocol, resumed) =
+        restart::engine(engine_config, provider, seed()?, resumed, &checkpoints)
+            .map_err(|error| other(&error))?;
+    for resumed in &resumed {
+        let update = Command::UpdateLease(resumed.grant.lease.clone(), resumed.grant.clone());
+        engine.post(Message::Command(update));
+    }
     let receiving = sockets.of_port(crate::driver::IKE_PORT)?;
 
     let couriers = options.config.audit.sinks.iter();
@@ -282,6 +312,8 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         crash_secret,
         listeners: listening,
         config_path: options.config_path.clone(),
+        unkept: parts.unkept,
+        resumed: resumed.len(),
     };
     let instance = Arc::new(Instance {
         authority: Arc::clone(&authority),
@@ -300,6 +332,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         drain: std::sync::Mutex::default(),
         reloading: std::sync::Mutex::default(),
         stop,
+        keep: std::sync::atomic::AtomicBool::new(false),
     });
     // Before anybody can ask for a lease: whether the trail can be written where it must be.
     let path = state.path().join(service::AUDIT_FILE);
@@ -316,9 +349,14 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let mut threads = Threads::default();
     threads.couriers(couriers)?;
     threads.receiver(receiving, &engine)?;
-    threads.follower(Arc::clone(&authority), tunnels, refusals, lives, sites, &journal)?;
+    let mut follower = Follower::new(Arc::clone(&authority), tunnels, refusals, lives, sites);
+    for resumed in &resumed {
+        follower.resumed(&resumed.snapshot);
+    }
+    threads.follower(follower, &journal)?;
     threads.housekeeping(Arc::clone(&instance), audit)?;
-    let event_loop = EventLoop::new(protocol, engine, sockets, dispatcher, peers, journal.clone());
+    let event_loop =
+        EventLoop::new(protocol, engine, sockets, dispatcher, peers, journal.clone(), checkpoints);
     Ok((Running { instance, threads, journal, stopped }, event_loop))
 }
 
@@ -350,16 +388,19 @@ async fn serve(options: &Options<'_>, signals: &mut Signals, running: &Running) 
     }
 }
 
-/// DELETE to every peer, then everything away.
+/// DELETE to every peer, then everything away; or all of it left for the next start.
 async fn stop(running: Running, state: &StateDir) -> Result<(), UpError> {
     tracing::info!("stopping");
     sys::notify("STOPPING=1");
     let Running { instance, threads, journal, .. } = running;
     let plane = instance.plane.clone();
     let engine = instance.engine.clone();
+    let end = match instance.keep.load(Ordering::Relaxed) {
+        true => End::Keep,
+        false => End::Full(STOP_PATIENCE),
+    };
     let done =
-        tokio::task::spawn_blocking(move || threads.stop(&engine, &plane, &journal, STOP_PATIENCE))
-            .await;
+        tokio::task::spawn_blocking(move || threads.stop(&engine, &plane, &journal, end)).await;
     let _ = std::fs::remove_file(StateDir::socket(state.path()));
     match done {
         Ok(Ok(())) => {

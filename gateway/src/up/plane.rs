@@ -1,6 +1,7 @@
 //! Creates the chosen data plane and puts the firewall around it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ike::io::{ChildSaId, Datagram, DataplaneEvent};
@@ -23,6 +24,7 @@ pub(super) fn bring_up(
     config: &Config,
     preflight: &Preflight,
     engine: &EngineHandle,
+    sequences: Option<PathBuf>,
 ) -> Result<Enforcer, UpError> {
     let sink = sink(engine.clone());
     let sockets = preflight.sockets.of_port(NAT_PORT)?;
@@ -35,6 +37,7 @@ pub(super) fn bring_up(
                 tun_mtu: Some(mtu),
                 sockets,
                 workers: 0,
+                sequences,
             },
             sink,
         )?),

@@ -5,24 +5,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pki::Authority;
 use xfrm::Enforcer;
 use xfrm::udp::UdpPort;
 
 use super::{UpError, housekeeping};
 use crate::actions::{PlaneHandle, PlaneThread};
 use crate::driver::{EngineHandle, EventLoop, Message, Receiver};
-use crate::lease::{Follower, Tunnels};
+use crate::lease::Follower;
+use crate::obs::Journal;
 use crate::obs::audit::{AuditFile, Courier};
-use crate::obs::{Journal, Lives, Refusals};
 use crate::service::Instance;
-use crate::site::{self, Sites};
+use crate::site;
 
 /// Longest wait for the data plane to remove everything.
 const PLANE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Longest wait for the last audit records to be delivered.
 const COURIER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How the gateway ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum End {
+    /// Peers hear DELETE and have this long to answer; nothing stays behind.
+    Full(Duration),
+    /// Peers hear nothing: the next process goes on with the tunnels.
+    Keep,
+}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -82,15 +90,10 @@ impl Threads {
 
     pub(super) fn follower(
         &mut self,
-        authority: Arc<Authority>,
-        tunnels: Tunnels,
-        refusals: Arc<Refusals>,
-        lives: Arc<Lives>,
-        sites: Arc<Sites>,
+        mut follower: Follower,
         journal: &Journal,
     ) -> Result<(), UpError> {
         let journal = journal.clone();
-        let mut follower = Follower::new(authority, tunnels, refusals, lives, sites);
         self.follower = Some(spawn("journal", move || {
             while !journal.is_finished() {
                 if let Some(event) = journal.take(Duration::from_secs(1)) {
@@ -136,16 +139,20 @@ impl Threads {
         engine: &EngineHandle,
         plane: &PlaneHandle,
         journal: &Journal,
-        patience: Duration,
+        end: End,
     ) -> Result<(), String> {
         // A name that does not resolve may hold this thread for long; nothing waits for it.
         self.sites_end.store(true, Ordering::Relaxed);
-        engine.post(Message::Stop(patience));
+        engine.post(match end {
+            End::Full(patience) => Message::Stop(patience),
+            End::Keep => Message::Leave,
+        });
         let mut sound = join(self.engine.take());
         self.reading_ends.store(true, Ordering::Relaxed);
-        let result = match self.plane.is_some() {
-            true => plane.shutdown().wait(PLANE_PATIENCE),
-            false => Ok(()),
+        let result = match (self.plane.is_some(), end) {
+            (true, End::Full(_)) => plane.shutdown().wait(PLANE_PATIENCE),
+            (true, End::Keep) => plane.detach().wait(PLANE_PATIENCE),
+            (false, _) => Ok(()),
         };
         sound &= join(self.plane.take());
         sound &= join(self.receiver.take());

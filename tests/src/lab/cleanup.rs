@@ -5,7 +5,7 @@
 //! next start.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,9 @@ use super::cmd;
 
 /// Beginning of the name of every namespace and temporary directory of a lab.
 pub const PREFIX: &str = "rlab";
+
+/// Where labs keep what must not reach a disk, in folders with the same names.
+pub const MEMORY: &str = "/dev/shm";
 
 /// How long a swept process may take to end before SIGKILL.
 const GRACE: Duration = Duration::from_millis(300);
@@ -109,10 +112,12 @@ fn pids_in(namespace: &str) -> Vec<i32> {
 }
 
 fn remove_dirs(wanted: &dyn Fn(&str) -> bool) {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
-    for entry in entries.flatten() {
-        if wanted(&entry.file_name().to_string_lossy()) {
-            let _ = fs::remove_dir_all(entry.path());
+    for place in [std::env::temp_dir(), PathBuf::from(MEMORY)] {
+        let Ok(entries) = fs::read_dir(place) else { continue };
+        for entry in entries.flatten() {
+            if wanted(&entry.file_name().to_string_lossy()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
         }
     }
 }

@@ -71,7 +71,9 @@ pub struct Settings {
     pub allow: Vec<String>,
     /// More sections.
     pub more: String,
-    /// Outer address of the gateway in `listen`.
+    /// Tunnels outlive the process; kept in [`Gateway::runtime`].
+    pub keep_tunnels: bool,
+    /// The build that is run.
     pub build: Build,
 }
 
@@ -87,6 +89,7 @@ impl Default for Settings {
             ttl: "1h".to_owned(),
             allow: vec![super::world::STORE.to_owned(), super::world::STORE6.to_owned()],
             more: String::new(),
+            keep_tunnels: false,
             build: Build::Plain,
         }
     }
@@ -96,9 +99,11 @@ impl Settings {
     /// The configuration file's text.
     #[must_use]
     pub fn text(&self) -> String {
-        let Self { id, gateway, ike, enrol, addresses, pool, ttl, allow, more, .. } = self;
+        let Self {
+            keep_tunnels, id, gateway, ike, enrol, addresses, pool, ttl, allow, more, ..
+        } = self;
         format!(
-            "[gateway]\nid = \"{id}\"\n{gateway}\n\n[ike]\n{ike}\n\n\
+            "[gateway]\nid = \"{id}\"\nkeep_tunnels = {keep_tunnels}\n{gateway}\n\n[ike]\n{ike}\n\n\
              [pki]\ntrust_domain = \"ci.example.com\"\n\n\
              [enrol]\nurl = \"https://{id}:8443\"\n{enrol}\n\n\
              [[pool]]\nname = \"runners\"\naddresses = {addresses:?}\n{pool}\n\n\

@@ -20,6 +20,7 @@ mod external;
 mod hooks;
 mod hostile;
 mod interop;
+mod keep;
 mod kernel_connect;
 mod kernel_plane;
 mod many;
@@ -304,6 +305,11 @@ pub const ALL: &[Entry] = &[
     ),
     entry("stop", "SIGTERM: DELETE to every peer, nothing left behind", daemon::stop),
     entry("restart", "kill -9 and start: same CA, leases and addresses", daemon::restart),
+    entry(
+        "restart-tunnels",
+        "kill -9 and stop --keep: the next start goes on with the tunnels",
+        keep::run,
+    ),
     entry("crash", "kill at every failpoint; everything acknowledged survives", crash::run),
     entry(
         "hostile",

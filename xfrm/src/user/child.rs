@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::esp::Transform;
+use super::ledger::Record;
 use super::mtu;
 use super::replay::ReplayWindow;
 use crate::dataplane::PlaneEvent;
@@ -57,8 +58,8 @@ pub(super) struct Child {
     limits: Limits,
     hosts: RwLock<Hosts>,
     tunnel_mtu: AtomicU16,
-    /// Last sequence number used.
-    seq_out: AtomicU64,
+    /// The last sequence number used, and the highest accepted.
+    record: Record,
     seq_end: u64,
     received: Volume,
     sent: Volume,
@@ -74,7 +75,9 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn new(spec: &ChildSpec) -> Result<Self, PlaneError> {
+    /// A child with its sequence numbers, which an earlier process may have counted.
+    pub(super) fn new(spec: &ChildSpec, record: Record) -> Result<Self, PlaneError> {
+        let received = record.received().load(Ordering::Relaxed);
         Ok(Self {
             id: spec.id,
             reqid: spec.reqid,
@@ -84,11 +87,11 @@ impl Child {
             remote: spec.remote_selectors.clone(),
             sealer: Transform::new(spec.suite, &spec.keys_out, spec.spi_out.0, spec.esn)?,
             opener: Transform::new(spec.suite, &spec.keys_in, spec.spi_in.0, spec.esn)?,
-            replay: Mutex::new(ReplayWindow::new(spec.replay_window, spec.esn)),
+            replay: Mutex::new(ReplayWindow::resume(spec.replay_window, spec.esn, received)),
             limits: spec.limits,
             hosts: RwLock::new(spec.hosts),
             tunnel_mtu: AtomicU16::new(mtu::MIN_INNER_V6),
-            seq_out: AtomicU64::new(spec.first_seq_out),
+            record,
             seq_end: if spec.esn { u64::MAX } else { u64::from(u32::MAX) },
             received: Volume::default(),
             sent: Volume::default(),
@@ -133,7 +136,8 @@ impl Child {
     /// Takes `count` sequence numbers and returns the first; `None` when they are used up: a
     /// number also is the AEAD's IV and never comes twice under a key (RFC 4303 3.3.3).
     pub(super) fn take_sequence(&self, count: u64, events: &mut Vec<PlaneEvent>) -> Option<u64> {
-        let taken = self.seq_out.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+        let sent = self.record.sent();
+        let taken = sent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
             last.checked_add(count).filter(|last| *last <= self.seq_end)
         });
         match taken {
@@ -148,6 +152,18 @@ impl Child {
                 None
             }
         }
+    }
+
+    /// Records an authenticated packet of the peer: `None` when another thread has accepted its
+    /// number meanwhile, otherwise whether it is the newest so far.
+    pub(super) fn accept_sequence(&self, seq: u64) -> Option<bool> {
+        let mut window = locked(&self.replay);
+        let newest = window.accept(seq)?;
+        if newest {
+            // Within the lock: what is kept never goes back.
+            self.record.received().store(seq, Ordering::Relaxed);
+        }
+        Some(newest)
     }
 
     /// Counts packets sent to the peer.
@@ -208,7 +224,7 @@ impl Child {
             packets_in: load(&self.received.packets),
             packets_out: load(&self.sent.packets),
             idle_in_micros: load(&self.last_in).checked_sub(1).map(|last| now.saturating_sub(last)),
-            seq_out: load(&self.seq_out),
+            seq_out: load(self.record.sent()),
             drops_replay: load(&self.drops_replay),
             drops_auth: load(&self.drops_auth),
             drops_selector: load(&self.drops_selector),
@@ -246,7 +262,7 @@ mod tests {
             limits: Limits::default(),
             outbound_active: true,
         };
-        Child::new(&spec).unwrap()
+        Child::new(&spec, Record::volatile(0)).unwrap()
     }
 
     fn from(port: u16) -> SocketAddr {

@@ -187,8 +187,7 @@ impl Worker<'_> {
             }
             OpenError::Length | OpenError::Padding => DropReason::Malformed,
         })?;
-        // Another worker may have accepted the same number meanwhile.
-        let newest = locked(&child.replay).accept(seq).ok_or_else(replayed)?;
+        let newest = child.accept_sequence(seq).ok_or_else(replayed)?;
         if newest {
             child.seen_from(remote, self.now, &mut self.events);
         }

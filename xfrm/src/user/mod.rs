@@ -31,6 +31,7 @@ mod hostile_tests;
 mod icmp;
 mod inbound;
 mod keeper;
+mod ledger;
 mod mss;
 pub mod mtu;
 mod offload;
@@ -40,6 +41,7 @@ mod plane;
 mod replay;
 mod selector;
 mod sender;
+mod shared_words;
 pub(crate) mod sys;
 mod table;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
@@ -14,6 +15,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::child::Child;
 use super::counters::DropCounters;
 use super::keeper::{self, Keeper};
+use super::ledger::{Ledger, Record};
 use super::table::Table;
 use super::tun::{self, TunQueue};
 use super::{inbound, mtu, outbound, replay};
@@ -63,6 +65,9 @@ pub struct UserPlaneConfig {
     pub sockets: Vec<UdpPort>,
     /// Queues of the tunnel interface, each read by its own thread; 0 takes one per core.
     pub workers: usize,
+    /// Where sequence numbers are counted, so that the next process can go on with the children of
+    /// this one ([`Dataplane::adopt`]). On a tmpfs, in a folder of this user alone.
+    pub sequences: Option<PathBuf>,
 }
 
 /// What the threads and the control operations share.
@@ -115,6 +120,7 @@ pub struct UserPlane {
     threads: Vec<JoinHandle<()>>,
     reserved: HashSet<u32>,
     random: SystemRandom,
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl std::fmt::Debug for UserPlane {
@@ -132,7 +138,7 @@ impl UserPlane {
     /// # Errors
     /// When there is no TUN device, no permission, or no encapsulation port; nothing stays then.
     pub fn start(config: UserPlaneConfig, sink: EventSink) -> Result<Self, PlaneError> {
-        let UserPlaneConfig { tun, tun_mtu, sockets, workers } = config;
+        let UserPlaneConfig { tun, tun_mtu, sockets, workers, sequences } = config;
         if sockets.is_empty() {
             return Err(PlaneError::Unsupported {
                 plane: PLANE,
@@ -140,6 +146,9 @@ impl UserPlane {
                 fix: "bind UDP 4500 first",
             });
         }
+        let ledger = sequences
+            .map(|path| Ledger::open(&path).map_err(|error| unkept(&path, &error)))
+            .transpose()?;
         let mtu = tun_mtu.unwrap_or_else(|| mtu::interface_mtu(mtu::DEFAULT_PATH_MTU, false));
         let (interface, queues) = match tun {
             TunSource::Create { name } => tun::create(&name, queue_count(workers), mtu)?,
@@ -172,6 +181,7 @@ impl UserPlane {
             threads: Vec::new(),
             reserved: HashSet::new(),
             random: SystemRandom::new(),
+            ledger,
         };
         // On an early return dropping the plane stops the threads that already run.
         plane.spawn_all(queues)?;
@@ -221,6 +231,18 @@ impl UserPlane {
         }
     }
 
+    fn add(&mut self, spec: &ChildSpec, record: Record) -> Result<(), PlaneError> {
+        let child = Arc::new(Child::new(spec, record)?);
+        self.shared.measure(&child);
+        let mut table = self.shared.table_mut();
+        table.insert(child)?;
+        if spec.outbound_active {
+            table.activate(spec.id)?;
+        }
+        self.reserved.remove(&spec.spi_in.0);
+        Ok(())
+    }
+
     fn check(&self, spec: &ChildSpec) -> Result<(), PlaneError> {
         let refuse = |what: &str, fix: &'static str| {
             Err(PlaneError::Unsupported { plane: PLANE, what: what.into(), fix })
@@ -259,6 +281,14 @@ fn queue_count(workers: usize) -> usize {
         return workers;
     }
     std::thread::available_parallelism().map_or(1, usize::from).min(MAX_AUTO_WORKERS)
+}
+
+fn unkept(path: &Path, error: &std::io::Error) -> PlaneError {
+    PlaneError::System {
+        what: format!("cannot keep sequence numbers in {}", path.display()),
+        reason: error.to_string(),
+        fix: "make room there (8 MiB), and see that it belongs to this user".into(),
+    }
 }
 
 fn system(what: &str, error: &std::io::Error) -> PlaneError {
@@ -319,15 +349,19 @@ impl Dataplane for UserPlane {
 
     fn install(&mut self, spec: &ChildSpec) -> Result<(), PlaneError> {
         self.check(spec)?;
-        let child = Arc::new(Child::new(spec)?);
-        self.shared.measure(&child);
-        let mut table = self.shared.table_mut();
-        table.insert(child)?;
-        if spec.outbound_active {
-            table.activate(spec.id)?;
+        let record = match &self.ledger {
+            Some(ledger) => ledger.fresh(spec.spi_in.0, spec.spi_out.0, spec.first_seq_out),
+            None => Record::volatile(spec.first_seq_out),
+        };
+        self.add(spec, record)
+    }
+
+    fn adopt(&mut self, spec: &ChildSpec) -> Result<bool, PlaneError> {
+        self.check(spec)?;
+        match self.ledger.as_ref().and_then(|l| l.left(spec.spi_in.0, spec.spi_out.0)) {
+            Some(record) => self.add(spec, record).map(|()| true),
+            None => Ok(false),
         }
-        self.reserved.remove(&spec.spi_in.0);
-        Ok(())
     }
 
     fn activate_outbound(&mut self, child: ChildId) -> Result<(), PlaneError> {
@@ -367,6 +401,13 @@ impl Dataplane for UserPlane {
     fn shutdown(&mut self) -> Result<(), PlaneError> {
         self.stop();
         Ok(())
+    }
+
+    fn detach(&mut self) -> Result<(), PlaneError> {
+        if let Some(ledger) = &self.ledger {
+            ledger.seal();
+        }
+        self.shutdown()
     }
 }
 

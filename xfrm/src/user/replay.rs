@@ -31,6 +31,20 @@ impl ReplayWindow {
         Self { top: 0, window, esn, blocks: vec![0; blocks] }
     }
 
+    /// The window of an SA that has accepted up to `top` before: nothing of that passes again.
+    pub(super) fn resume(window: u32, esn: bool, top: u64) -> Self {
+        let mut resumed = Self::new(window, esn);
+        resumed.top = top;
+        if top > 0 {
+            resumed.blocks.fill(u64::MAX);
+            if let Some(block) = resumed.block_mut(top / BLOCK_BITS) {
+                // Those above the top in its block are still to come.
+                *block = u64::MAX >> (BLOCK_BITS - 1).wrapping_sub(top % BLOCK_BITS);
+            }
+        }
+        resumed
+    }
+
     /// The full sequence number a received low half stands for.
     pub(super) fn infer(&self, low: u32) -> u64 {
         if !self.esn {
@@ -174,6 +188,26 @@ mod tests {
                 (any::<bool>(), prop_oneof![0u64..4, 0u64..200, 0u64..10_000]), 1..400),
         ) {
             walk(window, start, &steps);
+        }
+
+        #[test]
+        fn a_resumed_window_takes_nothing_old_and_everything_new(
+            window in prop_oneof![Just(0u32), Just(32), Just(64), Just(65), Just(1000), Just(4096)],
+            top in prop_oneof![0u64..300, Just((1 << 32) - 1), 1u64..(1 << 40)],
+            steps in proptest::collection::vec(0u64..5000, 1..200),
+        ) {
+            let mut resumed = ReplayWindow::resume(window, true, top);
+            let mut naive = Naive { window: u64::from(window), top, seen: BTreeSet::new() };
+            // Whatever was accepted before was accepted once.
+            naive.seen.extend(top.saturating_sub(5000)..=top);
+            for ahead in steps {
+                let seq = top + ahead;
+                if window > 0 {
+                    prop_assert_eq!(resumed.accept(seq), naive.accept(seq), "{} of {}", seq, top);
+                }
+                let back = top.saturating_sub(ahead);
+                prop_assert!(window == 0 || resumed.accept(back).is_none(), "{} again", back);
+            }
         }
 
         #[test]

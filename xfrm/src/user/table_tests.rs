@@ -3,6 +3,7 @@
 use super::super::packet::build::udp;
 use super::*;
 use crate::model::{ChildSpec, EspSuite, Hosts, Limits, Mode, SaKeys, Spi};
+use crate::user::ledger::Record;
 
 fn child(id: u64, reqid: u32, remote: &[&str]) -> Arc<Child> {
     let key = SaKeys { encr: vec![id as u8; 36], integ: Vec::new() };
@@ -28,7 +29,7 @@ fn child(id: u64, reqid: u32, remote: &[&str]) -> Arc<Child> {
         limits: Limits::default(),
         outbound_active: true,
     };
-    Arc::new(Child::new(&spec).unwrap())
+    Arc::new(Child::new(&spec, Record::volatile(0)).unwrap())
 }
 
 /// A table of active children.

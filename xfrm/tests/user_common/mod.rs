@@ -8,6 +8,7 @@ pub mod packet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -77,10 +78,14 @@ pub struct End {
 
 impl End {
     pub fn new(name: &str) -> Self {
+        let any = UdpPort::bind("127.0.0.1:0".parse().unwrap(), &BindOptions::default()).unwrap();
+        Self::over(name, any, None)
+    }
+
+    /// An end on this port that counts its sequence numbers in a file.
+    pub fn over(name: &str, socket: UdpPort, sequences: Option<PathBuf>) -> Self {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
-        let socket =
-            UdpPort::bind("127.0.0.1:0".parse().unwrap(), &BindOptions::default()).unwrap();
         let port = socket.local_addr();
         let (sender, events) = mpsc::channel();
         let config = UserPlaneConfig {
@@ -88,6 +93,7 @@ impl End {
             tun_mtu: None,
             sockets: vec![socket],
             workers: 1,
+            sequences,
         };
         let sender = Mutex::new(sender);
         let sink = Arc::new(move |event| drop(sender.lock().unwrap().send(event)));

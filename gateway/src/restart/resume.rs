@@ -1,0 +1,106 @@
+//! Which tunnels of an earlier process go on.
+
+use std::net::IpAddr;
+
+use ike::config::EngineConfig;
+use ike::crypto::CryptoProvider;
+use ike::io::Grant;
+use ike::snapshot::Snapshot;
+use ike::{Engine, EngineError};
+use pki::Authority;
+
+use super::Checkpoints;
+use crate::actions::Peers;
+use crate::lease::LeaseRegistry;
+use crate::sys::clock;
+
+/// A tunnel that goes on, with what its lease grants under the configuration of now.
+#[derive(Debug)]
+pub struct Resumed {
+    /// Where it was.
+    pub snapshot: Snapshot,
+    /// What holds from now on.
+    pub grant: Grant,
+}
+
+/// The tunnels that go on: their lease lives, its role is configured as it was, and their address
+/// of ours is still served (`serves`). The others are forgotten; their clients find out by
+/// themselves and connect again.
+pub fn choose(
+    saved: Vec<Snapshot>,
+    checkpoints: &Checkpoints,
+    authority: &Authority,
+    peers: &Peers,
+    registry: &LeaseRegistry,
+    serves: impl Fn(IpAddr) -> bool,
+) -> Vec<Resumed> {
+    let mut chosen = Vec::new();
+    for snapshot in saved {
+        let (ike, lease) = (snapshot.ike, snapshot.grant.lease.clone());
+        let went_on = go_on(&snapshot, authority, peers, registry, &serves);
+        match went_on {
+            Ok(grant) => chosen.push(Resumed { snapshot, grant }),
+            Err(why) => {
+                tracing::info!(ike = ike.0, lease = %lease.0, why, "tunnel does not go on");
+                checkpoints.forget(ike);
+            }
+        }
+    }
+    chosen
+}
+
+/// An engine that goes on with them, and those with which it does.
+///
+/// # Errors
+/// As [`Engine::new`].
+pub fn engine(
+    config: EngineConfig,
+    provider: &'static CryptoProvider,
+    seed: [u8; 32],
+    resumed: Vec<Resumed>,
+    checkpoints: &Checkpoints,
+) -> Result<(Engine, Vec<Resumed>), EngineError> {
+    let snapshots = resumed.iter().map(|resumed| resumed.snapshot.clone());
+    match Engine::restore(config.clone(), provider, seed, clock::now(), snapshots) {
+        Ok(engine) => Ok((engine, resumed)),
+        // Another build, without an algorithm that one of them runs with: none goes on, but the
+        // gateway starts.
+        Err(EngineError::Snapshot(error)) => {
+            tracing::warn!(%error, "no tunnel goes on; clients connect again");
+            for resumed in &resumed {
+                checkpoints.forget(resumed.snapshot.ike);
+            }
+            Ok((Engine::new(config, provider, seed, clock::now())?, Vec::new()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn go_on(
+    snapshot: &Snapshot,
+    authority: &Authority,
+    peers: &Peers,
+    registry: &LeaseRegistry,
+    serves: &impl Fn(IpAddr) -> bool,
+) -> Result<Grant, String> {
+    let before = &*snapshot.grant;
+    if snapshot.client {
+        return Err("we had made it, and make it again".to_owned());
+    }
+    if !serves(snapshot.local.ip()) {
+        return Err(format!("{} is not served any more", snapshot.local.ip()));
+    }
+    let lease = authority.lease(&before.lease.0).map_err(|error| error.to_string())?;
+    let lease = lease.filter(|lease| lease.state.is_live()).ok_or("its lease has ended")?;
+    if !registry.take(&before.lease, before.reqid) {
+        return Err("another lease has its request id".to_owned());
+    }
+    let grant = peers
+        .regrant(&lease, &before.role, before.deadline)
+        .ok_or("what it was let in with is not configured any more")?;
+    let same = |a: &Grant, b: &Grant| a.addresses == b.addresses && a.networks == b.networks;
+    if !same(&grant, before) {
+        return Err("its addresses are others now".to_owned());
+    }
+    Ok(grant)
+}

@@ -34,6 +34,12 @@ pub struct Status {
     pub child_sas: usize,
     /// Connections of peers that have not authenticated yet, of at most `ike.max_half_open`.
     pub half_open: usize,
+    /// Tunnels of the earlier process that went on in this one.
+    #[serde(default)]
+    pub resumed: usize,
+    /// Why tunnels end with this process; none: the next start goes on with them.
+    #[serde(default)]
+    pub tunnels_end_because: Option<String>,
     /// The gateway that clients are sent to, while this one is drained.
     pub draining_to: Option<String>,
     /// Tunnels to other gateways.

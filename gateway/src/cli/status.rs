@@ -61,6 +61,10 @@ fn text(status: &Status) -> String {
             status.limits_met.iter().map(|(limit, count)| format!("{limit} {count}")).collect();
         rows.push(("limits met", met.join(", ")));
     }
+    rows.push(match &status.tunnels_end_because {
+        Some(why) => ("restart", format!("ends every tunnel: {why}")),
+        None => ("restart", format!("keeps tunnels; {} went on at the last", status.resumed)),
+    });
     if let Some(to) = &status.draining_to {
         rows.push(("draining", format!("clients are sent to {to}; end with `runnel drain --off`")));
     }

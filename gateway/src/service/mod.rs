@@ -372,6 +372,8 @@ impl Instance {
             ike_sas: established.len(),
             half_open: sas.iter().filter(|sa| is_half_open(sa)).count(),
             child_sas: established.iter().map(|sa| sa.children.len()).sum(),
+            resumed: self.facts.resumed,
+            tunnels_end_because: self.facts.unkept.clone(),
             draining_to: self.draining_to(),
             sites: self.site_counts(&config, &sas),
             sas_without_lease: without,

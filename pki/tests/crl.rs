@@ -6,6 +6,7 @@ mod common;
 
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 
+use common::meddled::{Meddle, Meddled};
 use common::*;
 use pki::store::*;
 use pki::*;
@@ -14,76 +15,35 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer};
 const MANY: usize = 100;
 
 /// Lets the first list be written when so many revocations are on record.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Gate {
-    store: MemoryStore,
     revoked: Mutex<usize>,
     all: Condvar,
-}
-
-impl Gate {
-    fn new() -> Self {
-        Self { store: MemoryStore::new(), revoked: Mutex::default(), all: Condvar::new() }
-    }
 }
 
 fn puts(txn: &Txn, prefix: &str) -> bool {
     txn.ops.iter().any(|op| matches!(op, Op::Put(key, _) if key.starts_with(prefix)))
 }
 
-impl Store for Gate {
-    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.store.get(key)
-    }
-
-    fn range(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Entry)>, StoreError> {
-        self.store.range(prefix, after, limit)
-    }
-
-    fn transact(&self, txn: Txn) -> Result<Outcome, StoreError> {
+impl Meddle for Gate {
+    fn transact(&self, store: &MemoryStore, txn: Txn) -> Result<Outcome, StoreError> {
         if puts(&txn, "crl/") {
             let revoked = self.revoked.lock().unwrap();
             drop(self.all.wait_while(revoked, |revoked| *revoked < MANY).unwrap());
         }
         let revokes = puts(&txn, "revoked/");
-        let outcome = self.store.transact(txn)?;
+        let outcome = store.transact(txn)?;
         if revokes && matches!(outcome, Outcome::Committed(_)) {
             *self.revoked.lock().unwrap() += 1;
             self.all.notify_all();
         }
         Ok(outcome)
     }
-
-    fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
-        self.store.log(log, after, limit)
-    }
-
-    fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError> {
-        self.store.log_head(log)
-    }
-
-    fn seal_logs(
-        &self,
-        seal: LogSeal,
-        expected: &[&str],
-        adopt: bool,
-    ) -> Result<Vec<String>, StoreError> {
-        self.store.seal_logs(seal, expected, adopt)
-    }
-
-    fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
-        self.store.watch(prefix)
-    }
 }
 
 #[test]
 fn a_hundred_releases_at_once_share_two_lists() {
-    let authority = authority_on(Arc::new(Gate::new()));
+    let authority = authority_on(Arc::new(Meddled::new(Gate::default())));
     let leases: Vec<Enrolled> = (0..MANY).map(|_| enrolled(&authority).1).collect();
     let barrier = Barrier::new(MANY);
     let end = |enrolled: &Enrolled| {

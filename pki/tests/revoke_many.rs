@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use common::meddled::{Meddle, Meddled};
 use common::*;
 use pki::store::*;
 use pki::*;
@@ -15,32 +16,18 @@ use serde_json::{Value, json};
 /// Before each transaction that ends more leases than this, one of them moves.
 #[derive(Debug)]
 struct Restless {
-    store: MemoryStore,
     still: usize,
     moves: AtomicUsize,
 }
 
 impl Restless {
-    fn new(still: usize) -> Arc<Self> {
-        Arc::new(Self { store: MemoryStore::new(), still, moves: AtomicUsize::new(0) })
+    fn store(still: usize) -> Arc<Meddled<Self>> {
+        Arc::new(Meddled::new(Self { still, moves: AtomicUsize::new(0) }))
     }
 }
 
-impl Store for Restless {
-    fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.store.get(key)
-    }
-
-    fn range(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Entry)>, StoreError> {
-        self.store.range(prefix, after, limit)
-    }
-
-    fn transact(&self, txn: Txn) -> Result<Outcome, StoreError> {
+impl Meddle for Restless {
+    fn transact(&self, store: &MemoryStore, txn: Txn) -> Result<Outcome, StoreError> {
         let moved = txn.conditions.iter().filter(|is| matches!(is, Condition::At(..)));
         let leases: Vec<&str> =
             moved.map(Condition::key).filter(|key| key.starts_with("lease/")).collect();
@@ -48,31 +35,10 @@ impl Store for Restless {
             let nth = self.moves.fetch_add(1, Ordering::Relaxed);
             let lease = leases[nth * 7919 % leases.len()];
             let mut renewal = Txn::new();
-            renewal.put(lease, self.store.get(lease)?.unwrap().value);
-            self.store.transact(renewal)?;
+            renewal.put(lease, store.get(lease)?.unwrap().value);
+            store.transact(renewal)?;
         }
-        self.store.transact(txn)
-    }
-
-    fn log(&self, log: &str, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
-        self.store.log(log, after, limit)
-    }
-
-    fn log_head(&self, log: &str) -> Result<Option<LogHead>, StoreError> {
-        self.store.log_head(log)
-    }
-
-    fn seal_logs(
-        &self,
-        seal: LogSeal,
-        expected: &[&str],
-        adopt: bool,
-    ) -> Result<Vec<String>, StoreError> {
-        self.store.seal_logs(seal, expected, adopt)
-    }
-
-    fn watch(&self, prefix: &str) -> Result<Watch, StoreError> {
-        self.store.watch(prefix)
+        store.transact(txn)
     }
 }
 
@@ -109,7 +75,7 @@ fn multiply(store: &dyn Store, lease: &Lease, count: usize) {
 #[test]
 fn thousands_of_leases_that_are_being_renewed_are_revoked() {
     const COUNT: usize = 3_000;
-    let store = Restless::new(64);
+    let store = Restless::store(64);
     let authority = authority_on(Arc::clone(&store) as Arc<dyn Store>);
     let (_, first) = enrolled(&authority);
     multiply(store.as_ref(), &first.lease, COUNT - 1);
@@ -119,7 +85,7 @@ fn thousands_of_leases_that_are_being_renewed_are_revoked() {
     let role = RevokeSelector::Role("builder".into());
     let outcome = authority.revoke(&role, reason, &OPERATOR, after(1)).unwrap();
 
-    assert!(store.moves.load(Ordering::Relaxed) > 0, "they did move");
+    assert!(store.by.moves.load(Ordering::Relaxed) > 0, "they did move");
     assert_eq!(outcome.failed, None);
     assert_eq!((outcome.revoked_now, outcome.barred_keys), (COUNT, COUNT));
     let ended: BTreeSet<&str> = outcome.changes.iter().map(|c| c.lease.id.as_str()).collect();
@@ -133,7 +99,7 @@ fn thousands_of_leases_that_are_being_renewed_are_revoked() {
 fn what_never_stands_still_is_told_beside_what_was_revoked() {
     for (still, ends) in [(0, false), (1, true)] {
         // Enrolment's one lease is new: its condition is that there is none.
-        let authority = authority_on(Restless::new(still));
+        let authority = authority_on(Restless::store(still));
         let leases: Vec<_> = (0..3).map(|_| enrolled(&authority).1.lease).collect();
         let role = RevokeSelector::Role("builder".into());
         let reason = RevocationReason::Unspecified;

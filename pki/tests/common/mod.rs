@@ -1,6 +1,9 @@
 //! What the integration tests share: an authority with one role, and clients with keys.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
+pub mod elsewhere;
+pub mod meddled;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | test | lab | sim | fuzz | bench`.
+//! Developer commands: `cargo xtask demo | test | lab | sim | vectors | fuzz | bench`.
 //!
 //! This program only installs, builds and starts things; what is tested lives in the `tests`
 //! crate. It stays small, so that it builds in seconds on a machine that has nothing yet.
@@ -12,6 +12,7 @@ mod next;
 mod packages;
 mod run;
 mod test;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,8 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// Fetch the public vectors that the tests of path validation need.
+    Vectors,
     /// Fuzz one target for a while (needs a nightly toolchain).
     Fuzz {
         /// Name of the target.
@@ -111,6 +114,7 @@ fn dispatch(command: Command) -> Result<()> {
             docs::check()
         }
         Command::Sim { walks, seed } => sim(walks, seed),
+        Command::Vectors => vectors::prepare(),
         Command::Fuzz { target, seconds } => fuzz::run(&target, seconds),
         Command::Bench { list: true, .. } => labs(&["--list-benchmarks"]),
         Command::Bench { name, .. } => bench(&name.unwrap_or_default()),
@@ -185,6 +189,7 @@ mod tests {
             "lab --list",
             "lab baseline",
             "sim --walks 10 --seed 3",
+            "vectors",
             "fuzz message --seconds 5",
             "bench tunnel",
             "bench handshake",

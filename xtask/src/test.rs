@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::matrix::Ran;
 use crate::run::{self, Program};
-use crate::{docs, guest, matrix, next, packages, prepare_labs};
+use crate::{docs, guest, matrix, next, packages, prepare_labs, vectors};
 
 /// Runs all checks; labs too unless `fast`.
 ///
@@ -22,6 +22,8 @@ pub(crate) fn all(fast: bool) -> Result<()> {
         // Only the labs that run it fail without it.
         tally.step("strongSwan of the next suite", next::prepare);
     }
+    // Only the test that judges them fails without them.
+    tally.step("public test vectors", vectors::prepare);
     tally.step("format", || Program::cargo(["fmt", "--all", "--check"]).run());
     tally.step("lints", || {
         Program::cargo([

@@ -3,7 +3,9 @@
 //! kept, and everything is bounded.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::Revocation;
 use crate::fetch;
-use crate::sys::clock;
+use crate::sys::{clock, reason};
 
 /// Checks under way at most; more handshakes are told to try again.
 const MAX_CHECKS: usize = 256;
@@ -23,8 +25,10 @@ const MAX_LIST: usize = 4 * 1024 * 1024;
 const MAX_ANSWER: usize = 64 * 1024;
 /// Answers kept at most.
 const MAX_ANSWERS: usize = 4_096;
-/// Octets of lists kept at most.
+/// Octets of memory for lists at most.
 const MAX_LISTS: usize = 64 * 1024 * 1024;
+/// What a list that is kept takes beside its own memory and its place's name.
+const KEPT: usize = 256;
 /// A place that failed is left alone for this time, so that it delays one handshake and not each.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 
@@ -45,12 +49,21 @@ pub struct Sources {
 }
 
 /// Where a revocation list is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListPlace {
     /// Plain HTTP.
     Url(String),
-    /// A file, PEM or DER, read each time.
+    /// A file, PEM or DER, read again when it changes.
     File(PathBuf),
+}
+
+impl std::fmt::Display for ListPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Url(url) => f.write_str(url),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// What a check found out about a whole path.
@@ -79,12 +92,24 @@ pub struct RevocationChecks {
 struct Memory {
     /// By request, which names issuer and serial number.
     answers: BTreeMap<Vec<u8>, (UnixTime, Standing)>,
-    lists: BTreeMap<String, (UnixTime, Arc<RevocationList>)>,
+    lists: BTreeMap<ListPlace, Kept>,
     /// Places that failed, until when they are left alone, and how they failed.
     failed: BTreeMap<String, (UnixTime, String)>,
     /// One fetch of a place at a time.
     turns: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
 }
+
+/// A list that is kept.
+#[derive(Debug, Clone)]
+struct Kept {
+    since: UnixTime,
+    /// The file as it was then.
+    stamp: Option<Stamp>,
+    list: Arc<RevocationList>,
+}
+
+/// What changes when a file does: device, inode, length, and the instants of both its changes.
+type Stamp = (u64, u64, u64, [i64; 4]);
 
 impl RevocationChecks {
     /// Works on this runtime.
@@ -208,15 +233,15 @@ impl RevocationChecks {
         }
         let named = question.crl.iter().cloned().map(ListPlace::Url);
         for place in sources.lists.iter().cloned().chain(named) {
-            let (list, name) = match &place {
-                ListPlace::Url(url) => (self.list(url, sources).await, url.clone()),
-                ListPlace::File(path) => (read(path).await, path.display().to_string()),
+            let list = match &place {
+                ListPlace::Url(url) => self.fetched(url, sources).await,
+                ListPlace::File(path) => self.read(path).await,
             };
             let judged = list
                 .and_then(|list| question.listed(&list, now()).map_err(|error| error.to_string()));
             match judged {
-                Ok(standing) => return Ok((standing, format!("the list {name}"))),
-                Err(why) => tried.push(format!("list {name}: {why}")),
+                Ok(standing) => return Ok((standing, format!("the list {place}"))),
+                Err(why) => tried.push(format!("list {place}: {why}")),
             }
         }
         if tried.is_empty() {
@@ -262,13 +287,13 @@ impl RevocationChecks {
         Ok(standing)
     }
 
-    async fn list(&self, url: &str, sources: &Sources) -> Result<Arc<RevocationList>, String> {
+    async fn fetched(&self, url: &str, sources: &Sources) -> Result<Arc<RevocationList>, String> {
+        let place = ListPlace::Url(url.to_owned());
         let kept = |at_most: Option<Duration>| {
-            let memory = self.memory();
-            let (since, list) = memory.lists.get(url)?;
+            let Kept { since, list, .. } = self.memory().lists.get(&place)?.clone();
             let good = list.next_update().is_some_and(|until| now() < until);
             let fresh = at_most.is_none_or(|age| now() < since.plus(age));
-            (good && fresh).then(|| Arc::clone(list))
+            (good && fresh).then_some(list)
         };
         if let Some(list) = kept(Some(sources.refresh)) {
             return Ok(list);
@@ -285,7 +310,7 @@ impl RevocationChecks {
         match fetched {
             Ok(octets) => {
                 let list = Arc::new(parse(octets)?);
-                self.keep(url, &list);
+                self.keep(place, None, &list);
                 Ok(list)
             }
             // The one that is there counts until its own end.
@@ -293,16 +318,41 @@ impl RevocationChecks {
         }
     }
 
-    fn keep(&self, url: &str, list: &Arc<RevocationList>) {
+    /// The list of a file, as the file is now.
+    async fn read(&self, path: &Path) -> Result<Arc<RevocationList>, String> {
+        let place = ListPlace::File(path.to_owned());
+        let turn = self.turn(&place.to_string());
+        // One reader of a file at a time: the others find what it read.
+        let _turn = turn.lock().await;
+        let kept = self.memory().lists.get(&place).cloned();
+        let path = path.to_owned();
+        let read = tokio::task::spawn_blocking(move || read_file(&path, kept)).await;
+        let (stamp, list) = read.map_err(|error| error.to_string())??;
+        self.keep(place, Some(stamp), &list);
+        Ok(list)
+    }
+
+    /// The oldest give way until there is room.
+    fn keep(&self, place: ListPlace, stamp: Option<Stamp>, list: &Arc<RevocationList>) {
+        let size =
+            |place: &ListPlace, list: &RevocationList| KEPT + place.to_string().len() + list.size();
         let mut memory = self.memory();
-        let held: usize = memory.lists.values().map(|(_, list)| list.size()).sum();
-        if held + list.size() > MAX_LISTS {
-            let oldest = memory.lists.iter().min_by_key(|(_, (since, _))| *since);
-            if let Some(oldest) = oldest.map(|(url, _)| url.clone()) {
-                memory.lists.remove(&oldest);
-            }
+        memory.lists.remove(&place);
+        let mut held: usize =
+            memory.lists.iter().map(|(place, kept)| size(place, &kept.list)).sum();
+        let needed = size(&place, list);
+        while held + needed > MAX_LISTS {
+            let oldest = memory.lists.iter().min_by_key(|(_, kept)| kept.since);
+            let Some((oldest, freed)) =
+                oldest.map(|(place, kept)| (place.clone(), size(place, &kept.list)))
+            else {
+                // Larger than all room there is: it serves this once.
+                return;
+            };
+            memory.lists.remove(&oldest);
+            held -= freed;
         }
-        memory.lists.insert(url.to_owned(), (now(), Arc::clone(list)));
+        memory.lists.insert(place, Kept { since: now(), stamp, list: Arc::clone(list) });
     }
 
     fn left_alone(&self, url: &str) -> Result<(), String> {
@@ -334,16 +384,25 @@ impl RevocationChecks {
     }
 }
 
-/// Reads a list from a file, PEM or DER.
-async fn read(path: &std::path::Path) -> Result<Arc<RevocationList>, String> {
-    let path = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
-    let octets = match read {
-        Ok(Ok(octets)) => octets,
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(error) => return Err(error.to_string()),
-    };
-    parse(octets).map(Arc::new)
+/// The list in a file, PEM or DER; the one that is kept if the file is as it was.
+fn read_file(path: &Path, kept: Option<Kept>) -> Result<(Stamp, Arc<RevocationList>), String> {
+    let file = std::fs::File::open(path).map_err(|error| reason(&error))?;
+    let metadata = file.metadata().map_err(|error| reason(&error))?;
+    let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+    let stamp = (metadata.dev(), metadata.ino(), metadata.len(), times);
+    if let Some(kept) = kept.filter(|kept| kept.stamp == Some(stamp)) {
+        return Ok((stamp, kept.list));
+    }
+    let mut octets = Vec::new();
+    let most = u64::try_from(MAX_LIST).unwrap_or(u64::MAX);
+    file.take(most + 1).read_to_end(&mut octets).map_err(|error| reason(&error))?;
+    if octets.len() > MAX_LIST {
+        return Err(format!(
+            "the file has more than {MAX_LIST} octets: have the CA divide its list (issuing \
+             distribution points), or give a responder with `ocsp`"
+        ));
+    }
+    Ok((stamp, Arc::new(parse(octets)?)))
 }
 
 fn parse(octets: Vec<u8>) -> Result<RevocationList, String> {
@@ -361,3 +420,6 @@ fn parse(octets: Vec<u8>) -> Result<RevocationList, String> {
 fn now() -> UnixTime {
     UnixTime::from_micros(clock::wall().0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,25 @@
 //! Revocation lists of external CAs (RFC 5280 5 and 6.3): complete ones and partitions; no deltas
 //! and no lists in another's name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use x509_parser::extensions::{DistributionPointName, GeneralName, ParsedExtension};
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
+use x509_parser::x509::ReasonCode;
 
 use super::cert::Cert;
-use super::der::{self, SignedData};
+use super::der;
 use super::name::{self, Normal};
+use super::point::{PointName, Scope};
 use super::signature;
 use super::status::{Standing, StatusError, unusable};
-use crate::serial::Serial;
 use crate::time::UnixTime;
+
+/// The extension that limits a list.
+const ISSUING_POINT: &str = "2.5.29.28";
+/// What an entry takes beside its own octets: the tree's node and the number on the heap.
+const ENTRY_OVERHEAD: usize = 48;
 
 /// A parsed list. Nothing in it is trusted before it is judged with its issuer.
 #[derive(Debug)]
@@ -22,19 +28,9 @@ pub struct RevocationList {
     issuer: Normal,
     this_update: UnixTime,
     next_update: Option<UnixTime>,
-    revoked: BTreeMap<Serial, (UnixTime, String)>,
+    /// By serial number, as [`integer`] has it.
+    revoked: BTreeMap<Box<[u8]>, (UnixTime, Option<ReasonCode>)>,
     scope: Scope,
-}
-
-/// What the issuing distribution point limits the list to.
-#[derive(Debug, Default)]
-struct Scope {
-    /// Names of the partition; none: every one.
-    names: Option<Vec<String>>,
-    only_users: bool,
-    only_cas: bool,
-    only_attributes: bool,
-    some_reasons: bool,
 }
 
 impl RevocationList {
@@ -48,29 +44,23 @@ impl RevocationList {
         if !rest.is_empty() || list.signature_algorithm != list.tbs_cert_list.signature {
             return Err(broken());
         }
+        let issuer = name::normalise(list.issuer());
         let mut scope = Scope::default();
+        let mut seen = BTreeSet::new();
         for extension in list.extensions() {
+            let oid = extension.oid.to_id_string();
+            // RFC 5280 5.2: as in certificates, none twice.
+            if !seen.insert(oid.clone()) {
+                return Err(unusable(format!("the list has the extension {oid} twice")));
+            }
+            if oid == ISSUING_POINT {
+                scope = Scope::read(extension.value, &issuer)?;
+                continue;
+            }
             match extension.parsed_extension() {
-                ParsedExtension::IssuingDistributionPoint(point) => {
-                    if point.indirect_crl {
-                        return Err(unusable("the list is one of several issuers (indirect)"));
-                    }
-                    scope.names = match &point.distribution_point {
-                        None => None,
-                        Some(DistributionPointName::FullName(names)) => {
-                            Some(names.iter().filter_map(uri).collect())
-                        }
-                        Some(DistributionPointName::NameRelativeToCRLIssuer(_)) => Some(Vec::new()),
-                    };
-                    scope.only_users = point.only_contains_user_certs;
-                    scope.only_cas = point.only_contains_ca_certs;
-                    scope.only_attributes = point.only_contains_attribute_certs;
-                    scope.some_reasons = point.only_some_reasons.is_some();
-                }
                 ParsedExtension::CRLNumber(_) | ParsedExtension::AuthorityKeyIdentifier(_) => {}
                 // A delta list among them (2.5.29.27).
                 _ if extension.critical => {
-                    let oid = extension.oid.to_id_string();
                     return Err(unusable(format!(
                         "the list has a critical extension that is not understood here ({oid})"
                     )));
@@ -80,10 +70,10 @@ impl RevocationList {
         }
         let mut revoked = BTreeMap::new();
         for entry in list.iter_revoked_certificates() {
-            let mut reason = "no reason given".to_owned();
+            let mut reason = None;
             for extension in entry.extensions() {
                 match extension.parsed_extension() {
-                    ParsedExtension::ReasonCode(code) => reason = code.to_string(),
+                    ParsedExtension::ReasonCode(code) => reason = Some(*code),
                     _ if extension.critical => {
                         return Err(unusable(
                             "an entry of the list has a critical extension that is not \
@@ -94,10 +84,10 @@ impl RevocationList {
                 }
             }
             let at = UnixTime::from_secs(entry.revocation_date.timestamp());
-            revoked.insert(Serial::from_bytes(entry.raw_serial()), (at, reason));
+            revoked.insert(integer(entry.raw_serial()).into(), (at, reason));
         }
         Ok(Self {
-            issuer: name::normalise(list.issuer()),
+            issuer,
             this_update: UnixTime::from_secs(list.last_update().timestamp()),
             next_update: list.next_update().map(|next| UnixTime::from_secs(next.timestamp())),
             revoked,
@@ -111,30 +101,37 @@ impl RevocationList {
         self.next_update
     }
 
-    /// Its size, octets.
+    /// What it takes in memory, octets, roughly: its entries take more there than in the list.
     pub fn size(&self) -> usize {
-        self.der.len()
+        let entry = size_of::<(Box<[u8]>, (UnixTime, Option<ReasonCode>))>() + ENTRY_OVERHEAD;
+        size_of::<Self>() + self.der.len() + self.revoked.len() * entry
     }
 
-    /// RFC 5280 6.3.3 for a certificate and the CA that issued both. `places` is where the
-    /// certificate says that its lists are.
+    /// RFC 5280 6.3.3 for a certificate and the CA that issued it: `issuers` are its certificates in
+    /// the path, the one that issued first. One of their keys must have signed the list (a CA whose
+    /// key was changed signs all with the new one). `places` are the names of the certificate's
+    /// distribution points.
     pub(super) fn judge(
         &self,
         cert: &Cert<'_>,
-        issuer: &Cert<'_>,
-        places: &[String],
+        issuers: &[Cert<'_>],
+        places: &[PointName],
         is_ca: bool,
         earliest: UnixTime,
         latest: UnixTime,
     ) -> Result<Standing, StatusError> {
-        if self.issuer != issuer.subject {
+        if issuers.iter().all(|issuer| self.issuer != issuer.subject) {
             return Err(unusable("the list is of another CA"));
         }
-        if issuer.key_usage.is_some_and(|usage| !usage.crl_sign()) {
+        let may_sign = |issuer: &&Cert<'_>| issuer.key_usage.is_none_or(|usage| usage.crl_sign());
+        let signers: Vec<&Cert<'_>> = issuers.iter().filter(may_sign).collect();
+        if signers.is_empty() {
             return Err(unusable("the CA's key usage does not allow it to sign lists"));
         }
-        let signed: Option<SignedData<'_>> = der::signed(&self.der);
-        if signed.is_none_or(|data| signature::verify(issuer.spki(), data).is_err()) {
+        let signed = der::signed(&self.der).is_some_and(|data| {
+            signers.iter().any(|signer| signature::verify(signer.spki(), data).is_ok())
+        });
+        if !signed {
             return Err(unusable("the signature of the list does not verify"));
         }
         if self.this_update > latest {
@@ -147,26 +144,47 @@ impl RevocationList {
         if until < earliest {
             return Err(unusable(format!("the list was good until {until}")));
         }
-        let Scope { names, only_users, only_cas, only_attributes, some_reasons } = &self.scope;
-        let for_another =
-            names.as_ref().is_some_and(|names| !names.iter().any(|name| places.contains(name)));
-        if for_another || *only_attributes || (*only_users && is_ca) || (*only_cas && !is_ca) {
+        if !self.scope.covers(places, is_ca) {
             return Err(unusable("the list is a part that does not cover the certificate"));
         }
-        let serial = Serial::from_bytes(cert.x509.raw_serial());
-        if let Some((at, reason)) = self.revoked.get(&serial) {
-            return Ok(Standing::Revoked { at: *at, reason: reason.clone() });
+        if let Some((at, reason)) = self.revoked.get(integer(cert.x509.raw_serial())) {
+            let reason =
+                reason.map_or_else(|| "no reason given".to_owned(), |code| code.to_string());
+            return Ok(Standing::Revoked { at: *at, reason });
         }
-        if *some_reasons {
+        if self.scope.some_reasons {
             return Err(unusable("the list covers some reasons of revocation only"));
         }
         Ok(Standing::Good { until })
     }
 }
 
-fn uri(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
+/// The content of an INTEGER without what its sign does not need, so that one number has one form.
+/// Serial numbers may be negative: RFC 5280 4.1.2.2 asks to cope with those who do not obey it.
+fn integer(content: &[u8]) -> &[u8] {
+    match content {
+        [0, next, ..] if *next < 0x80 => integer(&content[1..]),
+        [0xff, next, ..] if *next >= 0x80 => integer(&content[1..]),
+        _ => content,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_one_form_and_its_sign() {
+        for (content, form) in [
+            (&[0, 0, 1][..], &[1][..]),
+            (&[0, 0x80], &[0, 0x80]),
+            (&[0x80], &[0x80]),
+            (&[0xff, 0xff, 0x80], &[0x80]),
+            (&[0xff, 0x7f], &[0xff, 0x7f]),
+            (&[0, 0], &[0]),
+            (&[], &[]),
+        ] {
+            assert_eq!(integer(content), form, "{content:?}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod identity;
 pub(crate) mod name;
 pub(crate) mod path;
 mod pattern;
+mod point;
 mod policy;
 mod rules;
 mod signature;
@@ -162,6 +163,17 @@ pub enum PeerError {
     UnsupportedAlgorithm {
         /// The leaf's subject.
         subject: String,
+    },
+    /// The list of the root revokes the CA that issued the certificate.
+    #[error(
+        "certificate {subject} was issued by {issuer}, which its root's revocation list has \
+         revoked: enrol again once another CA issues"
+    )]
+    IssuerRevoked {
+        /// The leaf's subject.
+        subject: String,
+        /// The leaf's issuer.
+        issuer: String,
     },
     /// Another rule of path validation failed.
     #[error("the chain of certificate {subject} is not valid: {cause}")]

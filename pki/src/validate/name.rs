@@ -61,7 +61,8 @@ pub(super) enum Value {
     Other(u32, Vec<u8>),
 }
 
-fn normal(der: &[u8]) -> Option<Normal> {
+/// The comparable form of a DER name.
+pub(super) fn normal(der: &[u8]) -> Option<Normal> {
     match X509Name::from_der(der) {
         Ok(([], name)) => Some(normalise(&name)),
         _ => None,

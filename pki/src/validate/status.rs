@@ -16,7 +16,7 @@ use x509_parser::prelude::FromDer;
 
 use super::cert::Cert;
 use super::crl::RevocationList;
-use super::{der as octets, name, path, signature};
+use super::{der as octets, name, path, point, signature};
 use crate::serial::Serial;
 use crate::time::UnixTime;
 
@@ -68,15 +68,26 @@ pub struct StatusQuestion {
     pub crl: Vec<String>,
     certificate: Vec<u8>,
     issuer: Vec<u8>,
+    /// Further certificates of the issuer in the path, with other keys.
+    rekeyed: Vec<Vec<u8>>,
 }
 
 /// The questions of a validated path (leaf first, anchor last): one for each certificate but the
 /// anchor's.
 pub fn questions(path: &[Vec<u8>]) -> Vec<StatusQuestion> {
-    path.iter().zip(path.iter().skip(1)).filter_map(|(cert, issuer)| ask(cert, issuer)).collect()
+    let ends = (1..path.len()).filter_map(|above| Some((path.get(above - 1)?, path.get(above..)?)));
+    ends.filter_map(|(cert, above)| ask(cert, above)).collect()
 }
 
-fn ask(der: &[u8], issuer: &[u8]) -> Option<StatusQuestion> {
+fn ask(der: &[u8], above: &[Vec<u8>]) -> Option<StatusQuestion> {
+    let (issuer, higher) = above.split_first()?;
+    let is_issuer = |der: &&Vec<u8>| {
+        X509Certificate::from_der(der).is_ok_and(|(_, higher)| {
+            X509Certificate::from_der(issuer).is_ok_and(|(_, issuer)| {
+                name::same(higher.subject().as_raw(), issuer.subject().as_raw())
+            })
+        })
+    };
     let (_, x509) = X509Certificate::from_der(der).ok()?;
     let (mut ocsp, mut crl) = (Vec::new(), Vec::new());
     for extension in x509.extensions() {
@@ -112,7 +123,8 @@ fn ask(der: &[u8], issuer: &[u8]) -> Option<StatusQuestion> {
         ocsp,
         crl,
         certificate: der.to_vec(),
-        issuer: issuer.to_vec(),
+        issuer: issuer.clone(),
+        rekeyed: higher.iter().filter(is_issuer).cloned().collect(),
     })
 }
 
@@ -253,11 +265,17 @@ impl StatusQuestion {
     /// Why it says nothing.
     pub fn listed(&self, list: &RevocationList, now: UnixTime) -> Result<Standing, StatusError> {
         let x509 = parse(&self.certificate)?;
-        let issuer = parse(&self.issuer)?;
+        let issuers: Vec<(&[u8], X509Certificate<'_>)> = [&self.issuer]
+            .into_iter()
+            .chain(&self.rekeyed)
+            .map(|der| Ok((der.as_slice(), parse(der)?)))
+            .collect::<Result<_, StatusError>>()?;
+        let issuers: Vec<Cert<'_>> =
+            issuers.iter().map(|(der, x509)| Cert::read(der, x509)).collect();
         list.judge(
             &Cert::read(&self.certificate, &x509),
-            &Cert::read(&self.issuer, &issuer),
-            &self.crl,
+            &issuers,
+            &point::names_of(&x509),
             self.is_ca,
             now.minus(SKEW),
             now.plus(SKEW),

@@ -59,6 +59,7 @@ impl Context {
             PeerError::UnsupportedAlgorithm { .. } => "certificate_algorithm_unsupported",
             PeerError::IdentityMismatch { .. } => "identity_mismatch",
             PeerError::UnsupportedIdentity(_) => "identity_unsupported",
+            PeerError::IssuerRevoked { .. } => "issuer_revoked",
             PeerError::InvalidPath { .. } => "certificate_path_invalid",
         };
         let (what, fix) = match error {

@@ -9,7 +9,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ike::crypto::SecretBytes;
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
@@ -179,22 +178,14 @@ impl StateDir {
         &self.path
     }
 
-    /// A secret of 256 bits that outlives the process, for nobody else's eyes; made at the first
-    /// request for it.
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub fn secret(&self, name: &str, fresh: [u8; 32]) -> Result<SecretBytes, StateError> {
-        let path = self.path.join(name);
-        match fs::read(&path) {
-            Ok(secret) if secret.len() == fresh.len() => return Ok(SecretBytes::new(secret)),
-            // Cut off by a crash: nothing depends on the old one but what it would have helped.
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(StateError::io(&path, &error)),
+    /// Removes a file of an earlier version that nothing needs any more.
+    pub fn forget(&self, name: &str) {
+        match fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(name, %error, "a file of an earlier version stays");
+            }
+            _ => {}
         }
-        write_private(&path, &fresh).map_err(|error| StateError::io(&path, &error))?;
-        Ok(SecretBytes::copy_from(&fresh))
     }
 
     /// The admin socket inside `state`.
@@ -320,16 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_made_once_and_private() {
+    fn a_file_of_an_earlier_version_goes_once() {
         let (_parent, path) = fresh();
         let mut state = StateDir::inspect(&path).unwrap();
         state.create().unwrap();
-        let made = state.secret("crash.key", [1; 32]).unwrap();
-        assert_eq!(state.secret("crash.key", [2; 32]).unwrap(), made);
-        let mode = fs::metadata(path.join("crash.key")).unwrap().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        fs::write(path.join("crash.key"), b"short").unwrap();
-        assert_ne!(state.secret("crash.key", [3; 32]).unwrap(), made);
+        fs::write(path.join("crash.key"), [1; 32]).unwrap();
+        state.forget("crash.key");
+        assert!(!path.join("crash.key").exists());
+        state.forget("crash.key");
     }
 
     #[test]

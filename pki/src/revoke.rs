@@ -110,6 +110,9 @@ pub struct RevokeOutcome {
     pub barred_keys: usize,
     /// The leases concerned; end the tunnels of those that say so.
     pub changes: Vec<LeaseChange>,
+    /// Leases that live on with certificates of a later CA than the one that was revoked: end their
+    /// tunnels, which may have been made with its.
+    pub renewed: Vec<Lease>,
     /// What failed after all this was done: the rest is still to be revoked.
     pub failed: Option<Error>,
 }

@@ -36,6 +36,8 @@ pub(crate) struct Sealer {
     mac: hmac::Key,
     /// What the ends of the store's logs are sealed with.
     logs: LogSeal,
+    /// What secrets are made of that need no keeping.
+    secrets: hmac::Key,
     /// Where the CA's keys are made and reached, when not here.
     token: Option<TokenUri>,
 }
@@ -50,9 +52,16 @@ impl Sealer {
     pub(crate) fn new(key: &[u8; KEY_LEN]) -> Result<Self, Error> {
         let aead = UnboundKey::new(&AES_256_GCM, key)
             .map_err(|_| Error::Crypto("the sealing key is not usable"))?;
-        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"runnel tags");
-        let mac = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
-        Ok(Self { aead: LessSafeKey::new(aead), mac, logs: LogSeal::derive(key), token: None })
+        let root = hmac::Key::new(hmac::HMAC_SHA256, key);
+        let of =
+            |purpose: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, purpose).as_ref());
+        Ok(Self {
+            aead: LessSafeKey::new(aead),
+            mac: of(b"runnel tags"),
+            logs: LogSeal::derive(key),
+            secrets: of(b"runnel secrets"),
+            token: None,
+        })
     }
 
     /// Makes the CA's keys in a token, and reaches there what was made before.
@@ -69,6 +78,17 @@ impl Sealer {
             *to = *from;
         }
         short
+    }
+
+    /// 256 bits that only the holder of the sealing key can make of a name: always the same, so that
+    /// nothing need be kept.
+    pub(crate) fn secret(&self, name: &str) -> SealKey {
+        let made = hmac::sign(&self.secrets, name.as_bytes());
+        let mut secret = Zeroizing::new([0; KEY_LEN]);
+        for (to, from) in secret.iter_mut().zip(made.as_ref()) {
+            *to = *from;
+        }
+        secret
     }
 
     /// What the ends of the store's logs are sealed with.
@@ -251,6 +271,14 @@ mod tests {
             assert!(sealer(1).open("ca/root", &altered).is_err(), "octet {position}");
             assert!(sealer(1).open("ca/root", &sealed[..position]).is_err());
         }
+    }
+
+    #[test]
+    fn secrets_are_of_the_key_and_of_their_name() {
+        let secret = sealer(1).secret("crash tokens");
+        assert_eq!(secret, sealer(1).secret("crash tokens"), "again after a restart");
+        assert_ne!(secret, sealer(1).secret("another"));
+        assert_ne!(secret, sealer(2).secret("crash tokens"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::output::{OutputArg, table};
+use super::sealing::SealKeyArg;
 use super::{Context, Failure};
 use crate::admin::proto::Request;
 use crate::admin::view::{AuditPart, AuditVerdict};
@@ -51,11 +52,10 @@ pub(super) enum Command {
     #[command(after_help = VERIFY)]
     Verify {
         /// A copy of the trail instead of the trail itself
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "seal_key")]
         file: Option<PathBuf>,
-        /// The sealing key, when the gateway does not run and the key is not in its state directory
-        #[arg(long, value_name = "FILE", conflicts_with = "file")]
-        seal_key: Option<PathBuf>,
+        #[command(flatten)]
+        sealing: SealKeyArg,
         #[command(flatten)]
         output: OutputArg,
     },
@@ -69,8 +69,8 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             output.print(&events, |events| list(events));
             Ok(())
         }
-        Command::Verify { file, seal_key, output } => {
-            let verdict = verify(context, file, seal_key)?;
+        Command::Verify { file, sealing, output } => {
+            let verdict = verify(context, file, &sealing)?;
             output.print(&verdict, verdict_text);
             match verdict.ok {
                 true => Ok(()),
@@ -83,7 +83,7 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
 fn verify(
     context: &Context,
     file: Option<PathBuf>,
-    seal_key: Option<PathBuf>,
+    sealing: &SealKeyArg,
 ) -> Result<AuditVerdict, Failure> {
     if let Some(file) = file {
         return verify_audit_file(&file).map_err(Failure::failed);
@@ -91,7 +91,7 @@ fn verify(
     match context.client() {
         Ok(mut client) => Ok(client.ask(Request::AuditVerify)?),
         Err(Failure::NotRunning(_)) => {
-            verify_audit_offline(&context.state, seal_key.as_deref()).map_err(Failure::failed)
+            verify_audit_offline(&context.state, sealing.file().as_deref()).map_err(Failure::failed)
         }
         Err(other) => Err(other),
     }

@@ -10,6 +10,7 @@ use pki::signer::KeyKind;
 use pki::{Actor, CaSetup, UnixTime};
 
 use super::output::{self, OutputArg, pairs};
+use super::sealing::SealKeyArg;
 use super::{Context, Failure};
 use crate::admin::proto::{MAX_LINE, Request};
 use crate::admin::view::{CaChange, CaStatus, Ended, Pem};
@@ -98,7 +99,7 @@ pub(super) enum Command {
         #[arg(long)]
         new: bool,
         #[command(flatten)]
-        sealed: Sealed,
+        sealing: SealKeyArg,
     },
     /// Bring in the certificate that was asked for, or a root's revocation list
     #[command(after_help = IMPORT)]
@@ -110,7 +111,7 @@ pub(super) enum Command {
         #[arg(long, value_name = "FILE")]
         crl: Option<PathBuf>,
         #[command(flatten)]
-        sealed: Sealed,
+        sealing: SealKeyArg,
         #[command(flatten)]
         output: OutputArg,
     },
@@ -146,14 +147,6 @@ pub(super) enum Command {
     },
 }
 
-/// Needed only while no gateway runs.
-#[derive(Debug, clap::Args)]
-pub(super) struct Sealed {
-    /// File with the key that seals the CA's keys, while no gateway runs
-    #[arg(long, value_name = "FILE")]
-    seal_key: Option<PathBuf>,
-}
-
 pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Root => {
@@ -168,7 +161,7 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             let status: CaStatus = context.client()?.ask(Request::CaStatus)?;
             output.print(&status, status_text);
         }
-        Command::Csr { key, common_name, new, sealed } => {
+        Command::Csr { key, common_name, new, sealing } => {
             let pem = match context.client() {
                 Ok(mut client) => {
                     let pem: Pem = client.ask(Request::CaCsr { key, common_name, anew: new })?;
@@ -176,7 +169,7 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
                 }
                 Err(Failure::NotRunning(_)) => {
                     let name = common_name.as_deref();
-                    offline(context, &sealed, |setup, configured| {
+                    offline(context, &sealing, |setup, configured| {
                         setup.request(key.unwrap_or(configured), name, new, &actor(), now())
                     })?
                 }
@@ -184,13 +177,13 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             };
             output::line(&pem);
         }
-        Command::Import { file, crl, sealed, output } => {
+        Command::Import { file, crl, sealing, output } => {
             if let Some(file) = file {
-                let change = import(context, &sealed, &file)?;
+                let change = import(context, &sealing, &file)?;
                 output.print(&change, change_text);
             }
             if let Some(crl) = crl {
-                let change = import_crl(context, &sealed, &crl)?;
+                let change = import_crl(context, &sealing, &crl)?;
                 output.print(&change, change_text);
             }
         }
@@ -214,7 +207,7 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     Ok(())
 }
 
-fn import(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChange, Failure> {
+fn import(context: &Context, sealing: &SealKeyArg, file: &Path) -> Result<CaChange, Failure> {
     let bytes = read(file)?;
     let certificates = pki::certificates_of(&bytes).map_err(Failure::failed)?;
     match context.client() {
@@ -225,14 +218,14 @@ fn import(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChange, F
         }
         Err(Failure::NotRunning(_)) => {
             let imported =
-                offline(context, sealed, |setup, _| setup.import(&certificates, &actor(), now()))?;
+                offline(context, sealing, |setup, _| setup.import(&certificates, &actor(), now()))?;
             Ok(service::ca_change(&imported))
         }
         Err(other) => Err(other),
     }
 }
 
-fn import_crl(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChange, Failure> {
+fn import_crl(context: &Context, sealing: &SealKeyArg, file: &Path) -> Result<CaChange, Failure> {
     let bytes = read(file)?;
     let der = match x509_parser::pem::parse_x509_pem(&bytes) {
         Ok((_, pem)) if pem.label == "X509 CRL" => pem.contents,
@@ -252,7 +245,7 @@ fn import_crl(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChang
         }
         Err(Failure::NotRunning(_)) => {
             let imported =
-                offline(context, sealed, |setup, _| setup.import_list(&der, &actor(), now()))?;
+                offline(context, sealing, |setup, _| setup.import_list(&der, &actor(), now()))?;
             Ok(service::ca_change(&imported))
         }
         Err(other) => Err(other),
@@ -263,13 +256,13 @@ fn import_crl(context: &Context, sealed: &Sealed, file: &Path) -> Result<CaChang
 /// A directory that this creates goes again when the work fails.
 fn offline<T>(
     context: &Context,
-    sealed: &Sealed,
+    sealing: &SealKeyArg,
     work: impl FnOnce(&mut CaSetup, KeyKind) -> Result<T, pki::Error>,
 ) -> Result<T, Failure> {
     let config = super::check::load(context)?;
     let id = service::gateway_id(&config);
     let mut options = pki::Options::new(service::pki_settings(&config, &id));
-    options.seal_key = sealed.seal_key.clone();
+    options.seal_key = sealing.file();
     options.key = config.pki.ca_key;
     options.token = config.pki.ca_token.clone();
     options.journal = config.pki.journal.clone();

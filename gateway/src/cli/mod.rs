@@ -16,6 +16,7 @@ mod reload;
 mod restore;
 mod revoke;
 mod sa;
+mod sealing;
 mod site;
 mod status;
 mod stop;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use pki::{BackupKey, CaSetup, UnixTime};
 
+use super::sealing::SealKeyArg;
 use super::{Context, Failure, output};
 use crate::service;
 use crate::state::StateDir;
@@ -39,9 +40,8 @@ pub(super) struct Args {
     /// The journal is lost: revoke everything that was good at this time, which the refusal names
     #[arg(long, value_name = "TIME")]
     accept_loss_after: Option<String>,
-    /// File with the key that seals the CA's keys, if it is not in the state directory
-    #[arg(long, value_name = "FILE")]
-    seal_key: Option<PathBuf>,
+    #[command(flatten)]
+    sealing: SealKeyArg,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
@@ -60,7 +60,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     }
     let id = service::gateway_id(&config);
     let mut options = pki::Options::new(service::pki_settings(&config, &id));
-    options.seal_key = args.seal_key.clone();
+    options.seal_key = args.sealing.file();
     options.key = config.pki.ca_key;
     options.token = config.pki.ca_token.clone();
     options.journal = config.pki.journal.clone();

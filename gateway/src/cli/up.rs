@@ -1,8 +1,6 @@
 //! `runnel up`
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-
+use super::sealing::SealKeyArg;
 use super::{Context, Failure};
 use crate::obs::log::LogFormat;
 
@@ -25,10 +23,8 @@ pub(super) struct Args {
     /// How to log
     #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     log_format: LogFormat,
-    /// File with the key that seals the CA's keys (default: systemd's credential `seal.key`, or
-    /// seal.key in the state directory)
-    #[arg(long, value_name = "FILE")]
-    seal_key: Option<PathBuf>,
+    #[command(flatten)]
+    sealing: SealKeyArg,
 }
 
 pub(super) fn run(context: &Context, args: Args) -> Result<(), Failure> {
@@ -41,29 +37,8 @@ pub(super) fn run(context: &Context, args: Args) -> Result<(), Failure> {
         config,
         config_path: context.config.clone(),
         state: context.state.clone(),
-        seal_key: args.seal_key.or_else(|| credential(std::env::var_os("CREDENTIALS_DIRECTORY"))),
+        seal_key: args.sealing.file(),
         say: &super::output::line,
     };
     crate::up::run(options).map_err(Failure::failed)
-}
-
-/// The sealing key among what systemd hands over (`LoadCredential=seal.key:FILE`).
-fn credential(directory: Option<OsString>) -> Option<PathBuf> {
-    let file = PathBuf::from(directory?).join("seal.key");
-    file.exists().then_some(file)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_sealing_key_is_taken_from_systemd_when_it_hands_one_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let name = || Some(directory.path().as_os_str().to_owned());
-        assert_eq!(credential(None), None);
-        assert_eq!(credential(name()), None, "other credentials may be there");
-        std::fs::write(directory.path().join("seal.key"), "x").unwrap();
-        assert_eq!(credential(name()), Some(directory.path().join("seal.key")));
-    }
 }

@@ -186,10 +186,20 @@ impl LeaseEnder {
         self.revoked(outcome, started)
     }
 
+    /// Ends the tunnels of what an imported list has revoked.
+    ///
+    /// # Errors
+    /// [`EndError`].
+    pub fn end_revoked(&self, outcome: RevokeOutcome) -> Result<Ended, EndError> {
+        self.revoked(outcome, Instant::now())
+    }
+
     /// Ends the tunnels of what is revoked.
     fn revoked(&self, outcome: RevokeOutcome, started: Instant) -> Result<Ended, EndError> {
         let mut tally = Tally::default();
         self.cut(Ok(outcome.changes), &CloseReason::Revoked, &mut tally);
+        let renewed: Vec<&Lease> = outcome.renewed.iter().collect();
+        self.close(&renewed, &CloseReason::Revoked, &mut tally);
         if let Some(error) = outcome.failed {
             tally.failed = Some(error.into());
         }

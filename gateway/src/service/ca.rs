@@ -51,8 +51,15 @@ impl Instance {
             Request::CaImportCrl { crl } => {
                 let bad = |_| AdminError::new(ErrorCode::BadRequest, "the list is not base64");
                 let crl = STANDARD.decode(crl).map_err(bad)?;
-                let imported = authority.ca_import_list(&crl, actor, now());
-                value(ca_change(&imported.map_err(pki_error)?))
+                let (mut imported, outcome) =
+                    authority.ca_import_list(&crl, actor, now()).map_err(pki_error)?;
+                if !(outcome.changes.is_empty() && outcome.renewed.is_empty())
+                    || outcome.failed.is_some()
+                {
+                    let ended = self.ender.end_revoked(outcome).map_err(end_error)?;
+                    imported.notes.push(format!("{} IKE SA(s) closed", ended.sas_closed));
+                }
+                value(ca_change(&imported))
             }
             Request::CaRotate { key, root } => {
                 let kind = key.unwrap_or(configured);
@@ -111,7 +118,14 @@ impl Instance {
                 warnings.push(format!("nothing new is signed: {trouble}"));
             }
             if ca.revoked {
-                warnings.push(format!("{}: {}", ca.subject, pki::Error::IssuingRevoked));
+                warnings.push(match &ca.retires {
+                    None => format!("{}: {}", ca.subject, pki::Error::IssuingRevoked),
+                    Some(retires) => format!(
+                        "{} issues no more and is revoked, says its root's list: nobody gets in \
+                         with what it issued; it is forgotten after {retires}",
+                        ca.subject
+                    ),
+                });
             }
             if ca.offline {
                 warnings.extend(self.list_warning(&ca.subject, &ca.place));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ike::crypto::default_provider;
+use ike::crypto::{SecretBytes, default_provider};
 use ike::io::Command;
 use pki::{Authority, UnixTime};
 use thiserror::Error;
@@ -253,7 +253,9 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         Arc::<GatewayIdentity>::clone(&identity),
         engine.clone(),
     );
-    let crash_secret = state.secret("crash.key", seed()?)?;
+    // Tokens of before a crash must be made again after it.
+    let crash_secret = SecretBytes::copy_from(authority.secret("crash tokens").as_ref());
+    state.forget("crash.key");
     let engine_config =
         service::engine_config(&options.config, &id, &identity, &parts.capabilities, &crash_secret)
             .map(|engine| peers.externals().asked_for(engine))

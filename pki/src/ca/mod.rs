@@ -1,12 +1,13 @@
 //! The embedded CA: its stored form (`record`), how certificates of CAs are made (`make`), its life
-//! (`change`: first start, request and import, rotation, retirement), and the gateway's own
-//! certificate (`server`).
+//! (`change`: first start, request, rotation, retirement; `import`: what comes from elsewhere;
+//! `revoke`), and the gateway's own certificate (`server`).
 //!
 //! There is one issuing CA that issues, and there may be others whose certificates still live. There
 //! is one root, or two while runners learn to know the second. Every change is one transaction on
 //! one record, so a crash leaves the CA as it was before or as it is after.
 
 mod change;
+mod import;
 mod make;
 mod offline;
 mod record;
@@ -17,8 +18,8 @@ use serde::Serialize;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-pub use change::certificates_of;
 pub use change::{CaChange, Imported};
+pub use import::certificates_of;
 pub(crate) use make::{Maker, key_identifier};
 pub use offline::CaSetup;
 pub(crate) use record::{CaRecord, ROOT_KEY};
@@ -228,8 +229,16 @@ impl Ca {
     ) -> Result<VerifiedPeer, PeerError> {
         let peer = validate::verify_peer(&self.complete(chain), &self.anchors(), id, now)?;
         let issuer = peer.path.get(1);
-        if issuer.is_some_and(|issuer| self.issuing.iter().any(|ours| ours.der == *issuer)) {
-            return Ok(peer);
+        let ours = self.issuing.iter().find(|ours| issuer.is_some_and(|der| ours.der == *der));
+        match ours {
+            Some(ours) if !ours.listed => return Ok(peer),
+            Some(_) => {
+                return Err(PeerError::IssuerRevoked {
+                    subject: peer.subject,
+                    issuer: peer.issuer,
+                });
+            }
+            None => {}
         }
         let names = self.issuing.iter().filter_map(|ours| {
             let (_, certificate) = X509Certificate::from_der(&ours.der).ok()?;

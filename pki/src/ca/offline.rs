@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::change::{self, Imported};
+use super::change::Imported;
+use super::import::nothing_awaited;
 use super::make::Maker;
 use super::record::CaRecord;
 use crate::audit::{Actor, AuditEvent};
@@ -119,7 +120,7 @@ impl CaSetup {
             State::After(authority) => return authority.ca_import(certificates, actor, now),
         };
         let (record, revision) = before.read()?;
-        let mut record = record.ok_or_else(change::nothing_awaited)?;
+        let mut record = record.ok_or_else(nothing_awaited)?;
         let notes = record.import(&mut before.maker(now), certificates)?;
         record.load(&before.sealer)?;
         before.commit("ca.import", &record, revision, actor, now)?;
@@ -140,7 +141,10 @@ impl CaSetup {
             State::Before(_) => Err(Error::Invalid(
                 "there is no CA that the list is about: import its certificate first".to_owned(),
             )),
-            State::After(authority) => authority.ca_import_list(list, actor, now),
+            State::After(authority) => {
+                let (imported, outcome) = authority.ca_import_list(list, actor, now)?;
+                outcome.failed.map_or(Ok(imported), Err)
+            }
         }
     }
 }

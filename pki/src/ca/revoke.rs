@@ -6,6 +6,7 @@ use crate::audit::Actor;
 use crate::authority::Authority;
 use crate::error::Error;
 use crate::issue::CertRecord;
+use crate::lease::{Lease, LeaseCert};
 use crate::record::{self, key};
 use crate::revoke::{Order, RevocationReason, RevokeOutcome};
 use crate::store::Txn;
@@ -91,18 +92,25 @@ impl Authority {
         Ok(outcome)
     }
 
-    /// Their certificates are good no more, whoever looks at them.
-    fn end_leases_of(
+    /// Its certificates are good no more, whoever looks at them: leases that have no later one end.
+    /// Those that have one live on, and their clients connect again with it, because a tunnel may
+    /// have been made with one of this CA.
+    pub(super) fn end_leases_of(
         &self,
         issuer_id: &str,
         order: &Order<'_>,
         outcome: &mut RevokeOutcome,
     ) -> Result<(), Error> {
         let mut leases = self.leases(false)?;
-        leases.retain(|lease| lease.certs.last().is_some_and(|cert| cert.issuer == issuer_id));
-        if leases.is_empty() {
+        let holds = |cert: &LeaseCert| cert.issuer == issuer_id && cert.not_after > order.now;
+        let has_only =
+            |lease: &Lease| lease.certs.last().is_some_and(|cert| cert.issuer == issuer_id);
+        leases.retain(|lease| has_only(lease) || lease.certs.iter().any(holds));
+        let (ended, renewed): (Vec<Lease>, Vec<Lease>) = leases.into_iter().partition(has_only);
+        outcome.renewed.extend(renewed);
+        if ended.is_empty() {
             return Ok(());
         }
-        self.revoke_in_parts(&leases, &[], order, outcome)
+        self.revoke_in_parts(&ended, &[], order, outcome)
     }
 }

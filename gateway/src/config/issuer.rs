@@ -319,11 +319,7 @@ fn patterns(
 #[cfg(test)]
 mod tests {
     use crate::config::Config;
-
-    fn errors(text: &str) -> Vec<String> {
-        let found = Config::parse(text, "test").unwrap_err();
-        found.errors.iter().map(|error| error.message.clone()).collect()
-    }
+    use crate::config::tests::errors;
 
     #[test]
     fn a_cluster_is_asked_about_its_tokens() {

@@ -51,11 +51,7 @@ pub(super) fn of_role(
 #[cfg(test)]
 mod tests {
     use crate::config::Config;
-
-    fn errors(text: &str) -> Vec<String> {
-        let found = Config::parse(text, "test").unwrap_err();
-        found.errors.iter().map(|error| error.message.clone()).collect()
-    }
+    use crate::config::tests::errors;
 
     #[test]
     fn limits_have_defaults_and_ranges() {

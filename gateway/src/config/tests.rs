@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::*;
 
-fn errors(text: &str) -> Vec<String> {
+/// Every mistake of a text, as the operator sees it.
+pub(super) fn errors(text: &str) -> Vec<String> {
     match Config::parse(text, "runnel.toml") {
         Ok(config) => panic!("accepted: {config:?}"),
         Err(errors) => errors.to_string().lines().map(str::to_owned).collect(),

@@ -81,61 +81,48 @@ mod tests {
     /// Longer than any machine needs for what is waited for.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    #[test]
-    fn questions_about_status_do_not_keep_anybody_from_enrolling() {
+    type Work = Box<dyn FnOnce() + Send>;
+
+    /// Whether one more thread serves while all of these places are taken and more want one.
+    fn serves_while_taken(places: &'static Semaphore, all: usize, ask: impl Fn(Work)) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            .max_blocking_threads(STATUS + 1)
+            .max_blocking_threads(all + 1)
             .enable_all()
             .build()
             .unwrap();
         let (release, hold) = mpsc::channel::<()>();
         let hold = Arc::new(std::sync::Mutex::new(hold));
         runtime.block_on(async {
-            for _ in 0..4 * STATUS {
+            for _ in 0..4 * all {
                 let hold = Arc::clone(&hold);
-                tokio::spawn(blocking_status(move || {
+                ask(Box::new(move || {
                     let _ = hold.lock().unwrap().recv();
                 }));
             }
             let taken = async {
-                while STATUS_PLACES.available_permits() > 0 {
+                while places.available_permits() > 0 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             };
             tokio::time::timeout(PATIENCE, taken).await.unwrap();
-            let enrolled = tokio::time::timeout(PATIENCE, spawn_blocking(|| 7)).await;
-            assert_eq!(enrolled.unwrap().unwrap(), 7);
+            let served = tokio::time::timeout(PATIENCE, spawn_blocking(|| 7)).await;
+            assert_eq!(served.unwrap().unwrap(), 7);
         });
         drop(release);
     }
 
     #[test]
-    fn the_operator_is_served_while_the_public_blocks_every_thread_it_may() {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .max_blocking_threads(BLOCKING + 1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let (release, hold) = mpsc::channel::<()>();
-        let hold = Arc::new(std::sync::Mutex::new(hold));
-        runtime.block_on(async {
-            for _ in 0..4 * BLOCKING {
-                let hold = Arc::clone(&hold);
-                tokio::spawn(blocking(move || {
-                    let _ = hold.lock().unwrap().recv();
-                }));
-            }
-            let taken = async {
-                while PLACES.available_permits() > 0 {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            tokio::time::timeout(PATIENCE, taken).await.unwrap();
-            let admin = tokio::time::timeout(PATIENCE, spawn_blocking(|| 7)).await;
-            assert_eq!(admin.unwrap().unwrap(), 7);
+    fn questions_about_status_do_not_keep_anybody_from_enrolling() {
+        serves_while_taken(&STATUS_PLACES, STATUS, |work| {
+            tokio::spawn(blocking_status(work));
         });
-        drop(release);
+    }
+
+    #[test]
+    fn the_operator_is_served_while_the_public_blocks_every_thread_it_may() {
+        serves_while_taken(&PLACES, BLOCKING, |work| {
+            tokio::spawn(blocking(work));
+        });
     }
 }

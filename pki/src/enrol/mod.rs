@@ -14,6 +14,7 @@ mod open;
 mod own;
 pub mod pkcs7;
 pub(crate) mod refused;
+mod renew;
 pub mod token;
 
 pub(crate) use holder::HolderRecord;

@@ -1,4 +1,4 @@
-//! Opening and renewing leases: one transaction each, with everything that belongs to it.
+//! Opening leases: one transaction each, with everything that belongs to it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -27,11 +27,6 @@ use crate::validate::VerifiedPeer;
 
 /// How often an enrolment is tried again when another writer was faster.
 const ATTEMPTS: usize = 64;
-/// Valid certificates of a lease before its latest one is half over: what was enrolled with, and
-/// one renewal at any time (some clients renew to a key of their own right after enrolment).
-const EARLY_CERTS: usize = 2;
-/// Valid certificates of a lease at any time: each must be revocable, and is a line of the CRL then.
-const MAX_CERTS: usize = 4;
 /// The audit trail's reason for leases whose key was made here.
 const SERVER_KEY: &str = "server_keygen";
 /// Random characters of a lease id: 50 bits.
@@ -113,55 +108,6 @@ impl Authority {
             }
         }
         Err(Error::Contended("the enrolment").into())
-    }
-
-    /// Issues another certificate for the lease that a client certificate belongs to. The key
-    /// may change (RFC 7030 4.2.2); the names do not.
-    ///
-    /// A lease whose latest certificate is not half over is renewed once ahead of time and then no
-    /// more; the key of that certificate gets it again for [`REPLAY_WINDOW`].
-    ///
-    /// # Errors
-    /// [`RefusalCode::CertificateUnusable`], [`RefusalCode::LeaseEnded`] or
-    /// [`RefusalCode::RenewalTooEarly`] with the reason.
-    pub fn renew(
-        &self,
-        peer: &VerifiedPeer,
-        csr: &Csr,
-        client: Option<IpAddr>,
-        now: UnixTime,
-    ) -> Result<Enrolled, Refusal> {
-        let actor = client.map_or(Actor::System, Actor::Peer);
-        let unusable = |detail: String| Refusal::new(RefusalCode::CertificateUnusable, detail);
-        for _ in 0..ATTEMPTS {
-            let cert_key = key::cert(&peer.issuer_id, &peer.serial);
-            let certificate = record::read::<CertRecord>(self.store.as_ref(), &cert_key)
-                .map_err(Refusal::from)?
-                .map(|stored| stored.value)
-                .filter(|certificate| certificate.spki_sha256 == peer.spki_sha256);
-            let lease_id =
-                certificate.as_ref().and_then(|certificate| certificate.lease_id.clone());
-            let (Some(certificate), Some(lease_id)) = (certificate, lease_id) else {
-                return Err(unusable(format!(
-                    "certificate {} belongs to no lease: enrol with a token",
-                    peer.serial
-                )));
-            };
-            let stored = self.stored_lease(&lease_id)?.ok_or_else(|| {
-                unusable(format!("lease {lease_id} is not on record: enrol with a token"))
-            })?;
-            if certificate.revoked.is_some() && stored.value.state.is_live() {
-                return Err(unusable(format!(
-                    "certificate {} of lease {lease_id} is revoked: enrol with a token",
-                    peer.serial
-                )));
-            }
-            own::refuse_replaced(&stored.value, peer, Some(&csr.spki_sha256), now)?;
-            if let Some(enrolled) = self.renew_lease(&stored, csr, &actor, now)? {
-                return Ok(enrolled);
-            }
-        }
-        Err(Error::Contended("the renewal").into())
     }
 
     /// The answer an earlier spend of the token got.
@@ -338,72 +284,6 @@ impl Authority {
         }
     }
 
-    /// `None` when another writer was faster.
-    pub(super) fn renew_lease(
-        &self,
-        stored: &Stored<Lease>,
-        csr: &Csr,
-        actor: &Actor,
-        now: UnixTime,
-    ) -> Result<Option<Enrolled>, Refusal> {
-        self.may_certify()?;
-        let before = &stored.value;
-        let settings = self.settings();
-        let ended = |error: Error| Refusal::new(RefusalCode::LeaseEnded, error.to_string());
-        state::renewable(before, now, &settings.timers).map_err(ended)?;
-        let profile = settings.roles.get(&before.role).ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::UnknownRole,
-                format!("role {} is not configured any more: add it or use another", before.role),
-            )
-        })?;
-        profile.check_key(&before.role, csr.key)?;
-        if let Some(certificate) = self.renewed_lately(before, csr, now)? {
-            return Ok(Some(Enrolled {
-                lease: before.clone(),
-                not_after: certificate.not_after,
-                certificate: certificate.der,
-                replayed: true,
-            }));
-        }
-        let mut txn = Txn::new();
-        if let Some(bar) = self.unless_barred(&mut txn, &[Barred::Key(csr.spki_sha256.clone())])? {
-            return Err(refused_by(&bar));
-        }
-        let names = ClientNames {
-            common_name: before.id.clone(),
-            organisation: settings.trust_domain.clone(),
-            dns: before.dns_name.clone(),
-            uri: before.identity.clone(),
-        };
-        let id = Some(before.id.as_str());
-        let certificate = self.sign_client(&names, csr, profile.ttl, before.hard_cap, id, now)?;
-        let event = LeaseEvent::Renewed(certificate.not_after);
-        let mut lease = transition(before, &event, now, &settings.timers).map_err(ended)?.lease;
-        lease.certs.push(lease_cert(&certificate));
-        lease.spki_sha256 = csr.spki_sha256.clone();
-        lease.subject = certificate.subject.clone();
-
-        let lease_key = key::lease(&lease.id);
-        txn.at(&lease_key, stored.revision).put(lease_key, record::encode(&lease));
-        move_deadline(&mut txn, before, &lease);
-        put_certificate(&mut txn, &certificate, &lease.id);
-        AuditEvent::new("lease.renew", actor, now)
-            .lease(&lease)
-            .serial(&certificate.serial)
-            .record(&mut txn);
-        failpoint::hit("renew.before_commit");
-        match self.store.transact(txn).map_err(Error::from)? {
-            Outcome::Committed(_) => {
-                failpoint::hit("renew.after_commit");
-                let not_after = certificate.not_after;
-                let certificate = certificate.der;
-                Ok(Some(Enrolled { lease, certificate, not_after, replayed: false }))
-            }
-            Outcome::Conflict(_) => Ok(None),
-        }
-    }
-
     /// Refuses a barred key or CI run, which is audited; otherwise the lease is opened on condition
     /// that neither is barred meanwhile.
     fn refuse_barred(&self, txn: &mut Txn, grant: &Grant<'_>, csr: &Csr) -> Result<(), Refusal> {
@@ -416,50 +296,7 @@ impl Authority {
         }
     }
 
-    /// Whether a lease is to get another certificate: `None` when it is, or the latest one when the
-    /// same key asks again for a lost answer.
-    ///
-    /// Each renewal is a signature, a commit and a certificate to revoke later: without a bound a
-    /// single client could grow the store and the CRL without end.
-    fn renewed_lately(
-        &self,
-        lease: &Lease,
-        csr: &Csr,
-        now: UnixTime,
-    ) -> Result<Option<CertRecord>, Refusal> {
-        let valid = lease.certs.iter().filter(|cert| cert.not_after > now).count();
-        let Some(latest) = lease.cert().filter(|_| valid >= EARLY_CERTS) else {
-            return Ok(None);
-        };
-        let cert_key = key::cert(&latest.issuer, &latest.serial);
-        let Some(latest) = record::read::<CertRecord>(self.store.as_ref(), &cert_key)? else {
-            return Ok(None);
-        };
-        let latest = latest.value;
-        let issued = latest.not_before.plus(BACKDATE);
-        let mut renewable = issued.plus(latest.not_after.since(issued) / 2);
-        if valid >= MAX_CERTS {
-            let ends = lease.certs.iter().map(|cert| cert.not_after).filter(|end| *end > now);
-            renewable = renewable.max(ends.min().unwrap_or(now));
-        }
-        if now >= renewable {
-            return Ok(None);
-        }
-        if latest.spki_sha256 == csr.spki_sha256 && now < issued.plus(REPLAY_WINDOW) {
-            return Ok(Some(latest));
-        }
-        Err(Refusal::new(
-            RefusalCode::RenewalTooEarly,
-            format!(
-                "lease {} was renewed at {issued} and has {valid} valid certificates: renew from \
-                 {renewable} on",
-                lease.id
-            ),
-        )
-        .after(renewable.since(now)))
-    }
-
-    fn sign_client(
+    pub(super) fn sign_client(
         &self,
         names: &ClientNames,
         csr: &Csr,
@@ -641,7 +478,7 @@ pub(super) fn reserve(
     txn.at(&token_key, stored.revision).put(token_key, record::encode(&token));
 }
 
-fn put_certificate(txn: &mut Txn, certificate: &CertRecord, lease_id: &str) {
+pub(super) fn put_certificate(txn: &mut Txn, certificate: &CertRecord, lease_id: &str) {
     let cert_key = key::cert(&certificate.issuer, &certificate.serial);
     txn.absent(&cert_key)
         .put(cert_key, record::encode(certificate))
@@ -649,7 +486,7 @@ fn put_certificate(txn: &mut Txn, certificate: &CertRecord, lease_id: &str) {
 }
 
 /// What a bar means for an enrolment.
-fn refused_by(bar: &Bar) -> Refusal {
+pub(super) fn refused_by(bar: &Bar) -> Refusal {
     let code = match bar.what {
         Barred::Run(_) => RefusalCode::RunBarred,
         _ => RefusalCode::KeyBarred,
@@ -657,7 +494,7 @@ fn refused_by(bar: &Bar) -> Refusal {
     Refusal::new(code, bar.sentence())
 }
 
-fn lease_cert(certificate: &CertRecord) -> LeaseCert {
+pub(super) fn lease_cert(certificate: &CertRecord) -> LeaseCert {
     LeaseCert {
         issuer: certificate.issuer.clone(),
         serial: certificate.serial.clone(),

@@ -2,17 +2,20 @@
 //! the runner or with us.
 //!
 //! `jws` takes a token apart, `jwks` verifies it, `keyring` knows when keys are to be fetched,
-//! `claims` and `rules` judge what it says, `context` turns that into identity and job, `door` opens
-//! leases. Each step leaves a line in a [`Trace`], for whoever has to find out why not.
+//! `claims` and `rules` judge what it says, `judge` all of it, `context` turns that into identity and
+//! job, `door` opens leases and `spent` remembers with what. Each step leaves a line in a [`Trace`],
+//! for whoever has to find out why not.
 
 mod claims;
 mod context;
 mod door;
+mod judge;
 pub mod jwks;
 pub mod jws;
 mod keyring;
 pub mod review;
 mod rules;
+mod spent;
 mod trace;
 
 use std::fmt;
@@ -22,13 +25,14 @@ use serde::{Deserialize, Serialize};
 
 pub use claims::{Claims, LEEWAY, MAX_LIFE};
 pub use context::JobContext;
-pub(crate) use door::reserve;
-pub use door::{Accepted, JwtSpend, examine};
+pub use judge::{Accepted, examine};
 pub(crate) use keyring::Keyring;
 pub use keyring::{IssuerKeys, KeysWanted};
 pub(crate) use review::Reviews;
 pub use review::{Reviewed, TokenReview};
 pub use rules::{ClaimPattern, ClaimRule, Pin, known_claims, takes_wildcard};
+pub use spent::JwtSpend;
+pub(crate) use spent::reserve;
 pub use trace::{RuleTrace, Step, Trace};
 
 /// A signature algorithm of a token (RFC 7518 3.1, RFC 8037). There are no others: a symmetric one

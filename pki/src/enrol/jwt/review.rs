@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::door::{Genuine, genuine};
+use super::judge::{Genuine, genuine};
 use super::trace::{Step, Trace};
 use super::{Accepted, Issuer};
 use crate::audit::{Actor, AuditEvent};

@@ -1,0 +1,191 @@
+//! `[[role]]`: who may reach what, and for how long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use pki::signer::KeyKind;
+
+use super::model::{AllowEntry, Config, Pool, Role};
+use super::read::named;
+use super::section::{Findings, Section};
+use super::{external, issuer, limits, value};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub(super) fn role_list(
+    sections: Vec<Section<'_, '_>>,
+    config: &Config,
+    found: &mut Findings<'_>,
+) -> Vec<Role> {
+    let pools = config.pools.as_slice();
+    let mut roles: BTreeMap<String, Role> = BTreeMap::new();
+    let mut order = Vec::new();
+    for mut section in sections {
+        let Some(name) = named(&mut section, found) else {
+            section.finish_quietly();
+            continue;
+        };
+        if roles.contains_key(&name) {
+            found.error(section.offset, format!("role \"{name}\" is there twice; rename one"));
+        }
+        let pool = role_pool(&mut section, &name, pools, found);
+        let ttl = section.duration("ttl", MINUTE..=DAY, found).unwrap_or(HOUR);
+        let max_at = section.place("max_lease");
+        let max_lease = section.duration("max_lease", MINUTE..=30 * DAY, found).unwrap_or(DAY);
+        if max_lease < ttl {
+            found.error(
+                max_at,
+                format!(
+                    "role \"{name}\": `max_lease` ({}) is shorter than `ttl` ({}); raise it",
+                    value::duration_text(max_lease),
+                    value::duration_text(ttl)
+                ),
+            );
+        }
+        let keys = role_keys(&mut section, found);
+        let server_keys = section.boolean("allow_server_keygen", found).unwrap_or(false);
+        let (max_leases, rate) = limits::of_role(&mut section, &name, found);
+        let manual = role_approval(&mut section, &name, server_keys, found);
+        let at = section.place("allow");
+        let mut allow = Vec::new();
+        for (text, at) in section.strings("allow", found).unwrap_or_default() {
+            match value::allow_entry(&text) {
+                Ok(entry) => {
+                    check_reach(&entry, pools, at, found);
+                    allow.push(entry);
+                }
+                Err(why) => found.error(at, why),
+            }
+        }
+        if allow.is_empty() {
+            found.warn(at, format!("role \"{name}\" allows nothing: its tunnels carry no traffic"));
+        }
+        allow.sort();
+        allow.dedup();
+        order.push(name.clone());
+        let matches = section.tables("match", "[[role.match]]", found).unwrap_or_default();
+        let (tokens, certificates): (Vec<_>, Vec<_>) =
+            matches.into_iter().partition(|section| section.has("issuer"));
+        let matches = external::rules(&name, certificates, &config.cas, found);
+        let claims = issuer::rules(&name, tokens, &config.issuers, found);
+        roles.insert(
+            name.clone(),
+            Role {
+                name,
+                pool,
+                ttl,
+                max_lease,
+                keys,
+                server_keys,
+                manual,
+                max_leases,
+                rate,
+                allow,
+                matches,
+                claims,
+            },
+        );
+        section.finish(&[], found);
+    }
+    order.into_iter().filter_map(|name| roles.remove(&name)).collect()
+}
+
+/// `approval = "manual"`: leases wait for an operator.
+fn role_approval(
+    section: &mut Section<'_, '_>,
+    role: &str,
+    server_keys: bool,
+    found: &mut Findings<'_>,
+) -> bool {
+    let Some((word, at)) = section.string("approval", found) else { return false };
+    match word.as_str() {
+        "auto" => return false,
+        "manual" if server_keys => found.error(
+            at,
+            format!(
+                "role \"{role}\" has both approval = \"manual\" and `allow_server_keygen`; a key \
+                 that is made here is never kept and so cannot wait: keep one"
+            ),
+        ),
+        "manual" => {}
+        _ => found.error(at, format!("`approval = \"{word}\"` must be \"auto\" or \"manual\"")),
+    }
+    true
+}
+
+/// `keys = [...]`: what kinds of key a role takes.
+fn role_keys(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Vec<KeyKind> {
+    let at = section.place("keys");
+    let Some(texts) = section.strings("keys", found) else { return Vec::new() };
+    if texts.is_empty() {
+        found.error(at, "`keys` is empty: no client could enrol; leave it out to take any kind");
+    }
+    let mut kinds = Vec::new();
+    for (text, at) in texts {
+        match text.parse::<KeyKind>() {
+            Ok(kind) if !kinds.contains(&kind) => kinds.push(kind),
+            Ok(_) => found.error(at, format!("\"{text}\" is in `keys` twice; keep one")),
+            Err(_) => found.error(
+                at,
+                format!(
+                    "\"{text}\" in `keys` must be one of {}",
+                    KeyKind::ALL.map(KeyKind::name).join(", ")
+                ),
+            ),
+        }
+    }
+    kinds
+}
+
+fn role_pool(
+    section: &mut Section<'_, '_>,
+    role: &str,
+    pools: &[Pool],
+    found: &mut Findings<'_>,
+) -> String {
+    let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+    match section.string("pool", found) {
+        Some((pool, at)) => {
+            if !names.contains(&pool.as_str()) {
+                let hint = match value::nearest(&pool, &names) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => format!("the pools are {}", names.join(", ")),
+                };
+                found.error(
+                    at,
+                    format!("role \"{role}\" names the unknown pool \"{pool}\"; {hint}"),
+                );
+            }
+            pool
+        }
+        None => match names.as_slice() {
+            [only] => (*only).to_owned(),
+            _ => {
+                found.error(
+                    section.offset,
+                    format!(
+                        "role \"{role}\" names no pool and there are {}; add pool = \"NAME\"",
+                        names.len()
+                    ),
+                );
+                String::new()
+            }
+        },
+    }
+}
+
+/// Clients never reach each other: an allow entry inside a pool is a mistake, unless it is the
+/// gateway's own tunnel address.
+fn check_reach(entry: &AllowEntry, pools: &[Pool], at: usize, found: &mut Findings<'_>) {
+    for pool in pools {
+        for network in &pool.addresses {
+            let gateway = IpNet::from(Pool::gateway_address(*network));
+            if network.contains(&entry.net) && entry.net != gateway {
+                found.error(at, format!("{} lies in pool \"{}\": clients cannot reach each other; only the gateway's own address {} can be allowed", entry.net, pool.name, gateway.addr()));
+            }
+        }
+    }
+}

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 const CONNECT: i64 = 300;
 const LOST: i64 = 90;
 const RENEW: i64 = 300;
+const RESTART: i64 = 200;
 const TTL: i64 = 3_600;
 const CAP: i64 = 7_200;
 
@@ -19,7 +20,12 @@ fn at(second: i64) -> UnixTime {
 
 fn timers() -> LeaseTimers {
     let secs = |secs: i64| Duration::from_secs(secs.unsigned_abs());
-    LeaseTimers { connect_within: secs(CONNECT), lost_grace: secs(LOST), renew_grace: secs(RENEW) }
+    LeaseTimers {
+        connect_within: secs(CONNECT),
+        lost_grace: secs(LOST),
+        renew_grace: secs(RENEW),
+        restart_grace: secs(RESTART),
+    }
 }
 
 /// What the pages say about a lease.
@@ -28,6 +34,8 @@ struct Model {
     state: LeaseState,
     since: i64,
     was_connected: bool,
+    /// How long it waits for a client that is lost.
+    patience: i64,
     expires: i64,
     cause: String,
 }
@@ -35,7 +43,7 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let (state, cause) = (LeaseState::Issued, String::new());
-        Self { state, since: 0, was_connected: false, expires: TTL, cause }
+        Self { state, since: 0, was_connected: false, patience: LOST, expires: TTL, cause }
     }
 
     fn enter(&mut self, state: LeaseState, second: i64, cause: &str) {
@@ -57,7 +65,7 @@ impl Model {
             Issued if !self.was_connected && (waited == CONNECT || now == self.expires) => {
                 self.enter(Expired, now, "never_connected");
             }
-            Lost if waited == LOST => self.enter(Released, now, "lost"),
+            Lost if waited == self.patience => self.enter(Released, now, "lost"),
             Issued | Active | Lost if now == self.expires => self.enter(Lapsed, now, ""),
             // Renewed after a lapse, and the tunnel did not come back.
             Issued if waited == CONNECT => self.enter(Released, now, "lost"),
@@ -78,7 +86,14 @@ impl Model {
                 Active => {}
                 _ => return false,
             },
-            LeaseEvent::Disconnected if self.state == Active => self.enter(Lost, now, ""),
+            LeaseEvent::Disconnected if self.state == Active => {
+                self.patience = LOST;
+                self.enter(Lost, now, "");
+            }
+            LeaseEvent::Orphaned if matches!(self.state, Active | Lost) => {
+                self.patience = RESTART;
+                self.enter(Lost, now, "");
+            }
             LeaseEvent::Renewed(until) => {
                 if !self.state.is_live() {
                     return false;
@@ -127,6 +142,7 @@ fn tick_until(lease: &mut Lease, now: i64) {
 enum Step {
     Connect,
     Disconnect,
+    Restart,
     /// A certificate of so many seconds from then on.
     Renew(i64),
     Release,
@@ -138,13 +154,14 @@ fn steps() -> impl Strategy<Value = Vec<(Step, i64)>> {
     let step = prop_oneof![
         6 => Just(Step::Connect),
         5 => Just(Step::Disconnect),
+        1 => Just(Step::Restart),
         3 => (60i64..5_000).prop_map(Step::Renew),
         6 => Just(Step::Wait),
         1 => Just(Step::Release),
         1 => Just(Step::Revoke),
     ];
     // Waits around the periods, where mistakes are.
-    let wait = prop_oneof![0i64..30, 85i64..95, 295i64..305, 0i64..2_000, Just(0)];
+    let wait = prop_oneof![0i64..30, 85i64..95, 195i64..205, 295i64..305, 0i64..2_000, Just(0)];
     proptest::collection::vec((step, wait), 1..30)
 }
 
@@ -162,6 +179,7 @@ proptest! {
             let event = match step {
                 Step::Connect => LeaseEvent::Connected,
                 Step::Disconnect => LeaseEvent::Disconnected,
+                Step::Restart => LeaseEvent::Orphaned,
                 Step::Renew(seconds) => LeaseEvent::Renewed(at(now + seconds)),
                 Step::Release => {
                     LeaseEvent::Release { cause: "job".to_owned(), actor: Actor::System }

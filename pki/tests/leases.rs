@@ -276,7 +276,7 @@ fn a_restart_keeps_everything_and_orphans_the_active() {
     assert_eq!(now.root_pem(), root);
     assert_eq!(now.crl(after(11)).unwrap(), crl);
     let lost = now.lease(&active.lease.id).unwrap().unwrap();
-    assert_eq!((lost.state, lost.deadline), (LeaseState::Lost, Some(after(100))));
+    assert_eq!((lost.state, lost.deadline), (LeaseState::Lost, Some(after(310))));
     assert_eq!(now.connected(&active.lease.id, after(12)).unwrap().lease.state, LeaseState::Active);
     let error = denied(&now, &released, after(12));
     assert!(matches!(error, AccessError::LeaseNotLive { .. }), "{error}");

@@ -1,12 +1,35 @@
 //! `[limits]`, and the limits of a role: how many leases there may be, and how often one may be
-//! opened.
+//! opened; and `[lease]`: how long each waits for what.
 
-use pki::{Limits, OpenRate};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use pki::{LeaseTimers, Limits, OpenRate};
 
 use super::section::{Findings, Section};
 
-const RATES: std::ops::RangeInclusive<u64> = 1..=100_000;
-const BURSTS: std::ops::RangeInclusive<u64> = 1..=1_000_000;
+const RATES: RangeInclusive<u64> = 1..=100_000;
+const BURSTS: RangeInclusive<u64> = 1..=1_000_000;
+
+/// Shorter, and a client that only retransmits a packet would lose its lease.
+const WAITS: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(86_400);
+
+/// `[lease]`
+pub(super) fn timers(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> LeaseTimers {
+    let mut timers = LeaseTimers::default();
+    let mut set = |key: &'static str, range, place: &mut Duration| {
+        if let Some(wait) = section.duration(key, range, found) {
+            *place = wait;
+        }
+    };
+    set("connect_within", WAITS, &mut timers.connect_within);
+    set("lost_grace", WAITS, &mut timers.lost_grace);
+    set("restart_grace", WAITS, &mut timers.restart_grace);
+    // None at all is a choice: then an expired certificate is of no use.
+    set("renew_grace", Duration::ZERO..=*WAITS.end(), &mut timers.renew_grace);
+    section.finish(&[], found);
+    timers
+}
 
 pub(super) fn limits(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> Limits {
     let mut limits = Limits::default();
@@ -50,8 +73,31 @@ pub(super) fn of_role(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::config::Config;
     use crate::config::tests::errors;
+
+    #[test]
+    fn the_periods_of_a_lease_have_defaults_and_ranges() {
+        let secs = Duration::from_secs;
+        let timers = Config::parse("", "test").unwrap().lease;
+        assert_eq!((timers.connect_within, timers.lost_grace), (secs(300), secs(90)));
+        assert_eq!((timers.renew_grace, timers.restart_grace), (secs(300), secs(300)));
+        let text = "[lease]\nconnect_within = \"20m\"\nlost_grace = \"4m\"\n\
+                renew_grace = \"0s\"\nrestart_grace = \"10m\"";
+        let config = Config::parse(text, "test").unwrap();
+        let timers = crate::service::pki_settings(&config, "gw.example.com").timers;
+        assert_eq!((timers.connect_within, timers.lost_grace), (secs(1_200), secs(240)));
+        assert_eq!((timers.renew_grace, timers.restart_grace), (secs(0), secs(600)));
+        for (text, part) in [
+            ("[lease]\nlost_grace = \"1s\"", "10s to 1d"),
+            ("[lease]\nlost = \"1m\"", "did you mean `lost_grace`"),
+        ] {
+            let found = errors(text);
+            assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
+        }
+    }
 
     #[test]
     fn limits_have_defaults_and_ranges() {

@@ -22,6 +22,8 @@ pub struct Config {
     pub enrol: Enrol,
     /// `[limits]`
     pub limits: pki::Limits,
+    /// `[lease]`
+    pub lease: pki::LeaseTimers,
     /// `[hooks]`; `None`: no webhooks are taken.
     pub hooks: Option<super::Hooks>,
     /// `[audit]`

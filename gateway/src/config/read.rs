@@ -61,6 +61,9 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         if let Some(section) = top.table("limits", "[limits]", &mut found) {
             config.limits = limits::limits(section, &mut found);
         }
+        if let Some(section) = top.table("lease", "[lease]", &mut found) {
+            config.lease = limits::timers(section, &mut found);
+        }
         if let Some(section) = top.table("audit", "[audit]", &mut found) {
             config.audit = audit::audit(section, &mut found);
         }
@@ -158,6 +161,7 @@ pub(super) fn built_in() -> Config {
         },
         enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
         limits: pki::Limits::default(),
+        lease: pki::LeaseTimers::default(),
         hooks: None,
         audit: audit::Audit::default(),
         roles: default_roles(&pools),

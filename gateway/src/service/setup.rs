@@ -95,6 +95,7 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
         );
     }
     settings.limits = config.limits;
+    settings.timers = config.lease;
     settings.issuers = config.issuers.clone();
     settings.rules = config.roles.iter().flat_map(|role| role.claims.iter().cloned()).collect();
     for pool in &config.pools {

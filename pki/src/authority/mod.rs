@@ -45,7 +45,7 @@ pub struct Startup {
     pub broken_trail: bool,
     /// The store had gone back in time and got so many later changes again from its journal.
     pub replayed: Option<usize>,
-    /// Leases that were active when the last process ended and are now lost.
+    /// Leases that were active or lost when the last process ended, and are lost from now on.
     pub orphaned: usize,
 }
 

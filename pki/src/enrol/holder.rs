@@ -358,6 +358,7 @@ impl Authority {
             state: LeaseState::Issued,
             state_since: now,
             deadline: None,
+            orphaned: false,
             first_connected: None,
             end: None,
             door: holder.door.to_owned(),

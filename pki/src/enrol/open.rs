@@ -227,6 +227,7 @@ impl Authority {
             state: LeaseState::Issued,
             state_since: now,
             deadline: None,
+            orphaned: false,
             first_connected: None,
             end: None,
             door: grant.door.to_owned(),

@@ -154,19 +154,20 @@ impl Authority {
         }
     }
 
-    /// Makes every active lease lost: their tunnels died with the process that had them.
+    /// Makes every active lease lost: their tunnels died with the process that had them. Those
+    /// that were lost have their time again, because they could not come back to nobody.
     pub(crate) fn orphan_active(&self, now: UnixTime) -> Result<usize, Error> {
-        let active: Vec<String> = self
+        let orphans: Vec<String> = self
             .leases(false)?
             .into_iter()
-            .filter(|lease| lease.state == LeaseState::Active)
+            .filter(|lease| matches!(lease.state, LeaseState::Active | LeaseState::Lost))
             .map(|lease| lease.id)
             .collect();
-        for ids in active.chunks(BATCH) {
+        for ids in orphans.chunks(BATCH) {
             let step = Step { action: "lease.lose", reason: Some("restart".to_owned()) };
-            self.step_all(ids, &LeaseEvent::Disconnected, &step, now)?;
+            self.step_all(ids, &LeaseEvent::Orphaned, &step, now)?;
         }
-        Ok(active.len())
+        Ok(orphans.len())
     }
 
     /// A lease by id.

@@ -139,6 +139,9 @@ pub struct Lease {
     pub state_since: UnixTime,
     /// When something must happen if nothing else does; `None` once ended.
     pub deadline: Option<UnixTime>,
+    /// It is lost because the gateway was restarted, not its client.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub orphaned: bool,
     /// When a tunnel was first up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_connected: Option<UnixTime>,
@@ -196,6 +199,10 @@ pub struct LeaseTimers {
     pub lost_grace: Duration,
     /// After the certificate's end, renewal works this long.
     pub renew_grace: Duration,
+    /// The same as `lost_grace` for leases whose tunnel a restart of the gateway took. Longer:
+    /// a client finds out only when it gives up sending to the process that is gone, which takes
+    /// strongSwan 165 s (retransmissions) after at most 10 s (`dpd_delay`).
+    pub restart_grace: Duration,
 }
 
 impl Default for LeaseTimers {
@@ -204,6 +211,7 @@ impl Default for LeaseTimers {
             connect_within: Duration::from_secs(300),
             lost_grace: Duration::from_secs(90),
             renew_grace: Duration::from_secs(300),
+            restart_grace: Duration::from_secs(300),
         }
     }
 }

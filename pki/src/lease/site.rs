@@ -235,6 +235,7 @@ impl Authority {
             state: LeaseState::Issued,
             state_since: now,
             deadline: None,
+            orphaned: false,
             first_connected: None,
             end: None,
             door: "site".to_owned(),

@@ -7,7 +7,8 @@
 //!    ▼                     ▼                      ▼
 //!  expired ◄──────────── lapsed ── renewed ──► issued
 //!            grace or cap over
-//! release and revoke end any live state.
+//! release and revoke end any live state. A restart of the gateway makes active leases lost, and gives
+//! those that were lost already their time again: nobody could come back meanwhile.
 //! ```
 
 use super::{Lease, LeaseEnd, LeaseState, LeaseTimers};
@@ -22,6 +23,8 @@ pub enum LeaseEvent {
     Connected,
     /// The last tunnel is gone.
     Disconnected,
+    /// The process that had the tunnels has ended, and another one has started.
+    Orphaned,
     /// A new certificate, ending at the given instant, was issued.
     Renewed(UnixTime),
     /// Its owner or an operator ends it.
@@ -87,6 +90,12 @@ pub fn transition(
                 enter(&mut next, State::Lost, "", &Actor::System, now);
             }
         }
+        LeaseEvent::Orphaned => {
+            if matches!(lease.state, State::Active | State::Lost) {
+                enter(&mut next, State::Lost, "", &Actor::System, now);
+                next.orphaned = true;
+            }
+        }
         LeaseEvent::Connected => {
             usable(lease, now, timers)?;
             match lease.state {
@@ -121,11 +130,16 @@ pub(crate) fn deadline(lease: &Lease, timers: &LeaseTimers) -> Option<UnixTime> 
     let own = match lease.state {
         LeaseState::Issued => lease.state_since.plus(timers.connect_within).min(lease.expires),
         LeaseState::Active => lease.expires,
-        LeaseState::Lost => lease.state_since.plus(timers.lost_grace).min(lease.expires),
+        LeaseState::Lost => lease.state_since.plus(lost_grace(lease, timers)).min(lease.expires),
         LeaseState::Lapsed => lease.expires.plus(timers.renew_grace),
         LeaseState::Released | LeaseState::Revoked | LeaseState::Expired => return None,
     };
     Some(own.min(lease.hard_cap))
+}
+
+/// How long a lost lease waits for its client.
+const fn lost_grace(lease: &Lease, timers: &LeaseTimers) -> std::time::Duration {
+    if lease.orphaned { timers.restart_grace } else { timers.lost_grace }
 }
 
 /// Whether the lease may carry a tunnel now.
@@ -175,7 +189,7 @@ fn overdue(
         LeaseState::Issued if lease.first_connected.is_none() => {
             (LeaseState::Expired, "never_connected")
         }
-        LeaseState::Lost if now >= lease.state_since.plus(timers.lost_grace) => {
+        LeaseState::Lost if now >= lease.state_since.plus(lost_grace(lease, timers)) => {
             (LeaseState::Released, "lost")
         }
         _ if certificate_over && !renewal_over => (LeaseState::Lapsed, ""),
@@ -188,6 +202,7 @@ fn overdue(
 fn enter(lease: &mut Lease, state: LeaseState, cause: &str, actor: &Actor, now: UnixTime) {
     lease.state = state;
     lease.state_since = now;
+    lease.orphaned = false;
     if !state.is_live() {
         lease.end = Some(LeaseEnd { at: now, cause: cause.to_owned(), actor: actor.clone() });
     }
@@ -219,6 +234,7 @@ pub(crate) mod tests {
         connect_within: Duration::from_secs(300),
         lost_grace: Duration::from_secs(90),
         renew_grace: Duration::from_secs(300),
+        restart_grace: Duration::from_secs(240),
     };
 
     fn at(secs: i64) -> UnixTime {
@@ -243,6 +259,7 @@ pub(crate) mod tests {
             state: LeaseState::Issued,
             state_since: at(0),
             deadline: None,
+            orphaned: false,
             first_connected: None,
             end: None,
             door: "token".to_owned(),
@@ -306,6 +323,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_restart_of_the_gateway_gives_its_clients_time_to_notice() {
+        let active = apply(&issued(), LeaseEvent::Connected, 10).lease;
+        let orphan = apply(&active, LeaseEvent::Orphaned, 100).lease;
+        assert_eq!((orphan.state, orphan.deadline), (LeaseState::Lost, Some(at(340))));
+        // Restarted again, while nobody could come back.
+        let again = apply(&orphan, LeaseEvent::Orphaned, 900).lease;
+        assert_eq!(again.deadline, Some(at(1140)));
+        let released = apply(&again, LeaseEvent::Tick, 1140).lease;
+        assert_eq!((released.state, cause(&released)), (LeaseState::Released, "lost"));
+        // Once it is back, a tunnel that is lost is the client's affair.
+        let back = apply(&again, LeaseEvent::Connected, 1000).lease;
+        let lost = apply(&back, LeaseEvent::Disconnected, 2000).lease;
+        assert_eq!((lost.orphaned, lost.deadline), (false, Some(at(2090))));
+        // One that was lost before, however long the gateway was away.
+        let orphan = apply(&lost, LeaseEvent::Orphaned, 3000).lease;
+        assert_eq!(orphan.deadline, Some(at(3240)));
+        // The certificate's end comes first, and leases without a tunnel are not concerned.
+        let late = apply(&lost, LeaseEvent::Orphaned, 3500).lease;
+        assert_eq!(late.deadline, Some(at(3600)));
+        assert!(!apply(&issued(), LeaseEvent::Orphaned, 100).changed);
+        let over = apply(&active, release(), 100).lease;
+        assert!(!apply(&over, LeaseEvent::Orphaned, 101).changed);
+    }
+
+    #[test]
     fn the_certificates_end_ends_tunnels_but_allows_renewal_for_a_while() {
         let active = apply(&issued(), LeaseEvent::Connected, 10).lease;
         let lapsed = apply(&active, LeaseEvent::Tick, 3600);
@@ -357,6 +399,7 @@ pub(crate) mod tests {
         let event = prop_oneof![
             4 => Just(LeaseEvent::Connected),
             4 => Just(LeaseEvent::Disconnected),
+            1 => Just(LeaseEvent::Orphaned),
             6 => Just(LeaseEvent::Tick),
             3 => (0i64..20_000).prop_map(|secs| LeaseEvent::Renewed(at(secs))),
             1 => Just(release()),

@@ -294,14 +294,19 @@ impl Authority {
         }
     }
 
+    /// A lease that waits.
+    pub(super) fn waiting(&self, id: &str, now: UnixTime) -> Result<Option<PendingLease>, Error> {
+        let stored = self.stored_pending(id)?.filter(|stored| now < stored.value.expires);
+        Ok(stored.map(|stored| stored.value))
+    }
+
     /// What the holder of a credential for a lease that waits is told.
     pub(super) fn pending_refusal(
         &self,
         id: &str,
         now: UnixTime,
     ) -> Result<Option<Refusal>, Error> {
-        let stored = self.stored_pending(id)?.filter(|stored| now < stored.value.expires);
-        Ok(stored.map(|stored| stored.value.refusal()))
+        Ok(self.waiting(id, now)?.map(PendingLease::refusal))
     }
 
     /// Forgets requests whose time is over.

@@ -1,5 +1,6 @@
 //! What the holder of a lease may do with it, and how it proves to be the holder: with its
-//! certificate, the token that opened the lease, or the lease's release token.
+//! certificate, the token that opened the lease or another one of the same job, or the lease's release
+//! token.
 
 use std::net::IpAddr;
 
@@ -64,8 +65,8 @@ impl Authority {
         digest(expected.expose()) == digest(text.trim())
     }
 
-    /// The lease a bearer credential stands for: the token of a CI platform or the one-time token
-    /// that opened it, or its release token. `lease_id` is the lease that is asked for. A token of
+    /// The lease a bearer credential stands for: a token of its CI job, the one-time token that
+    /// opened it, or its release token. `lease_id` is the lease that is asked for. A token of
     /// several uses, which several may hold, stands for none of its leases.
     ///
     /// # Errors
@@ -88,8 +89,7 @@ impl Authority {
             )
         };
         if jwt::jws::looks_like_jwt(text) {
-            let lease = self.lease_of_jwt(text, now)?;
-            return if lease.id == lease_id { Ok(lease) } else { Err(other()) };
+            return self.lease_of_job(lease_id, text, now);
         }
         let opened = if text.trim().starts_with(RELEASE_PREFIX) {
             self.is_release_token(lease_id, text)

@@ -189,3 +189,22 @@ fn the_state_of_each_issuers_keys_is_told() {
     refused(&authority, &forged);
     assert_eq!(told(4_000).clock_skew, Some(40));
 }
+
+#[test]
+fn of_several_keys_of_one_name_the_one_that_signed_counts() {
+    // RFC 7517 4.5: names should differ, and issuers exist whose do not.
+    let settings = github_settings();
+    let (old, new) = (IssuerKey::es256("same"), IssuerKey::es256("same"));
+    let mut issuers = settings.issuers;
+    issuers[0].algorithms = vec![JwtAlgorithm::Rs256, JwtAlgorithm::Es256];
+    let rsa_of_that_name = IssuerKey::rs256("same");
+    let keys = [&rsa_of_that_name, &old, &new];
+    let authority = configured(issuers, settings.rules, &keys);
+    for (number, key) in keys.iter().enumerate() {
+        let token = key.sign(&claims(&format!("key {number}")));
+        enrol(&authority, &token, &Client::new()).unwrap();
+    }
+    // The name alone opens nothing.
+    let stranger = IssuerKey::es256("same").sign(&claims("stranger"));
+    assert_eq!(refused(&authority, &stranger).code, RefusalCode::JwtBadSignature);
+}

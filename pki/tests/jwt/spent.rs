@@ -126,3 +126,73 @@ fn spent_tokens_are_forgotten_when_they_are_no_good_any_more() {
     // What is left is the lease; the token says nothing about it any more.
     assert!(!presented(300), "64 records stay for ever");
 }
+
+/// A platform gives a job as many tokens as it asks for, and the first is over before the job is.
+#[test]
+fn another_token_of_the_same_job_reads_and_releases_its_lease() {
+    let authority = github();
+    let opened = enrol(&authority, &rsa().sign(&claims("first")), &Client::new()).unwrap();
+    let id = opened.lease.id.as_str();
+    let ask = |token: &str, secs| authority.lease_of_bearer(id, token, after(secs));
+    let later = rsa().sign(&oidc::github(NOW.secs() + 1_800, AUDIENCE, "later"));
+    assert_eq!(ask(&later, 1_800).unwrap().id, id);
+    // It is not spent by that: the job may open another lease with it.
+    let client = Client::new();
+    let second = authority.enrol_with_jwt(None, &later, &client.csr(), None, after(1_801)).unwrap();
+    assert_ne!(second.lease.id, id);
+    assert_eq!(ask(&later, 1_802).unwrap().id, id, "whatever lease it opened itself");
+
+    let refused = |changes: Value| {
+        let token = rsa().sign(&with(claims("other"), changes));
+        ask(&token, 1).unwrap_err().code
+    };
+    for (what, changes) in [
+        ("another job of the run", json!({"check_run_id": "88002"})),
+        ("another attempt at the run", json!({"run_attempt": "2"})),
+        ("another run", json!({"run_id": "7002"})),
+        ("another repository", json!({"repository_id": "123457"})),
+        ("a token that names no job", json!({"check_run_id": null})),
+        ("an empty name", json!({"check_run_id": ""})),
+        ("several", json!({"check_run_id": ["88001", "88002"]})),
+    ] {
+        assert_eq!(refused(changes), RefusalCode::TokenUnknown, "{what}");
+    }
+    // Presented again when its time is over, and altered.
+    let late = ask(&rsa().sign(&claims("late")), 400).unwrap_err();
+    assert_eq!(late.code, RefusalCode::JwtExpired);
+    let forged = IssuerKey::rs256("rsa-1").sign(&claims("forged"));
+    assert_eq!(ask(&forged, 1).unwrap_err().code, RefusalCode::JwtBadSignature);
+    // No lease is found by asking for names.
+    let nowhere = authority.lease_of_bearer("r-nosuchlease", &later, after(1_802)).unwrap_err();
+    assert_eq!(nowhere.code, RefusalCode::CertificateUnusable);
+}
+
+#[test]
+fn a_job_of_another_issuer_with_the_same_numbers_is_another_job() {
+    let ghes = issuer("ghes", IssuerKind::Github, "https://ghes.example.com/_services/token");
+    let mut settings = github_settings();
+    settings.issuers.push(ghes);
+    settings.issuers.push(issuer("any", IssuerKind::Generic, "https://any.example.com"));
+    settings.rules.push(rule("builder", "any", &[("sub", &["a"])]));
+    let authority = configured(settings.issuers, settings.rules, &[rsa()]);
+    let opened = enrol(&authority, &rsa().sign(&claims("first")), &Client::new()).unwrap();
+    let id = opened.lease.id.as_str();
+    let theirs = json!({"iss": "https://ghes.example.com/_services/token"});
+    let token = rsa().sign(&with(claims("theirs"), theirs));
+    let refused = authority.lease_of_bearer(id, &token, NOW).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::TokenUnknown);
+    // What names a job of a generic issuer is not known: the token that opened the lease it is.
+    let generic = |jti: &str| {
+        let claims = json!({"iss": "https://any.example.com", "sub": "a", "jti": jti});
+        rsa().sign(&with(claims_of_any(), claims))
+    };
+    let (first, second) = (generic("one"), generic("two"));
+    let opened = enrol(&authority, &first, &Client::new()).unwrap();
+    let ask = |token: &str| authority.lease_of_bearer(&opened.lease.id, token, NOW);
+    assert_eq!(ask(&first).unwrap().id, opened.lease.id);
+    assert_eq!(ask(&second).unwrap_err().code, RefusalCode::TokenUnknown);
+}
+
+fn claims_of_any() -> Value {
+    json!({"aud": AUDIENCE, "iat": NOW.secs(), "exp": NOW.secs() + 300})
+}

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::claims::{self, Claims};
-use super::judge::{Accepted, examine, genuine, name, recognise};
+use super::judge::{Accepted, examine, recognise};
 use super::jwks::KeySet;
 use super::jws;
 use super::trace::Trace;
@@ -19,7 +19,6 @@ use crate::enrol::token::REPLAY_WINDOW;
 use crate::enrol::{Enrolled, Refusal, RefusalCode};
 use crate::error::Error;
 use crate::issue::sha256_hex;
-use crate::lease::Lease;
 use crate::time::UnixTime;
 
 /// How often an enrolment is tried again when another writer was faster.
@@ -88,7 +87,7 @@ impl Authority {
     }
 
     /// A key that is not there while none is fetched: the issuer may have it by now.
-    fn or_wait(&self, token: &str, refusal: Refusal, now: UnixTime) -> Refusal {
+    pub(super) fn or_wait(&self, token: &str, refusal: Refusal, now: UnixTime) -> Refusal {
         if refusal.code != RefusalCode::JwtUnknownKey {
             return refusal;
         }
@@ -254,35 +253,5 @@ impl Authority {
         now: UnixTime,
     ) -> Result<Cow<'static, KeySet>, String> {
         lock(&self.keyring).keys(issuer, now).cloned().map(Cow::Owned)
-    }
-
-    /// The lease a token opened, for whoever still has the token: it may be read and released
-    /// with it as long as the token is good, whatever the rules say by then.
-    ///
-    /// # Errors
-    /// Why the token is not accepted; [`RefusalCode::TokenUnknown`] when it opened none.
-    pub fn lease_of_jwt(&self, token: &str, now: UnixTime) -> Result<Lease, Refusal> {
-        let settings = self.settings();
-        let mut trace = Trace::default();
-        let keys = |issuer: &Issuer| self.jwt_keys(issuer, now);
-        let digest = match genuine(&mut trace, &settings.issuers, keys, token, now) {
-            Ok(genuine) => genuine.digest,
-            Err(refusal) => return Err(self.or_wait(token, refusal.with_trace(trace), now)),
-        };
-        let lease = match self.jwt_spend(&digest)? {
-            Some(spent) => {
-                if let Some(refusal) = self.pending_refusal(&spent.lease_id, now)? {
-                    return Err(refusal);
-                }
-                self.lease(&spent.lease_id)?
-            }
-            None => None,
-        };
-        lease.ok_or_else(|| {
-            Refusal::new(
-                RefusalCode::TokenUnknown,
-                format!("token {} opened no lease that is on record", name(&digest)),
-            )
-        })
     }
 }

@@ -41,6 +41,22 @@ impl Material {
                 | (Self::Ed25519(_), JwtAlgorithm::EdDsa)
         )
     }
+
+    fn verifies(&self, signed: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Rsa { n, e } => RsaPublicKeyComponents { n, e }.verify(
+                &signature::RSA_PKCS1_2048_8192_SHA256,
+                signed,
+                signature,
+            ),
+            Self::P256(point) => UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
+                .verify(signed, signature),
+            Self::Ed25519(point) => {
+                UnparsedPublicKey::new(&signature::ED25519, point).verify(signed, signature)
+            }
+        }
+        .is_ok()
+    }
 }
 
 /// An issuer's keys. Keys that nothing can be verified with are left out.
@@ -112,46 +128,36 @@ impl KeySet {
     /// Why not. The token's own words decide only which of the issuer's keys is tried, never how:
     /// the kind of key must fit the algorithm.
     pub fn verify(&self, token: &Unverified<'_>) -> Result<String, KeyError> {
-        let key = self.find(token.kid.as_deref(), token.algorithm)?;
-        let name = key.kid.clone().unwrap_or_default();
+        let keys = self.find(token.kid.as_deref(), token.algorithm)?;
+        let name = keys.first().and_then(|key| key.kid.clone()).unwrap_or_default();
         let (signed, signature) = (token.signed, token.signature.as_slice());
-        let verified = match &key.material {
-            Material::Rsa { n, e } => RsaPublicKeyComponents { n, e }.verify(
-                &signature::RSA_PKCS1_2048_8192_SHA256,
-                signed,
-                signature,
-            ),
-            Material::P256(point) => {
-                UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point)
-                    .verify(signed, signature)
-            }
-            Material::Ed25519(point) => {
-                UnparsedPublicKey::new(&signature::ED25519, point).verify(signed, signature)
-            }
-        };
-        match verified {
-            Ok(()) => Ok(name),
-            Err(_) => Err(KeyError::BadSignature(name)),
+        match keys.iter().any(|key| key.material.verifies(signed, signature)) {
+            true => Ok(name),
+            false => Err(KeyError::BadSignature(name)),
         }
     }
 
-    fn find(&self, kid: Option<&str>, algorithm: JwtAlgorithm) -> Result<&Key, KeyError> {
-        let mut fitting = self.keys.iter().filter(|key| key.material.fits(algorithm));
+    /// The keys that a token may be signed with; at least one. Several may have one name, as when
+    /// an issuer does not rename what it rotates (RFC 7517 4.5).
+    fn find(&self, kid: Option<&str>, algorithm: JwtAlgorithm) -> Result<Vec<&Key>, KeyError> {
+        let mut fitting: Vec<&Key> =
+            self.keys.iter().filter(|key| key.material.fits(algorithm)).collect();
         let Some(kid) = kid else {
-            let fitting: Vec<&Key> = fitting.collect();
-            return match fitting.as_slice() {
-                [only] => Ok(only),
-                several => Err(KeyError::Ambiguous(several.len(), algorithm)),
+            return match fitting.len() {
+                1 => Ok(fitting),
+                several => Err(KeyError::Ambiguous(several, algorithm)),
             };
         };
-        fitting.find(|key| key.kid.as_deref() == Some(kid)).ok_or_else(|| {
-            let names: Vec<&str> = self.keys.iter().filter_map(|key| key.kid.as_deref()).collect();
-            let mut names = names.join(", ");
-            if names.len() > 200 {
-                names = format!("{} keys", self.keys.len());
-            }
-            KeyError::Unknown(shown(kid).to_owned(), algorithm, names)
-        })
+        fitting.retain(|key| key.kid.as_deref() == Some(kid));
+        if !fitting.is_empty() {
+            return Ok(fitting);
+        }
+        let names: Vec<&str> = self.keys.iter().filter_map(|key| key.kid.as_deref()).collect();
+        let mut names = names.join(", ");
+        if names.len() > 200 {
+            names = format!("{} keys", self.keys.len());
+        }
+        Err(KeyError::Unknown(shown(kid).to_owned(), algorithm, names))
     }
 }
 

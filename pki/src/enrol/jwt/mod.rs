@@ -3,12 +3,13 @@
 //!
 //! `jws` takes a token apart, `jwks` verifies it, `keyring` knows when keys are to be fetched,
 //! `claims` and `rules` judge what it says, `judge` all of it, `context` turns that into identity and
-//! job, `door` opens leases and `spent` remembers with what. Each step leaves a line in a [`Trace`],
+//! job, `door` opens leases, `job` finds them again and `spent` remembers with what. Each step leaves a line in a [`Trace`],
 //! for whoever has to find out why not.
 
 mod claims;
 mod context;
 mod door;
+mod job;
 mod judge;
 pub mod jwks;
 pub mod jws;

@@ -1,12 +1,14 @@
 //! Certification requests (RFC 2986): only the public key is taken from them.
 //!
-//! Subject and extensions of a request are wishes of an unknown party and are not read.
+//! Subject and extensions of a request are wishes of an unknown party. The alternative names are
+//! read for roles that refuse wishes they do not grant, and never become part of a certificate.
 
 use rustls_pki_types::SignatureVerificationAlgorithm;
 use webpki::ring as verifier;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::der_parser::asn1_rs::Tag;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -17,9 +19,13 @@ use x509_cert::spki::SubjectPublicKeyInfoOwned;
 use crate::ecdsa;
 use crate::issue::sha256_hex;
 use crate::signer::KeyKind;
+use crate::validate::{San, path};
 
 /// Trailing octets some clients add after the request.
 const STRAY_OCTETS: usize = 4;
+
+/// Characters of a name that a request asks for.
+const MAX_NAME: usize = 512;
 
 /// A request whose self-signature was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +38,8 @@ pub struct Csr {
     pub key: CsrKey,
     /// Whether the key was made here, so that nobody signed a request for it.
     pub made_here: bool,
+    /// The alternative names it asks for, such as `DNS:a.example.com`, sorted.
+    pub names: Vec<String>,
 }
 
 /// The kind of key a request carries.
@@ -125,7 +133,8 @@ impl Csr {
         {
             return Err(CsrError::Malformed("the public key is not encoded as DER".to_owned()));
         }
-        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key: kind, made_here: false })
+        let names = names(&request);
+        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key: kind, made_here: false, names })
     }
 
     /// For a key that was made here, by its SubjectPublicKeyInfo.
@@ -133,8 +142,36 @@ impl Csr {
         let (_, info) = SubjectPublicKeyInfo::from_der(&spki)
             .map_err(|cause| CsrError::Malformed(cause.to_string()))?;
         let key = key_kind(&info)?;
-        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key, made_here: true })
+        let names = Vec::new();
+        Ok(Self { spki_sha256: sha256_hex(&spki), spki, key, made_here: true, names })
     }
+}
+
+/// The alternative names that a request asks for (RFC 2985 5.4.2), each cut to what real ones need.
+fn names(request: &X509CertificationRequest<'_>) -> Vec<String> {
+    let mut names: Vec<String> = request
+        .certification_request_info
+        .iter_attributes()
+        .filter_map(|attribute| match attribute.parsed_attribute() {
+            ParsedCriAttribute::ExtensionRequest(asked) => Some(&asked.extensions),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+            _ => None,
+        })
+        .flatten()
+        .map(|name| match path::san(name) {
+            Some(San::Dns(dns)) => San::Dns(dns.trim_end_matches('.').to_ascii_lowercase()),
+            Some(san) => san,
+            None => San::Uri("a name of another kind".to_owned()),
+        })
+        .map(|san| san.to_string().chars().take(MAX_NAME).collect())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// The challengePassword of a request, where a token may ride (PKCS#9, RFC 2985 5.4.1).

@@ -12,6 +12,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 use crate::ca::CaKey;
+use crate::enrol::jwt::provenance;
 use crate::error::Error;
 use crate::revoke::Revocation;
 use crate::serial::Serial;
@@ -76,13 +77,29 @@ impl CertRecord {
 }
 
 /// The names of a client certificate, composed from the lease.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ClientNames {
     pub(crate) common_name: String,
     pub(crate) organisation: String,
     pub(crate) dns: String,
     /// One URI: the shape of a SPIFFE X.509 SVID.
     pub(crate) uri: String,
+    /// The lease's addresses, for roles that want them named.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// What is said about the CI job, by number.
+    pub(crate) job: Vec<(u64, String)>,
+}
+
+impl ClientNames {
+    /// The alternative names as [`San`] shows them.
+    pub(crate) fn sans(&self) -> Vec<String> {
+        let addresses = self.addresses.iter().map(|address| San::Ip(*address));
+        [San::Dns(self.dns.clone()), San::Uri(self.uri.clone())]
+            .into_iter()
+            .chain(addresses)
+            .map(|san| san.to_string())
+            .collect()
+    }
 }
 
 /// What else a certificate says.
@@ -104,9 +121,24 @@ pub(crate) fn client(
     let mut params = base(terms, &names.common_name, &names.organisation)?;
     params.subject_alt_names =
         vec![SanType::DnsName(ia5(&names.dns)?), SanType::URI(ia5(&names.uri)?)];
+    params.subject_alt_names.extend(names.addresses.iter().copied().map(SanType::IpAddress));
+    for (number, value) in &names.job {
+        params.custom_extensions.push(job_claim(*number, value)?);
+    }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     sign(ca, params, terms, spki)
+}
+
+/// A claim about a CI job: a UTF8String in an extension of its own, which nobody need understand.
+fn job_claim(number: u64, value: &str) -> Result<CustomExtension, Error> {
+    use der::Encode;
+    use der::asn1::Utf8StringRef;
+
+    let oid = [provenance::ARC.as_slice(), &[number]].concat();
+    let content = Utf8StringRef::new(value).and_then(|text| text.to_der());
+    let content = content.map_err(|cause: der::Error| Error::Encode(cause.to_string()))?;
+    Ok(CustomExtension::from_oid_content(&oid, content))
 }
 
 /// Issues the gateway's certificate.

@@ -1,17 +1,19 @@
 //! Settings: trust domain, roles, pools, key algorithms. Plain data given by the caller.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::csr::CsrKey;
+use crate::csr::{Csr, CsrKey};
 use crate::enrol::jwt::{ClaimRule, Issuer, Pin};
 use crate::enrol::{Limits, OpenRate};
 use crate::enrol::{Refusal, RefusalCode};
 use crate::entropy::{Entropy, SystemEntropy};
 use crate::error::Error;
+use crate::issue::ClientNames;
 use crate::lease::LeaseTimers;
 use crate::signer::{KeyKind, TokenUri};
 
@@ -34,6 +36,10 @@ pub struct RoleProfile {
     pub rate: Option<OpenRate>,
     /// Leases wait for an operator's approval.
     pub manual: bool,
+    /// Certificates name the lease's addresses.
+    pub san_address: bool,
+    /// Requests that ask for names which the certificate does not get are refused.
+    pub verify_names: bool,
 }
 
 impl RoleProfile {
@@ -48,6 +54,8 @@ impl RoleProfile {
             max_leases: None,
             rate: None,
             manual: false,
+            san_address: false,
+            verify_names: false,
         }
     }
 
@@ -65,6 +73,47 @@ impl RoleProfile {
             return Ok(());
         }
         Err(self.other_key(role, &format!("asks for an {kind} key")))
+    }
+
+    /// Whether a request asks for no other names than the certificate gets, where the role wants
+    /// to know.
+    pub(crate) fn check_names(
+        &self,
+        role: &str,
+        csr: &Csr,
+        names: &ClientNames,
+    ) -> Result<(), Refusal> {
+        let granted = names.sans();
+        let strange = csr.names.iter().find(|name| !granted.contains(name));
+        match strange.filter(|_| self.verify_names) {
+            None => Ok(()),
+            Some(name) => Err(Refusal::new(
+                RefusalCode::UnacceptableName,
+                format!(
+                    "the request asks for {name:?}, which the certificate does not get ({} it \
+                     does): leave it out, or set csr_sans = \"ignore\" for role {role}",
+                    granted.join(", ")
+                ),
+            )),
+        }
+    }
+
+    /// The names of a certificate of the role.
+    pub(crate) fn names(
+        &self,
+        trust_domain: &str,
+        (id, dns, uri): (&str, String, String),
+        addresses: &[IpAddr],
+        job: Vec<(u64, String)>,
+    ) -> ClientNames {
+        ClientNames {
+            common_name: id.to_owned(),
+            organisation: trust_domain.to_owned(),
+            dns,
+            uri,
+            addresses: if self.san_address { addresses.to_vec() } else { Vec::new() },
+            job,
+        }
     }
 
     fn other_key(&self, role: &str, what: &str) -> Refusal {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use pki::JwtAlgorithm;
 use pki::enrol::jwt::{
-    ClaimPattern, ClaimRule, Issuer, IssuerKind, KeySource, Pin, TokenReview, known_claims,
-    takes_wildcard,
+    ClaimPattern, ClaimRule, Issuer, IssuerKind, JobDeadline, KeySource, Pin, TokenReview,
+    known_claims, takes_wildcard,
 };
 
 use super::read::named;
@@ -43,6 +43,7 @@ pub(super) fn issuers(
         }
         let algorithms = algorithms(&mut section, found);
         let review = review(&mut section, &name, kind, found);
+        let deadline = section.string("job_deadline", found);
         let twice = |other: &Issuer| {
             other.name == name || url.as_deref().is_some_and(|url| other.issuer == url)
         };
@@ -55,6 +56,11 @@ pub(super) fn issuers(
         let mut issuer = Issuer::new(name, kind, url, audience, keys);
         issuer.algorithms = algorithms.unwrap_or(issuer.algorithms);
         issuer.review = review;
+        issuer.job_deadline = match deadline {
+            None => issuer.job_deadline,
+            Some((word, _)) if word == "none" => JobDeadline::Unknown,
+            Some((claim, _)) => JobDeadline::Claim(claim),
+        };
         issuers.push(issuer);
     }
     issuers

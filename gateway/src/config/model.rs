@@ -206,6 +206,10 @@ pub struct Role {
     pub rate: Option<pki::OpenRate>,
     /// Its leases wait for an operator's approval.
     pub manual: bool,
+    /// Its certificates name the virtual addresses.
+    pub san_address: bool,
+    /// Requests for names that the certificate does not get are refused.
+    pub verify_names: bool,
     /// Allowed destinations; everything else is dropped.
     pub allow: Vec<AllowEntry>,
     /// Certificates of external CAs that have this role.

@@ -195,6 +195,8 @@ fn default_roles(pools: &[Pool]) -> Vec<Role> {
             max_leases: None,
             rate: None,
             manual: false,
+            san_address: false,
+            verify_names: false,
             allow: pool
                 .addresses
                 .iter()

@@ -49,6 +49,8 @@ pub(super) fn role_list(
         let server_keys = section.boolean("allow_server_keygen", found).unwrap_or(false);
         let (max_leases, rate) = limits::of_role(&mut section, &name, found);
         let manual = role_approval(&mut section, &name, server_keys, found);
+        let san_address = section.boolean("san_address", found).unwrap_or(false);
+        let verify_names = role_names(&mut section, found);
         let at = section.place("allow");
         let mut allow = Vec::new();
         for (text, at) in section.strings("allow", found).unwrap_or_default() {
@@ -81,6 +83,8 @@ pub(super) fn role_list(
                 keys,
                 server_keys,
                 manual,
+                san_address,
+                verify_names,
                 max_leases,
                 rate,
                 allow,
@@ -114,6 +118,20 @@ fn role_approval(
         _ => found.error(at, format!("`approval = \"{word}\"` must be \"auto\" or \"manual\"")),
     }
     true
+}
+
+/// `csr_sans = "verify"`: requests ask for no other names than they get.
+fn role_names(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> bool {
+    match section.string("csr_sans", found) {
+        None => false,
+        Some((word, at)) => {
+            if !matches!(word.as_str(), "ignore" | "verify") {
+                found
+                    .error(at, format!("`csr_sans = \"{word}\"` must be \"ignore\" or \"verify\""));
+            }
+            word == "verify"
+        }
+    }
 }
 
 /// `keys = [...]`: what kinds of key a role takes.

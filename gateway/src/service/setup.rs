@@ -90,6 +90,8 @@ pub fn pki_settings(config: &Config, id: &str) -> Settings {
                 max_leases: role.max_leases,
                 rate: role.rate,
                 manual: role.manual,
+                san_address: role.san_address,
+                verify_names: role.verify_names,
                 ..RoleProfile::new(role.pool.clone())
             },
         );

@@ -309,6 +309,7 @@ fn trial(
         organisation: maker.settings.trust_domain.clone(),
         dns: format!("trial.{}", maker.settings.trust_domain),
         uri: format!("spiffe://{}/trial", maker.settings.trust_domain),
+        ..ClientNames::default()
     };
     let by = CaKey { certificate: &issuing.der, signer, place: &issuing.place };
     issue::client(by, &names, &terms, signer.public_key_der())

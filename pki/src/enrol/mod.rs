@@ -40,6 +40,8 @@ pub enum RefusalCode {
     TooLarge,
     /// The key or signature algorithm of the request is not accepted.
     UnacceptableKey,
+    /// The request asks for a name that its certificate does not get.
+    UnacceptableName,
     /// The request is not signed by the key it carries.
     BadSelfSignature,
     /// No token has this value.
@@ -132,6 +134,7 @@ impl RefusalCode {
             Self::MalformedRequest => "malformed_request",
             Self::TooLarge => "too_large",
             Self::UnacceptableKey => "unacceptable_key",
+            Self::UnacceptableName => "unacceptable_name",
             Self::BadSelfSignature => "bad_self_signature",
             Self::TokenUnknown => "token_unknown",
             Self::TokenExpired => "token_expired",
@@ -196,6 +199,7 @@ impl RefusalCode {
             | Self::JwtTooLongLived => 401,
             Self::MalformedRequest
             | Self::UnacceptableKey
+            | Self::UnacceptableName
             | Self::KeyEncryption
             | Self::BadSelfSignature => 400,
             Self::TokenExpired

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::approval::Approval;
-use super::jwt::Accepted;
-use super::token::{Presented, Presenter, REPLAY_WINDOW, Token, TokenSpend, judge};
-use super::{Enrolled, Refusal, RefusalCode, own, shown};
+use super::jwt::{Accepted, provenance};
+use super::token::{Presented, Presenter, Token, TokenSpend, judge};
+use super::{Enrolled, Refusal, RefusalCode, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
 use crate::bar::{self, Bar, Barred};
@@ -15,15 +15,14 @@ use crate::entropy::random_text;
 use crate::error::Error;
 use crate::failpoint;
 use crate::issue::{self, BACKDATE, CertRecord, ClientNames, Terms};
-use crate::lease::book::{job_of, move_deadline, put_live};
+use crate::lease::book::{job_of, put_live};
 use crate::lease::pool::AddressRecord;
 use crate::lease::state;
-use crate::lease::{CiRef, Lease, LeaseCert, LeaseEvent, LeaseState, transition};
+use crate::lease::{CiRef, Lease, LeaseCert, LeaseState};
 use crate::record::{self, Stored, key};
 use crate::serial::Serial;
 use crate::store::{Outcome, Txn};
 use crate::time::UnixTime;
-use crate::validate::VerifiedPeer;
 
 /// How often an enrolment is tried again when another writer was faster.
 const ATTEMPTS: usize = 64;
@@ -185,6 +184,7 @@ impl Authority {
             )
         })?;
         profile.check_key(&grant.role, csr.key)?;
+        let hard_cap = cap(grant, profile.max_lease, now)?;
         let mut txn = Txn::new();
         self.refuse_barred(&mut txn, grant, csr)?;
         let Approval::Open(reserved) = self.approval(&mut txn, grant, csr, now)? else {
@@ -199,16 +199,16 @@ impl Authority {
             None => self
                 .with_entropy(|entropy| Ok(format!("r-{}", random_text(entropy, LEASE_ID_LEN)?)))?,
         };
-        let hard_cap = now.plus(profile.max_lease);
-        let names = ClientNames {
-            common_name: id.clone(),
-            organisation: settings.trust_domain.clone(),
-            dns: format!("{id}.{}.runners.{}", grant.role, settings.trust_domain),
-            uri: match grant.jwt {
-                Some(jwt) => format!("spiffe://{}{}", settings.trust_domain, jwt.context.path),
-                None => format!("spiffe://{}/role/{}/{id}", settings.trust_domain, grant.role),
-            },
+        let domain = &settings.trust_domain;
+        let dns = format!("{id}.{}.runners.{domain}", grant.role);
+        let uri = match grant.jwt {
+            Some(jwt) => format!("spiffe://{domain}{}", jwt.context.path),
+            None => format!("spiffe://{domain}/role/{}/{id}", grant.role),
         };
+        let job = grant.jwt.map(|jwt| &jwt.context);
+        let said = job.map(|job| provenance::claims(&job.claims, &job.ci_ref)).unwrap_or_default();
+        let names = profile.names(domain, (&id, dns, uri), &reservation.addresses, said);
+        profile.check_names(&grant.role, csr, &names)?;
         let certificate = self.sign_client(&names, csr, profile.ttl, hard_cap, Some(&id), now)?;
 
         let mut lease = Lease {
@@ -414,6 +414,24 @@ impl Authority {
         event.left_out = (left_out > 0).then_some(left_out);
         self.record_audit(&event)
     }
+}
+
+/// No renewal reaches past this: the role's longest lease, or the end of the job where its token
+/// tells it.
+fn cap(
+    grant: &Grant<'_>,
+    max_lease: std::time::Duration,
+    now: UnixTime,
+) -> Result<UnixTime, Refusal> {
+    let ends = grant.jwt.and_then(|jwt| jwt.job_ends);
+    if let Some(ends) = ends.filter(|ends| *ends <= now) {
+        return Err(Refusal::new(
+            RefusalCode::JwtExpired,
+            format!("the job of the token ended at {ends} at the latest: start it again"),
+        ));
+    }
+    let cap = now.plus(max_lease);
+    Ok(ends.map_or(cap, |ends| ends.min(cap)))
 }
 
 /// Addresses proposed by the book; given back unless the transaction was committed.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::jwt::provenance;
 use super::open::{lease_cert, put_certificate, refused_by};
 use super::token::REPLAY_WINDOW;
 use super::{Enrolled, Refusal, RefusalCode, own};
@@ -11,7 +12,7 @@ use crate::bar::Barred;
 use crate::csr::Csr;
 use crate::error::Error;
 use crate::failpoint;
-use crate::issue::{BACKDATE, CertRecord, ClientNames};
+use crate::issue::{BACKDATE, CertRecord};
 use crate::lease::book::move_deadline;
 use crate::lease::state;
 use crate::lease::{Lease, LeaseEvent, transition};
@@ -110,12 +111,13 @@ impl Authority {
         if let Some(bar) = self.unless_barred(&mut txn, &[Barred::Key(csr.spki_sha256.clone())])? {
             return Err(refused_by(&bar));
         }
-        let names = ClientNames {
-            common_name: before.id.clone(),
-            organisation: settings.trust_domain.clone(),
-            dns: before.dns_name.clone(),
-            uri: before.identity.clone(),
-        };
+        let names = profile.names(
+            &settings.trust_domain,
+            (&before.id, before.dns_name.clone(), before.identity.clone()),
+            &before.addresses,
+            provenance::claims(&before.claims, &before.ci_ref),
+        );
+        profile.check_names(&before.role, csr, &names)?;
         let id = Some(before.id.as_str());
         let certificate = self.sign_client(&names, csr, profile.ttl, before.hard_cap, id, now)?;
         let event = LeaseEvent::Renewed(certificate.not_after);

@@ -208,22 +208,22 @@ pub(super) fn in_time(certificate: &X509Certificate<'_>, now: UnixTime) -> Resul
 /// The alternative names of a certificate; kinds that are not used here are left out.
 pub(crate) fn sans(certificate: &X509Certificate<'_>) -> Vec<San> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
-    extension
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::DNSName(dns) => Some(San::Dns((*dns).to_owned())),
-            GeneralName::RFC822Name(email) => Some(San::Email((*email).to_owned())),
-            GeneralName::URI(uri) => Some(San::Uri((*uri).to_owned())),
-            GeneralName::IPAddress(octets) => match octets.len() {
-                4 => <[u8; 4]>::try_from(*octets).ok().map(|octets| San::Ip(octets.into())),
-                16 => <[u8; 16]>::try_from(*octets).ok().map(|octets| San::Ip(octets.into())),
-                _ => None,
-            },
+    extension.value.general_names.iter().filter_map(san).collect()
+}
+
+/// One alternative name, if its kind is used here.
+pub(crate) fn san(name: &GeneralName<'_>) -> Option<San> {
+    match name {
+        GeneralName::DNSName(dns) => Some(San::Dns((*dns).to_owned())),
+        GeneralName::RFC822Name(email) => Some(San::Email((*email).to_owned())),
+        GeneralName::URI(uri) => Some(San::Uri((*uri).to_owned())),
+        GeneralName::IPAddress(octets) => match octets.len() {
+            4 => <[u8; 4]>::try_from(*octets).ok().map(|octets| San::Ip(octets.into())),
+            16 => <[u8; 16]>::try_from(*octets).ok().map(|octets| San::Ip(octets.into())),
             _ => None,
-        })
-        .collect()
+        },
+        _ => None,
+    }
 }
 
 /// Extended key usages as people write them.

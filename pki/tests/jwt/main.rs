@@ -2,6 +2,7 @@
 //! not open a lease.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod certificate;
 #[path = "../common/mod.rs"]
 mod common;
 mod keys;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use common::*;
 use oidc::IssuerKey;
-use pki::enrol::jwt::{ClaimPattern, ClaimRule, Issuer, IssuerKind, KeySource, jwks};
+use pki::enrol::jwt::{ClaimPattern, ClaimRule, Issuer, IssuerKind, JobDeadline, KeySource, jwks};
 use pki::*;
 use serde_json::{Value, json};
 

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::Issuer;
 use super::trace::Step;
+use super::{Issuer, JobDeadline};
 use crate::enrol::RefusalCode;
 use crate::time::UnixTime;
 
 /// Clocks may differ by this much: a machine at boot has not asked for the time yet.
 pub const LEEWAY: Duration = Duration::from_secs(60);
+/// A token of GitLab that lives no longer says nothing about its job.
+const UNTOLD: Duration = Duration::from_secs(300);
 /// The longest life of a token. GitLab's live as long as their job may run.
 pub const MAX_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// Claims looked at, nested ones counted one by one.
@@ -158,6 +160,23 @@ pub(super) fn registered(
         ));
     }
     (steps, good_until)
+}
+
+/// When a token's job ends at the latest, if the token says so, with the leeway of all its times.
+pub(super) fn job_ends(object: &Map<String, Value>, deadline: &JobDeadline) -> Option<UnixTime> {
+    let at = |name: &str| object.get(name).and_then(instant);
+    let ends = match deadline {
+        JobDeadline::Unknown => return None,
+        JobDeadline::Claim(name) => at(name)?,
+        JobDeadline::Lifetime => {
+            let (begun, over) = (at("iat").or_else(|| at("nbf"))?, at("exp")?);
+            if over.since(begun) <= UNTOLD {
+                return None;
+            }
+            over
+        }
+    };
+    Some(ends.plus(LEEWAY))
 }
 
 /// A NumericDate (RFC 7519 2): seconds, perhaps with a fraction.

@@ -52,6 +52,7 @@ fn kept(kind: IssuerKind) -> &'static [&'static str] {
             "namespace_id",
             "job_project_id",
             "ref",
+            "ref_path",
             "ref_protected",
             "environment",
             "pipeline_source",

@@ -33,6 +33,9 @@ pub struct Accepted {
     pub(crate) good_until: UnixTime,
     /// When it was issued, if it says so.
     pub(crate) issued: Option<UnixTime>,
+    /// When the job ends at the latest, if it says so; leeway included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) job_ends: Option<UnixTime>,
 }
 
 impl Accepted {
@@ -81,6 +84,7 @@ pub(super) struct Genuine<'i> {
     pub(super) digest: String,
     good_until: UnixTime,
     issued: Option<UnixTime>,
+    job_ends: Option<UnixTime>,
 }
 
 /// Judges everything about a token but what it gives.
@@ -128,7 +132,8 @@ pub(super) fn genuine<'i, 'k>(
     }
     let issued = token.claims.get("iat").and_then(claims::instant);
     let digest = digest_of(&issuer.issuer, &token);
-    Ok(Genuine { issuer, claims: all, digest, good_until, issued })
+    let job_ends = claims::job_ends(&token.claims, &issuer.job_deadline);
+    Ok(Genuine { issuer, claims: all, digest, good_until, issued, job_ends })
 }
 
 /// What a token is known by when it is presented again.
@@ -148,7 +153,7 @@ fn entitled(
     rules: &[ClaimRule],
     role: Option<&str>,
 ) -> Result<Accepted, Refusal> {
-    let Genuine { issuer, claims, digest, good_until, issued } = genuine;
+    let Genuine { issuer, claims, digest, good_until, issued, job_ends } = genuine;
     let rule = choose(trace, issuer, rules, &claims, role)?;
     trace.role = Some(rule.role.clone());
     Ok(Accepted {
@@ -159,6 +164,7 @@ fn entitled(
         digest,
         good_until,
         issued,
+        job_ends,
     })
 }
 

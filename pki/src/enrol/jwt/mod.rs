@@ -3,7 +3,7 @@
 //!
 //! `jws` takes a token apart, `jwks` verifies it, `keyring` knows when keys are to be fetched,
 //! `claims` and `rules` judge what it says, `judge` all of it, `context` turns that into identity and
-//! job, `door` opens leases, `job` finds them again and `spent` remembers with what. Each step leaves a line in a [`Trace`],
+//! job and `provenance` into what certificates say of it, `door` opens leases, `job` finds them again and `spent` remembers with what. Each step leaves a line in a [`Trace`],
 //! for whoever has to find out why not.
 
 mod claims;
@@ -14,6 +14,7 @@ mod judge;
 pub mod jwks;
 pub mod jws;
 mod keyring;
+pub(crate) mod provenance;
 pub mod review;
 mod rules;
 mod spent;
@@ -129,6 +130,18 @@ pub enum KeySource {
     File(PathBuf),
 }
 
+/// How an issuer's tokens say until when their job may run. No lease of theirs outlives that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobDeadline {
+    /// They do not.
+    Unknown,
+    /// By `exp`, if they live longer than five minutes: GitLab's live as long as their job may run,
+    /// or five minutes where it has no timeout.
+    Lifetime,
+    /// By this claim, a NumericDate (RFC 7519 2).
+    Claim(String),
+}
+
 /// An OIDC issuer whose tokens open leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
@@ -146,6 +159,8 @@ pub struct Issuer {
     pub keys: KeySource,
     /// Who is asked about each token beside; Kubernetes only.
     pub review: Option<TokenReview>,
+    /// How its tokens say until when their job may run.
+    pub job_deadline: JobDeadline,
 }
 
 impl Issuer {
@@ -165,6 +180,10 @@ impl Issuer {
             algorithms: kind.algorithms(),
             keys,
             review: None,
+            job_deadline: match kind {
+                IssuerKind::Gitlab => JobDeadline::Lifetime,
+                _ => JobDeadline::Unknown,
+            },
         }
     }
 }

@@ -32,6 +32,7 @@ mod issue;
 mod journal;
 mod lease;
 mod ocsp;
+mod page;
 mod profile;
 mod record;
 mod revoke;
@@ -70,6 +71,7 @@ pub use lease::{
     SitePeer, Transition, transition,
 };
 pub use ocsp::{OcspReply, OcspStatus};
+pub use page::Page;
 pub use profile::{Options, PoolConfig, RoleProfile, Settings};
 pub use revoke::{Revocation, RevocationReason, RevokeOutcome};
 pub use select::RevokeSelector;

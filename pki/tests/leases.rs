@@ -508,3 +508,46 @@ fn addresses_that_have_rested_are_forgotten_and_those_in_use_are_not() {
         assert!(lease.addresses.iter().all(|address| held.insert(*address)));
     }
 }
+
+#[test]
+fn listings_are_read_by_pages_and_miss_nothing() {
+    let authority = authority();
+    let opened: Vec<Enrolled> = (0..7).map(|_| enrolled(&authority).1).collect();
+    let mut ids: Vec<String> = opened.iter().map(|e| e.lease.id.clone()).collect();
+    ids.sort();
+    let ended = ids[3].clone();
+    authority.release(&ended, "client", &OPERATOR, after(1)).unwrap();
+    let all = |ended: bool, limit: usize| {
+        let (mut found, mut after, mut pages): (Vec<String>, Option<String>, usize) =
+            Default::default();
+        loop {
+            let page = authority.lease_page(ended, after.as_deref(), limit).unwrap();
+            assert!(page.items.len() <= limit);
+            found.extend(page.items.into_iter().map(|lease| lease.id));
+            pages += 1;
+            after = page.next;
+            if after.is_none() {
+                return (found, pages);
+            }
+            // What happens between two pages: deadlines move.
+            authority.connected(&ids[6], NOW).unwrap();
+            authority.disconnected(&ids[6], "test", NOW).unwrap();
+        }
+    };
+    let live: Vec<String> = ids.iter().filter(|id| **id != ended).cloned().collect();
+    assert_eq!(all(false, 2), (live.clone(), 3));
+    assert_eq!(all(false, 6), (live.clone(), 1), "no page without anything on it");
+    assert_eq!(all(false, 100), (live, 1));
+    assert_eq!(all(true, 3), (ids.clone(), 3));
+
+    let tokens = authority.tokens().unwrap();
+    let first = authority.token_page(None, 5).unwrap();
+    let second = authority.token_page(first.next.as_deref(), 5).unwrap();
+    assert_eq!([first.items, second.items].concat(), tokens);
+    assert_eq!(second.next, None);
+    let valid = |record: &CertRecord| record.revoked.is_none();
+    let first = authority.certificate_page(valid, None, 4).unwrap();
+    let second = authority.certificate_page(valid, first.next.as_deref(), 4).unwrap();
+    assert_eq!((first.items.len(), second.items.len(), second.next), (4, 2, None));
+    assert!(authority.bar_page(Some("nothing"), 1).unwrap().items.is_empty());
+}

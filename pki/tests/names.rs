@@ -94,9 +94,7 @@ fn a_verified_request_asks_for_no_name_that_it_does_not_get() {
         assert!(refusal.detail.contains("csr_sans"), "{refusal}");
     }
     // Nothing is spent by that, and no address gone.
-    assert!(
-        authority.tokens().unwrap().iter().all(|token| token.state(NOW) == TokenState::Valid)
-    );
+    assert!(authority.tokens().unwrap().iter().all(|token| token.state(NOW) == TokenState::Valid));
     let opened = ask(Vec::new()).unwrap();
     assert_eq!(opened.lease.addresses[0].to_string(), "10.77.0.2");
     // The names it has may be asked for again, in any spelling that means the same.

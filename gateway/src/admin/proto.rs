@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The protocol's version; an unknown one is refused with both numbers.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// Items of one answer: so many that few are needed, so few that none is slow.
+pub const MAX_PAGE: usize = 5_000;
 
 /// Longest request line, bytes.
 pub const MAX_LINE: usize = 64 * 1024;
@@ -19,6 +22,34 @@ pub struct Envelope {
     /// What is wanted.
     #[serde(flatten)]
     pub request: Request,
+}
+
+/// Which part of a long listing is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paging {
+    /// What comes after this, [`Page::next`] of the page before; the beginning without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// At most so many, and never more than [`MAX_PAGE`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+impl Paging {
+    /// How many the page may have.
+    pub fn size(&self) -> usize {
+        self.limit.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)
+    }
+}
+
+/// A part of a long listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next one begins; none after the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// What the operator wants.
@@ -49,8 +80,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<String>,
     },
-    /// All tokens that can still be used, or could recently.
-    TokenList,
+    /// Tokens that can still be used, or could recently.
+    TokenList(Paging),
     /// Make a token unusable.
     TokenRevoke {
         /// Its id (not the secret).
@@ -60,6 +91,9 @@ pub enum Request {
     LeaseList {
         /// Ended ones too.
         all: bool,
+        /// Which part of the listing.
+        #[serde(flatten)]
+        paging: Paging,
     },
     /// One lease.
     LeaseShow {
@@ -98,7 +132,7 @@ pub enum Request {
         selector: Selector,
     },
     /// What revocation keeps out.
-    BarList,
+    BarList(Paging),
     /// Let something in again.
     BarLift {
         /// The bar's id.
@@ -108,6 +142,9 @@ pub enum Request {
     CertList {
         /// Expired ones too.
         all: bool,
+        /// Which part of the listing.
+        #[serde(flatten)]
+        paging: Paging,
     },
     /// One certificate.
     CertShow {

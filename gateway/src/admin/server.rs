@@ -168,7 +168,7 @@ mod tests {
         let uid: Option<u32> = client.ask(Request::Status).unwrap();
         assert_eq!(uid, Some(rustix::process::getuid().as_raw()));
         let () = client.ask(Request::Stop { keep: false }).unwrap();
-        let refused = client.ask::<Value>(Request::TokenList).unwrap_err();
+        let refused = client.ask::<Value>(Request::TokenList(Paging::default())).unwrap_err();
         assert!(matches!(
             refused,
             ClientError::Refused(AdminError { code: ErrorCode::NotFound, .. })

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::output::{OutputArg, line, table};
+use super::paging::PageArgs;
 use super::{Context, Failure};
 use crate::admin::proto::Request;
 use crate::admin::view::Bar;
@@ -26,6 +27,8 @@ pub(super) enum Command {
     /// All bars
     #[command(after_help = LIST)]
     List {
+        #[command(flatten)]
+        pages: PageArgs,
         #[command(flatten)]
         output: OutputArg,
     },
@@ -51,14 +54,15 @@ pub(super) enum Command {
 pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     let mut client = context.client()?;
     match command {
-        Command::List { output } => {
-            let bars: Vec<Bar> = client.ask(Request::BarList)?;
+        Command::List { pages, output } => {
+            let bars: Vec<Bar> = pages.list(&mut client, Request::BarList)?;
             output.print(&bars, |bars| list(bars));
         }
         Command::Lift { ids, all, kind, yes } => {
             let mut ids = ids;
             if all {
-                let bars = of_kind(client.ask(Request::BarList)?, kind.as_deref());
+                let listed = PageArgs::default().list(&mut client, Request::BarList)?;
+                let bars = of_kind(listed, kind.as_deref());
                 if bars.is_empty() {
                     line("nothing is barred");
                     return Ok(());

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 
 use super::output::{OutputArg, pairs, table};
+use super::paging::PageArgs;
 use super::{Context, Failure};
 use crate::admin::proto::Request;
 use crate::admin::view::{Cert, Ended};
@@ -31,6 +32,8 @@ pub(super) enum Command {
         #[arg(long)]
         all: bool,
         #[command(flatten)]
+        pages: PageArgs,
+        #[command(flatten)]
         output: OutputArg,
     },
     /// Everything about one certificate
@@ -57,8 +60,9 @@ pub(super) enum Command {
 pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     let mut client = context.client()?;
     match command {
-        Command::List { all, output } => {
-            let certs: Vec<Cert> = client.ask(Request::CertList { all })?;
+        Command::List { all, pages, output } => {
+            let request = |paging| Request::CertList { all, paging };
+            let certs: Vec<Cert> = pages.list(&mut client, request)?;
             output.print(&certs, |certs| {
                 let rows: Vec<_> = certs
                     .iter()

@@ -3,6 +3,7 @@
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::output::{OutputArg, pairs, table};
+use super::paging::PageArgs;
 use super::{Context, Failure};
 use crate::admin::proto::{Request, Selector};
 use crate::admin::view::{Ended, Lease, Pending};
@@ -44,6 +45,8 @@ pub(super) enum Command {
         /// Ended leases too
         #[arg(long)]
         all: bool,
+        #[command(flatten)]
+        pages: PageArgs,
         #[command(flatten)]
         output: OutputArg,
     },
@@ -149,8 +152,9 @@ impl Which {
 
 pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
-        Command::List { all, output } => {
-            let leases: Vec<Lease> = context.client()?.ask(Request::LeaseList { all })?;
+        Command::List { all, pages, output } => {
+            let request = |paging| Request::LeaseList { all, paging };
+            let leases: Vec<Lease> = pages.list(&mut context.client()?, request)?;
             output.print(&leases, |leases| list(leases));
         }
         Command::Show { id, output } => {

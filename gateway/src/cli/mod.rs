@@ -12,6 +12,7 @@ mod drain;
 mod identity;
 mod lease;
 mod output;
+mod paging;
 mod reload;
 mod restore;
 mod revoke;

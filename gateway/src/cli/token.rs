@@ -4,6 +4,7 @@ use clap::Subcommand;
 use ipnet::IpNet;
 
 use super::output::{self, OutputArg, table};
+use super::paging::PageArgs;
 use super::{Context, Failure};
 use crate::admin::proto::Request;
 use crate::admin::view::{NewToken, Token};
@@ -59,6 +60,8 @@ pub(super) enum Command {
     #[command(after_help = LIST)]
     List {
         #[command(flatten)]
+        pages: PageArgs,
+        #[command(flatten)]
         output: OutputArg,
     },
     /// Make a token unusable
@@ -89,8 +92,8 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
                 });
             }
         }
-        Command::List { output } => {
-            let tokens: Vec<Token> = client.ask(Request::TokenList)?;
+        Command::List { pages, output } => {
+            let tokens: Vec<Token> = pages.list(&mut client, Request::TokenList)?;
             output.print(&tokens, |tokens| {
                 let rows: Vec<_> = tokens
                     .iter()

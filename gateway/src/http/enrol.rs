@@ -1,5 +1,6 @@
 //! The enrolment listener: EST and the JSON interface behind one address.
 
+use super::problem::is_json;
 use super::{ApiService, EstService, Reply, Request, Service};
 
 /// Both services.
@@ -13,9 +14,7 @@ pub struct EnrolService {
 
 impl Service for EnrolService {
     async fn answer(&self, request: Request) -> Reply {
-        // A label before the well-known part may be any word, so that one decides.
-        let json = request.path.starts_with("/v1/") && !request.path.contains("/.well-known/");
-        match json {
+        match is_json(&request.path) {
             true => self.api.answer(request).await,
             false => self.est.answer(request).await,
         }

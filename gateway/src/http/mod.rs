@@ -8,6 +8,7 @@ mod enrol;
 mod est;
 mod hooks;
 mod page;
+mod problem;
 mod rate;
 mod server;
 mod status;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ike::time::Timestamp;
 
+use super::problem::problem;
 use super::{Reply, Request, Service};
 use crate::obs::{Refusals, Report};
 use crate::sys::clock;
@@ -115,18 +116,11 @@ impl<S> Limited<S> {
             },
             clock::now(),
         );
-        let problem = serde_json::json!({
-            "type": "urn:runnel:problem:too_many_requests",
-            "title": "too many requests",
-            "status": 429,
-            "detail": format!("{what}; try again in {seconds} s"),
-        });
-        let headers = vec![
-            ("Content-Type", "application/problem+json".to_owned()),
-            // Whole seconds: dates are not understood by every client.
-            ("Retry-After", seconds.to_string()),
-        ];
-        Reply { status: 429, headers, body: problem.to_string().into() }
+        let detail = format!("{what}; try again in {seconds} s");
+        let mut reply = problem(429, "too_many_requests", &detail);
+        // Whole seconds: dates are not understood by every client.
+        reply.headers.push(("retry-after", seconds.to_string()));
+        reply
     }
 }
 

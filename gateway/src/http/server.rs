@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use super::problem::unread;
+
 /// Bounds of one listener.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -165,7 +167,7 @@ async fn connection<S: Service>(
     exchange(stream, peer, chain, service, limits).await
 }
 
-async fn exchange<S: Service>(
+pub(super) async fn exchange<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     client_chain: Vec<Vec<u8>>,
@@ -201,8 +203,10 @@ async fn read(
     id: String,
     limits: Limits,
 ) -> Result<Request, Reply> {
-    let too_large = || Reply::text(413, format!("at most {} bytes are accepted\n", limits.body));
     let (parts, body) = incoming.into_parts();
+    let unread = |status, code, detail: &str| unread(parts.uri.path(), status, code, detail);
+    let too_large =
+        || unread(413, "too_large", &format!("at most {} bytes are accepted", limits.body));
     if body.size_hint().lower() > u64::try_from(limits.body).unwrap_or(u64::MAX) {
         return Err(too_large());
     }
@@ -213,8 +217,8 @@ async fn read(
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
             return Err(too_large());
         }
-        Ok(Err(_)) => return Err(Reply::text(400, "the body is incomplete\n")),
-        Err(_) => return Err(Reply::text(408, "the body took too long\n")),
+        Ok(Err(_)) => return Err(unread(400, "malformed_request", "the body is incomplete")),
+        Err(_) => return Err(unread(408, "request_timeout", "the body took too long")),
     };
     Ok(Request {
         method: parts.method.as_str().to_owned(),

@@ -3,7 +3,7 @@
 use pki::{Actor, Serial, TokenCreate};
 
 use super::{Instance, PATIENCE, failed, now, pki_error, views};
-use crate::admin::proto::{AdminError, ErrorCode};
+use crate::admin::proto::{AdminError, ErrorCode, Page, Paging};
 use crate::admin::view;
 use crate::sys::failpoint;
 
@@ -48,10 +48,28 @@ impl Instance {
         Ok(views::pending(&decided))
     }
 
-    pub(super) fn leases(&self, all: bool) -> Result<Vec<view::Lease>, AdminError> {
-        let leases = self.authority.leases(all).map_err(pki_error)?;
+    /// Tokens and their state.
+    pub(super) fn tokens(&self, paging: &Paging) -> Result<Page<view::Token>, AdminError> {
+        let now = now();
+        let page = self.authority.token_page(paging.after.as_deref(), paging.size());
+        Ok(shown(page.map_err(pki_error)?, |token| views::token(token, now)))
+    }
+
+    /// What revocation keeps out.
+    pub(super) fn bars(&self, paging: &Paging) -> Result<Page<view::Bar>, AdminError> {
+        let page = self.authority.bar_page(paging.after.as_deref(), paging.size());
+        Ok(shown(page.map_err(pki_error)?, views::bar))
+    }
+
+    /// Leases; with `all` ended ones too.
+    pub(super) fn leases(
+        &self,
+        all: bool,
+        paging: &Paging,
+    ) -> Result<Page<view::Lease>, AdminError> {
+        let page = self.authority.lease_page(all, paging.after.as_deref(), paging.size());
         let sas = views::by_lease(&self.engine.sas(PATIENCE).map_err(failed)?);
-        Ok(leases.iter().map(|lease| views::lease(lease, &sas)).collect())
+        Ok(shown(page.map_err(pki_error)?, |lease| views::lease(lease, &sas)))
     }
 
     pub(super) fn lease(&self, id: &str) -> Result<view::Lease, AdminError> {
@@ -71,14 +89,17 @@ impl Instance {
         Ok(views::lease(&lease, &sas))
     }
 
-    pub(super) fn certificates(&self, all: bool) -> Result<Vec<view::Cert>, AdminError> {
+    /// Certificates; with `all` also those that are not valid.
+    pub(super) fn certificates(
+        &self,
+        all: bool,
+        paging: &Paging,
+    ) -> Result<Page<view::Cert>, AdminError> {
         let now = now();
-        let certificates = self.authority.certificates().map_err(pki_error)?;
-        Ok(certificates
-            .iter()
-            .map(|record| views::certificate(record, now))
-            .filter(|certificate| all || certificate.state == "valid")
-            .collect())
+        let keep =
+            |record: &pki::CertRecord| all || views::certificate(record, now).state == "valid";
+        let page = self.authority.certificate_page(keep, paging.after.as_deref(), paging.size());
+        Ok(shown(page.map_err(pki_error)?, |record| views::certificate(record, now)))
     }
 
     pub(super) fn certificate(&self, text: &str) -> Result<view::Cert, AdminError> {
@@ -93,4 +114,9 @@ impl Instance {
         certificate.pem = Some(views::pem("CERTIFICATE", &record.der));
         Ok(certificate)
     }
+}
+
+/// A page as the operator sees it.
+fn shown<T, V>(page: pki::Page<T>, view: impl Fn(&T) -> V) -> Page<V> {
+    Page { items: page.items.iter().map(view).collect(), next: page.next }
 }

@@ -163,16 +163,12 @@ impl Instance {
                 let create = TokenCreate { role, ttl, uses, bound_net: from, bound_spki: key };
                 value(self.token_create(actor, &create)?)
             }
-            Request::TokenList => {
-                let now = now();
-                let tokens = self.authority.tokens().map_err(pki_error)?;
-                value(tokens.iter().map(|token| views::token(token, now)).collect::<Vec<_>>())
-            }
+            Request::TokenList(paging) => value(self.tokens(&paging)?),
             Request::TokenRevoke { id } => {
                 self.authority.token_revoke(&id, actor, now()).map_err(pki_error)?;
                 value(())
             }
-            Request::LeaseList { all } => value(self.leases(all)?),
+            Request::LeaseList { all, paging } => value(self.leases(all, &paging)?),
             Request::LeaseShow { id } => value(self.lease(&id)?),
             Request::LeasePending => {
                 let waiting = self.authority.pending_leases(now()).map_err(pki_error)?;
@@ -188,15 +184,12 @@ impl Instance {
             Request::LeaseRevoke { selector, reason } => {
                 value(self.revoke(&selector, &reason, actor)?)
             }
-            Request::BarList => {
-                let bars = self.authority.bars().map_err(pki_error)?;
-                value(bars.iter().map(views::bar).collect::<Vec<_>>())
-            }
+            Request::BarList(paging) => value(self.bars(&paging)?),
             Request::BarLift { id } => {
                 let bar = self.authority.lift_bar(&id, actor, now()).map_err(pki_error)?;
                 value(views::bar(&bar))
             }
-            Request::CertList { all } => value(self.certificates(all)?),
+            Request::CertList { all, paging } => value(self.certificates(all, &paging)?),
             Request::CertShow { serial } => value(self.certificate(&serial)?),
             Request::RevokePreview { selector } => {
                 let leases = self.ender.preview(&selector).map_err(end_error)?;

@@ -140,6 +140,8 @@ On the runner (Debian: charon-systemd strongswan-swanctl strongswan-pki), as roo
       version = 2
       remote_addrs = {address}
       vips = {vips}
+      keyingtries = 0
+      dpd_delay = 10s
       local {{
         auth = pubkey
         certs = runner.pem
@@ -153,6 +155,8 @@ On the runner (Debian: charon-systemd strongswan-swanctl strongswan-pki), as roo
         net {{
           remote_ts = {networks}
           start_action = start
+          dpd_action = restart
+          close_action = start
         }}
       }}
     }}

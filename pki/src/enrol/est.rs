@@ -226,7 +226,14 @@ pub fn parse_basic(header: &str) -> Option<(String, Zeroizing<String>)> {
 impl Authority {
     /// Answers an EST request. Never fails: errors are answers.
     pub fn est(&self, request: &EstRequest<'_>, now: UnixTime) -> EstReply {
-        self.answer(request, now).unwrap_or_else(refuse)
+        self.answer(request, now).unwrap_or_else(|refusal| {
+            let mut reply = refuse(refusal);
+            // RFC 9110 15.5.6.
+            if let (405, Some(path)) = (reply.status, parse_path(request.path)) {
+                reply.headers.push(("Allow", path.operation.method().to_owned()));
+            }
+            reply
+        })
     }
 
     fn answer(&self, request: &EstRequest<'_>, now: UnixTime) -> Result<EstReply, Refusal> {

@@ -12,9 +12,14 @@ fn said(certificate: &[u8]) -> BTreeMap<u32, String> {
     let ours = certificate.extensions().iter().filter_map(|extension| {
         let number = extension.oid.to_id_string().strip_prefix(ARC)?.parse().unwrap();
         assert!(!extension.critical, "nobody need understand it");
-        let (rest, text) = Utf8String::from_der(extension.value).unwrap();
-        assert!(rest.is_empty());
-        Some((number, text.string()))
+        // UTF8String, whose length takes a second octet from 128 on.
+        let (head, text) = match extension.value {
+            [0x0c, 0x81, length, text @ ..] if *length > 0x7f => (*length, text),
+            [0x0c, length, text @ ..] if *length <= 0x7f => (*length, text),
+            other => panic!("{number} is {other:02x?}"),
+        };
+        assert_eq!(usize::from(head), text.len());
+        Some((number, String::from_utf8(text.to_vec()).unwrap()))
     });
     ours.collect()
 }

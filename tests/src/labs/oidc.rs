@@ -127,6 +127,11 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
         Ok(charon.virtual_addresses().is_ok_and(|found| found.contains(&address)))
     })?;
     scene.download(&host, 1_000_000)?;
+    comes_back(lab, &mut scene, &charon, &address, "stopped", |gateway| {
+        anyhow::ensure!(gateway.stop()? == 0, "runnel did not stop cleanly");
+        Ok(())
+    })?;
+    comes_back(lab, &mut scene, &charon, &address, "killed", Gateway::kill)?;
 
     lab.step("the release token shows and ends it");
     let id = lease["lease"]["id"].as_str().context("no lease id")?.to_owned();
@@ -156,6 +161,26 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     scene.no_download(&host)?;
     drop(charon);
     scene.finish()
+}
+
+/// The client is back on its address by itself after the gateway was away.
+fn comes_back(
+    lab: &Lab,
+    scene: &mut Scene,
+    charon: &Charon,
+    address: &String,
+    how: &str,
+    end: impl FnOnce(&mut Gateway) -> Result<()>,
+) -> Result<()> {
+    lab.step(&format!("the gateway is {how} and started again"));
+    end(&mut scene.gateway)?;
+    scene.gateway.up(&[])?;
+    // Silence is noticed after 10 s, and given up after what this client's retransmissions take.
+    wait::holds(lab, "the client to come back", Duration::from_secs(45), || {
+        let back = charon.virtual_addresses().is_ok_and(|found| found.contains(address));
+        Ok(back && !scene.gateway.sas()?.is_empty())
+    })?;
+    scene.download(scene.world.runner(), 100_000)
 }
 
 /// Starts the issuer; the path is that of the CA its server is trusted by.

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::http::Reply;
+use crate::http::problem::problem;
 use crate::policy;
 use crate::service::pem;
 
@@ -166,6 +167,9 @@ pub(super) fn json(status: u16, value: &impl Serialize) -> Reply {
             reply.headers.push(("cache-control", "no-store".to_owned()));
             reply
         }
-        Err(error) => Reply::text(500, format!("{error}\n")),
+        Err(error) => {
+            tracing::error!(%error, "an answer cannot be written");
+            problem(500, "internal", "the request failed inside")
+        }
     }
 }

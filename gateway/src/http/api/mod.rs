@@ -16,6 +16,7 @@ use pki::{Actor, Authority, Enrolled, Lease, Refusal, RefusalCode, UnixTime};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::problem::allowing;
 use super::{Reply, Request, Service};
 use crate::admin::view::Ended;
 use crate::lease::EndError;
@@ -129,10 +130,24 @@ enum Resource<'r> {
     Revoke(&'r str),
 }
 
+/// The parts of a path. One spelling only: what counts requests must see the same resources.
+fn parts(path: &str) -> Vec<&str> {
+    let path = path.strip_prefix("/v1/").unwrap_or_default();
+    path.strip_suffix('/').unwrap_or(path).split('/').collect()
+}
+
+/// The methods of a resource; `None`: there is no such resource.
+fn offered(path: &str) -> Option<&'static str> {
+    match parts(path).as_slice() {
+        ["openapi.json"] => Some("GET, HEAD"),
+        ["leases", _] => Some("GET, HEAD, DELETE"),
+        ["token" | "leases"] | ["leases", _, "renew" | "revoke"] => Some("POST"),
+        _ => None,
+    }
+}
+
 fn resource(request: &Request) -> Result<Resource<'_>, Refusal> {
-    // One spelling only: what counts requests must see the same resources.
-    let path = request.path.strip_prefix("/v1/").unwrap_or_default();
-    let path: Vec<&str> = path.strip_suffix('/').unwrap_or(path).split('/').collect();
+    let path = parts(&request.path);
     let method = request.method.as_str();
     Ok(match (path.as_slice(), method) {
         (["openapi.json"], "GET" | "HEAD") => Resource::OpenApi,
@@ -142,8 +157,7 @@ fn resource(request: &Request) -> Result<Resource<'_>, Refusal> {
         (["leases", id], "DELETE") => Resource::Release(id),
         (["leases", id, "renew"], "POST") => Resource::Renew(id),
         (["leases", id, "revoke"], "POST") => Resource::Revoke(id),
-        (["openapi.json"] | ["token"] | ["leases"] | ["leases", _], _)
-        | (["leases", _, "renew" | "revoke"], _) => {
+        _ if offered(&request.path).is_some() => {
             return Err(Refusal::new(
                 RefusalCode::MethodNotAllowed,
                 format!("{method} is not offered there: see /v1/openapi.json"),
@@ -169,7 +183,10 @@ impl Api {
                 return answers::waiting(&self.authority, pending, refusal.retry_after());
             }
             super::est::report(&refusal, request, refusal.code.status(), &self.refusals);
-            problem(&refusal)
+            match offered(&request.path).filter(|_| refusal.code == RefusalCode::MethodNotAllowed) {
+                Some(methods) => allowing(problem(&refusal), methods),
+                None => problem(&refusal),
+            }
         })
     }
 
@@ -425,5 +442,7 @@ fn authorization(request: &Request) -> Option<&str> {
     request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok())
 }
 
+#[cfg(test)]
+mod listener;
 #[cfg(test)]
 mod tests;

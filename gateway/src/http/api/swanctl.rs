@@ -55,6 +55,10 @@ pub(super) fn render(config: &Config, client: &Client<'_>) -> String {
     if !families.is_empty() {
         line(2, &format!("vips = {}", families.join(",")));
     }
+    // The client comes back by itself, however long the gateway was away: a stopping gateway deletes
+    // the IKE SA (close_action), one that died answers nothing (dpd_action). Refusals end the
+    // attempts all the same: keyingtries counts those that nobody answered.
+    line(2, "keyingtries = 0");
     line(2, "dpd_delay = 10s");
     line(2, "rekey_time = 1h");
     // A certificate shorter than a tenth of rekey_time would otherwise be renewed in a loop.
@@ -82,7 +86,8 @@ pub(super) fn render(config: &Config, client: &Client<'_>) -> String {
         line(4, &format!("esp_proposals = {}", config.ike.esp_proposals.join(",")));
     }
     line(4, "start_action = start");
-    line(4, "dpd_action = clear");
+    line(4, "dpd_action = restart");
+    line(4, "close_action = start");
     line(3, "}");
     line(2, "}");
     line(1, "}");

@@ -7,6 +7,7 @@ use pki::hook::{self, Deliveries, Delivery, HookError, HookKind, JobOver, Seen, 
 use pki::{Actor, AuditEvent, Authority, UnixTime};
 use serde_json::json;
 
+use super::problem::{allowing, problem};
 use super::{EndLeases, Reply, Request, Service};
 use crate::hooks::HookSources;
 use crate::lease::EndError;
@@ -59,7 +60,7 @@ impl Service for HookService {
             Ok(reply) => reply,
             Err(error) => {
                 tracing::error!(%error, "webhook failed");
-                problem(500, "internal", "the request failed inside")
+                problem(500, "hook_internal", "the request failed inside")
             }
         }
     }
@@ -103,11 +104,12 @@ impl Inner {
             ("/v1/openapi.json", "GET" | "HEAD") => {
                 return Reply::new(200, "application/json", OPENAPI.as_bytes().to_vec());
             }
-            ("/v1/hooks/github" | "/v1/hooks/gitlab" | "/v1/openapi.json", _) => {
+            (path @ ("/v1/hooks/github" | "/v1/hooks/gitlab" | "/v1/openapi.json"), _) => {
                 let detail = "this method is not offered there: see /v1/openapi.json";
-                return problem(405, "method_not_allowed", detail);
+                let methods = if path == "/v1/openapi.json" { "GET, HEAD" } else { "POST" };
+                return allowing(problem(405, "hook_method_not_allowed", detail), methods);
             }
-            _ => return problem(404, "not_found", "there is no such resource"),
+            _ => return problem(404, "hook_not_found", "there is no such resource"),
         };
         self.take(kind, request).unwrap_or_else(|refused| self.refuse(kind, request, &refused))
     }
@@ -220,7 +222,7 @@ impl Inner {
             tracing::error!(%error, "refused webhook not recorded");
         }
         let told = if status == 401 { "not_accepted" } else { code };
-        let mut reply = problem(status, told, &public);
+        let mut reply = problem(status, &format!("hook_{told}"), &public);
         if status == 503 {
             reply.headers.push(("retry-after", "5".to_owned()));
         }
@@ -270,16 +272,6 @@ fn told(status: u16, outcome: &str, reason: Option<&str>, ended: Ended) -> Reply
         object.insert("reason".to_owned(), reason.into());
     }
     Reply::new(status, "application/json", answer.to_string().into_bytes())
-}
-
-fn problem(status: u16, code: &str, detail: &str) -> Reply {
-    let problem = json!({
-        "type": format!("urn:runnel:problem:hook_{code}"),
-        "title": code.replace('_', " "),
-        "status": status,
-        "detail": detail,
-    });
-    Reply::new(status, "application/problem+json", problem.to_string().into_bytes())
 }
 
 fn now() -> UnixTime {

@@ -221,3 +221,62 @@ fn a_barred_key_is_not_let_in_by_approval() {
     assert_eq!(reply.status, 403);
     assert!(world.authority.leases(true).unwrap().is_empty());
 }
+
+#[test]
+fn a_rule_decides_for_its_own_jobs() {
+    let world = World::new();
+    let configure = |role: bool, rule: Option<bool>| {
+        let mut settings = world.authority.settings().as_ref().clone();
+        settings.roles.get_mut("builder").unwrap().manual = role;
+        settings.rules[0].manual = rule;
+        world.authority.reconfigure(settings).unwrap();
+    };
+    let ask = |jti: &str| {
+        let jwt = world.key.sign(&oidc::github(NOW.secs(), AUDIENCE, jti));
+        world.authority.enrol_with_jwt(None, &jwt, &Client::new().csr(), None, after(1))
+    };
+    for (role, rule, waits) in [
+        (true, None, true),
+        (false, None, false),
+        (false, Some(true), true),
+        (true, Some(false), false),
+    ] {
+        configure(role, rule);
+        let asked = ask(&format!("{role} {rule:?}"));
+        match asked {
+            Err(refusal) => {
+                assert!(waits, "{role} {rule:?}");
+                assert_eq!(refusal.code, RefusalCode::ApprovalPending);
+            }
+            Ok(_) => assert!(!waits, "{role} {rule:?}"),
+        }
+    }
+    // Other proofs go by the role alone; a key that is made here waits for nobody.
+    configure(false, Some(true));
+    issued(&world.est(&token(&world.authority), &Client::new().body(), after(2)));
+    let mut settings = world.authority.settings().as_ref().clone();
+    settings.roles.get_mut("builder").unwrap().server_keys = true;
+    world.authority.reconfigure(settings).unwrap();
+    let jwt = world.key.sign(&oidc::github(NOW.secs(), AUDIENCE, "made"));
+    let accepted = world.authority.jwt_admit(None, &jwt, None, after(2)).unwrap();
+    let made = world.authority.enrol_accepted_keyed(&accepted, None, None, after(2));
+    assert_eq!(made.unwrap_err().code, RefusalCode::ServerKeysOff);
+}
+
+#[test]
+fn a_client_may_give_up() {
+    let mut world = World::new();
+    let (client, secret) = (Client::new(), token(&world.authority));
+    let id = waiting(&world.est(&secret, &client.body(), NOW));
+    let held = world.authority.cancel_pending(&id, &Actor::System, after(1));
+    held.unwrap();
+    assert!(world.authority.pending_leases(after(1)).unwrap().is_empty());
+    let again = world.authority.cancel_pending(&id, &Actor::System, after(2));
+    assert!(matches!(again, Err(Error::NotFound { .. })), "{again:?}");
+    assert!(world.authority.decide_pending(&id, true, None, &OPERATOR, after(2)).is_err());
+    world.restart();
+    // Its token is spent: it cannot wait a second time.
+    let reply = world.est(&secret, &client.body(), after(3));
+    assert_eq!(reply.status, 403);
+    assert!(world.actions().contains(&"lease.release".to_owned()), "{:?}", world.actions());
+}

@@ -236,6 +236,7 @@ fn platforms() -> (Authority, IssuerKey) {
         number: 1,
         issuer: issuer.to_owned(),
         claims: [(claim.to_owned(), vec![ClaimPattern::new(value)])].into(),
+        manual: None,
     };
     let issuers = vec![
         issuer("github", IssuerKind::Github, GITHUB),

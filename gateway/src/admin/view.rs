@@ -164,6 +164,9 @@ pub struct LeaseCounts {
     pub active: usize,
     /// Was connected, may come back.
     pub lost: usize,
+    /// Wait for an operator's approval.
+    #[serde(default)]
+    pub waiting: usize,
 }
 
 /// One token; never its secret.

@@ -27,6 +27,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 
 fn text(status: &Status) -> String {
     let leases = &status.leases;
+    let waiting = match leases.waiting {
+        0 => String::new(),
+        waiting => format!(", {waiting} waiting for approval (see `runnel lease pending`)"),
+    };
     let mut rows = vec![
         ("gateway", status.id.clone()),
         (
@@ -43,7 +47,10 @@ fn text(status: &Status) -> String {
         ("data plane", format!("on {}: {}", status.dataplane.interface, status.dataplane.why)),
         (
             "leases",
-            format!("{} active, {} issued, {} lost", leases.active, leases.issued, leases.lost),
+            format!(
+                "{} active, {} issued, {} lost{waiting}",
+                leases.active, leases.issued, leases.lost
+            ),
         ),
         (
             "tunnels",

@@ -230,7 +230,7 @@ fn algorithms(
 
 /// The rules of one role.
 pub(super) fn rules(
-    role: &str,
+    (role, server_keys): (&str, bool),
     sections: Vec<Section<'_, '_>>,
     issuers: &[Issuer],
     found: &mut Findings<'_>,
@@ -260,13 +260,15 @@ pub(super) fn rules(
             section.finish_quietly();
             continue;
         };
+        let manual = super::role::approval(&mut section, role, server_keys, found);
         let mut claims = BTreeMap::new();
         for (claim, at, values) in section.others(found) {
             if let Some(patterns) = patterns(issuer.kind, &claim, at, values, found) {
                 claims.insert(claim, patterns);
             }
         }
-        let rule = ClaimRule { role: role.to_owned(), number: index + 1, issuer: name, claims };
+        let (role_name, number) = (role.to_owned(), index + 1);
+        let rule = ClaimRule { role: role_name, number, issuer: name, claims, manual };
         match rule.pin(issuer.kind) {
             Pin::Stable => {}
             Pin::NameOnly(add) => found.warn(

@@ -48,7 +48,7 @@ pub(super) fn role_list(
         let keys = role_keys(&mut section, found);
         let server_keys = section.boolean("allow_server_keygen", found).unwrap_or(false);
         let (max_leases, rate) = limits::of_role(&mut section, &name, found);
-        let manual = role_approval(&mut section, &name, server_keys, found);
+        let manual = approval(&mut section, &name, server_keys, found).unwrap_or(false);
         let san_address = section.boolean("san_address", found).unwrap_or(false);
         let verify_names = role_names(&mut section, found);
         let at = section.place("allow");
@@ -72,7 +72,7 @@ pub(super) fn role_list(
         let (tokens, certificates): (Vec<_>, Vec<_>) =
             matches.into_iter().partition(|section| section.has("issuer"));
         let matches = external::rules(&name, certificates, &config.cas, found);
-        let claims = issuer::rules(&name, tokens, &config.issuers, found);
+        let claims = issuer::rules((&name, server_keys), tokens, &config.issuers, found);
         roles.insert(
             name.clone(),
             Role {
@@ -97,16 +97,16 @@ pub(super) fn role_list(
     order.into_iter().filter_map(|name| roles.remove(&name)).collect()
 }
 
-/// `approval = "manual"`: leases wait for an operator.
-fn role_approval(
+/// `approval = "manual"`: leases wait for an operator. `None`: nothing is said.
+pub(super) fn approval(
     section: &mut Section<'_, '_>,
     role: &str,
     server_keys: bool,
     found: &mut Findings<'_>,
-) -> bool {
-    let Some((word, at)) = section.string("approval", found) else { return false };
+) -> Option<bool> {
+    let (word, at) = section.string("approval", found)?;
     match word.as_str() {
-        "auto" => return false,
+        "auto" => return Some(false),
         "manual" if server_keys => found.error(
             at,
             format!(
@@ -117,7 +117,7 @@ fn role_approval(
         "manual" => {}
         _ => found.error(at, format!("`approval = \"{word}\"` must be \"auto\" or \"manual\"")),
     }
-    true
+    Some(true)
 }
 
 /// `csr_sans = "verify"`: requests ask for no other names than they get.

@@ -579,6 +579,22 @@ fn a_role_is_approved_by_hand_or_has_its_keys_made() {
     assert_eq!(role("approval = \"manual\"\n").unwrap(), (true, false));
     let both = role("approval = \"manual\"\nallow_server_keygen = true\n").unwrap_err();
     assert!(both.to_string().contains("runnel.toml:4: role \"a\" has both"), "{both}");
+    // A rule may say otherwise than its role.
+    let rule = |role: &str, rule: &str| {
+        let text = format!(
+            "[[issuer]]\nname = \"github\"\nkind = \"github\"\naudience = \"https://a\"\n\
+             [[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{role}\
+             [[role.match]]\nissuer = \"github\"\nrepository_id = \"1\"\n{rule}"
+        );
+        let config = Config::parse(&text, "runnel.toml");
+        config.map(|config| (config.roles[0].manual, config.roles[0].claims[0].manual))
+    };
+    assert_eq!(rule("", "").unwrap(), (false, None));
+    assert_eq!(rule("", "approval = \"manual\"\n").unwrap(), (false, Some(true)));
+    let auto = rule("approval = \"manual\"\n", "approval = \"auto\"\n").unwrap();
+    assert_eq!(auto, (true, Some(false)));
+    let keys = rule("allow_server_keygen = true\n", "approval = \"manual\"\n").unwrap_err();
+    assert!(keys.to_string().contains("runnel.toml:12: role \"a\" has both"), "{keys}");
     let word = role("approval = \"maybe\"\n").unwrap_err().to_string();
     assert!(word.contains("must be \"auto\" or \"manual\""), "{word}");
 }

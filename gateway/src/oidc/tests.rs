@@ -259,6 +259,7 @@ fn a_token_of_a_deleted_pod_opens_nothing() {
             number: 1,
             issuer: "k8s".to_owned(),
             claims: [(
+            manual: None,
                 "sub".to_owned(),
                 vec![pki::enrol::jwt::ClaimPattern::new("system:serviceaccount:ci:builder")],
             )]

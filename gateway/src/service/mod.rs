@@ -364,6 +364,7 @@ impl Instance {
                 issued: count(LeaseState::Issued),
                 active: count(LeaseState::Active),
                 lost: count(LeaseState::Lost),
+                waiting: self.authority.pending_leases(now()).map_err(pki_error)?.len(),
             },
             ike_sas: established.len(),
             half_open: sas.iter().filter(|sa| is_half_open(sa)).count(),

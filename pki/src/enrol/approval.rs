@@ -195,7 +195,31 @@ impl Authority {
         Err(Error::Contended("the waiting lease"))
     }
 
-    /// Has a grant approved where its role wants that: goes on, reserves the grant and refuses for
+    /// Forgets a lease that waits, because its client needs it no more. What was reserved for it
+    /// stays spent.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when none of that id waits any more.
+    pub fn cancel_pending(&self, id: &str, actor: &Actor, now: UnixTime) -> Result<(), Error> {
+        for _ in 0..ATTEMPTS {
+            let Stored { value: pending, revision } = self
+                .stored_pending(id)?
+                .filter(|stored| now < stored.value.expires)
+                .ok_or_else(|| Error::not_found("waiting lease", id))?;
+            let pending_key = key::pending(id);
+            let mut txn = Txn::new();
+            txn.at(&pending_key, revision).delete(pending_key);
+            pending.event("lease.release", actor, now).reason("client").record(&mut txn);
+            failpoint::hit("approve.before_commit");
+            if let Outcome::Committed(_) = self.store.transact(txn)? {
+                failpoint::hit("approve.after_commit");
+                return Ok(());
+            }
+        }
+        Err(Error::Contended("the waiting lease"))
+    }
+
+    /// Has a grant approved where its role or its rule wants that: goes on, reserves the grant and refuses for
     /// now, or refuses for good.
     pub(super) fn approval(
         &self,
@@ -206,14 +230,18 @@ impl Authority {
     ) -> Result<Approval, Refusal> {
         let Some(id) = &grant.reserved else {
             let settings = self.settings();
-            let manual = settings.roles.get(&grant.role).is_some_and(|profile| profile.manual);
+            let of_role = || settings.roles.get(&grant.role).is_some_and(|role| role.manual);
+            let manual = grant.jwt.and_then(jwt::Accepted::manual).unwrap_or_else(of_role);
             return if manual { self.reserve_grant(txn, grant, csr, now) } else { open(None) };
         };
         let stored = self.stored_pending(id)?.filter(|stored| now < stored.value.expires);
         let Some(Stored { value: pending, revision }) = stored else {
             return Err(Refusal::new(
                 RefusalCode::ApprovalDenied,
-                format!("lease {id} was not approved in time: ask again with a new token"),
+                format!(
+                    "lease {id} waits no more, because it was not approved in time or its client \
+                     gave up: ask again with a new token"
+                ),
             ));
         };
         if pending.decision.as_ref().is_none_or(|decision| !decision.approved) {

@@ -140,7 +140,7 @@ impl Authority {
             self.audit_refusal("token.use", &id, Some(role), None, &actor, &refusal, now)?;
             return Err(refusal);
         }
-        let key = self.make_key(role, kind)?;
+        let key = self.make_key(role, kind, None)?;
         let enrolled = self.enrol_with_token(role, token, &key.csr, client, now)?;
         Ok((enrolled, key))
     }
@@ -164,12 +164,17 @@ impl Authority {
             self.audit_refusal("token.use", &name, role, None, &actor, &refusal, now)?;
             return Err(refusal);
         }
-        let key = self.make_key(&accepted.role, kind)?;
+        let key = self.make_key(&accepted.role, kind, accepted.manual())?;
         let enrolled = self.enrol_accepted(accepted, &key.csr, client, now)?;
         Ok((enrolled, key))
     }
 
-    fn make_key(&self, role: &str, kind: Option<KeyKind>) -> Result<MadeKey, Refusal> {
+    fn make_key(
+        &self,
+        role: &str,
+        kind: Option<KeyKind>,
+        manual: Option<bool>,
+    ) -> Result<MadeKey, Refusal> {
         let settings = self.settings();
         let profile = settings.roles.get(role).ok_or_else(|| {
             Refusal::new(
@@ -186,7 +191,7 @@ impl Authority {
                 ),
             ));
         }
-        if profile.manual {
+        if manual.unwrap_or(profile.manual) {
             return Err(Refusal::new(
                 RefusalCode::ServerKeysOff,
                 format!(

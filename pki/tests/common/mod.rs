@@ -48,6 +48,7 @@ pub fn github_settings() -> Settings {
         number: 1,
         issuer: "github".to_owned(),
         claims: BTreeMap::from([("repository_id".to_owned(), wanted)]),
+        manual: None,
     };
     Settings {
         issuers: vec![Issuer::new("github", IssuerKind::Github, GITHUB, AUDIENCE, keys)],

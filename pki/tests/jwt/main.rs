@@ -37,7 +37,8 @@ fn rule(role: &str, issuer: &str, claims: &[(&str, &[&str])]) -> ClaimRule {
     let claims = claims.iter().map(|(name, wanted)| {
         ((*name).to_owned(), wanted.iter().map(|text| ClaimPattern::new(*text)).collect())
     });
-    ClaimRule { role: role.into(), number: 1, issuer: issuer.into(), claims: claims.collect() }
+    let (role, issuer, claims) = (role.into(), issuer.into(), claims.collect());
+    ClaimRule { role, number: 1, issuer, claims, manual: None }
 }
 
 fn configured(issuers: Vec<Issuer>, rules: Vec<ClaimRule>, keys: &[&IssuerKey]) -> Authority {

@@ -41,7 +41,7 @@ fn rules() -> Vec<ClaimRule> {
         let patterns = ["repo:octo/*", "*a*b*"].map(ClaimPattern::new).to_vec();
         let claims = BTreeMap::from([("sub".to_owned(), patterns)]);
         let (role, issuer) = ("builder".to_owned(), kind.name().to_owned());
-        ClaimRule { role, number: 1, issuer, claims }
+        ClaimRule { role, number: 1, issuer, claims, manual: None }
     };
     ISSUERS.into_iter().map(rule).collect()
 }

@@ -296,8 +296,20 @@ impl Api {
     }
 
     fn release(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
-        let (lease, _) = self.holder(id, request)?;
-        let ended = self.ender.release(&lease.id, "client", &Actor::Peer(request.peer.ip()));
+        let actor = Actor::Peer(request.peer.ip());
+        let held = match self.holder(id, request) {
+            Err(Refusal { pending: Some(pending), .. }) => {
+                match self.authority.cancel_pending(&pending.id, &actor, now()) {
+                    Ok(()) => return Ok(answers::json(200, &cancelled(pending.id))),
+                    // It was opened at this moment.
+                    Err(pki::Error::NotFound { .. }) => self.holder(id, request),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            held => held,
+        };
+        let (lease, _) = held?;
+        let ended = self.ender.release(&lease.id, "client", &actor);
         Ok(answers::json(200, &ended.map_err(not_ended)?))
     }
 
@@ -348,6 +360,20 @@ impl Api {
         let answer =
             answers::Issued::new(&self.authority, &config, &self.gateway, enrolled, key, swanctl);
         Ok(answers::json(status, &answer))
+    }
+}
+
+/// What ended with a lease that waited: nothing but the waiting.
+fn cancelled(id: String) -> Ended {
+    Ended {
+        revoked: 0,
+        leases: vec![id],
+        sas_closed: 0,
+        crl_number: None,
+        elapsed_ms: 0,
+        already: false,
+        barred: Vec::new(),
+        keys_barred: 0,
     }
 }
 

@@ -414,6 +414,26 @@ fn the_interface_is_what_its_document_says() {
     assert_eq!((status, &opened["lease"]["id"]), (201, &json!(waits_id)), "{opened}");
     assert_eq!(opened["release_token"], json!(waits_release));
 
+    // One whose client does not wait for it.
+    let impatient = f.key.sign(&{
+        let mut claims = oidc::github(clock::unix_seconds(), AUDIENCE, "impatient");
+        claims["repository_id"] = json!("888");
+        claims
+    });
+    let (_, waits) = f.ask("POST", "/v1/leases", Some(&impatient), &patient.body());
+    let path = format!("/v1/leases/{}", waits["lease_id"].as_str().unwrap());
+    let (status, ended) = f.ask("DELETE", &path, Some(&impatient), "");
+    assert_eq!(
+        (status, &ended["leases"][0], &ended["revoked"]),
+        (200, &waits["lease_id"], &json!(0))
+    );
+    assert!(f.authority.pending_leases(now()).unwrap().is_empty());
+    assert_eq!(
+        f.ask("POST", "/v1/leases", Some(&impatient), &patient.body()).0,
+        403,
+        "it is spent"
+    );
+
     // A one-time token for a platform's.
     let swapped = f.jwt("exchanged");
     let exchanged = Key::new();

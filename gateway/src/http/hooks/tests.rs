@@ -76,6 +76,7 @@ impl Fixture {
             number: 1,
             issuer: "github".to_owned(),
             claims: [("repository_id".to_owned(), vec![ClaimPattern::new("123456")])].into(),
+            manual: None,
         }];
         let store = Arc::new(MemoryStore::new());
         let options = pki::Options::new(settings);

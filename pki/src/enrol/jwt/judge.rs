@@ -36,6 +36,9 @@ pub struct Accepted {
     /// When the job ends at the latest, if it says so; leeway included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) job_ends: Option<UnixTime>,
+    /// Whether its lease waits for an operator, where the rule says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) manual: Option<bool>,
 }
 
 impl Accepted {
@@ -45,6 +48,11 @@ impl Accepted {
 
     pub(crate) const fn good_until(&self) -> UnixTime {
         self.good_until
+    }
+
+    /// Whether its lease waits for an operator, where the rule says it.
+    pub(crate) const fn manual(&self) -> Option<bool> {
+        self.manual
     }
 
     /// The token's name in listings and audit.
@@ -165,6 +173,7 @@ fn entitled(
         good_until,
         issued,
         job_ends,
+        manual: rule.manual,
     })
 }
 

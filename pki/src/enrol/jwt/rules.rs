@@ -65,6 +65,8 @@ pub struct ClaimRule {
     pub issuer: String,
     /// The claims: each must have one of its values.
     pub claims: BTreeMap<String, Vec<ClaimPattern>>,
+    /// Whether its leases wait for an operator; `None`: as the role says.
+    pub manual: Option<bool>,
 }
 
 /// Which project a rule is about, and how surely.
@@ -403,7 +405,7 @@ mod tests {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), vec![ClaimPattern::new(*value)]))
             .collect();
-        ClaimRule { role: "builder".into(), number: 1, issuer: "x".into(), claims }
+        ClaimRule { role: "builder".into(), number: 1, issuer: "x".into(), claims, manual: None }
     }
 
     #[test]

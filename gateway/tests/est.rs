@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gateway::config::Config;
-use gateway::http::{self, EstService, Limits};
+use gateway::http::{self, CertificateSlot, EstService, Limits};
 use gateway::obs::Refusals;
 use gateway::service::{self, GatewayIdentity};
 use gateway::sys::clock;
@@ -35,6 +35,11 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        Self::showing(None)
+    }
+
+    /// Beside its own certificate it shows this one to those who ask for its name.
+    fn showing(public: Option<Arc<CertificateSlot>>) -> Self {
         let state = tempfile::tempdir().unwrap();
         let mut config = Config::built_in();
         config.gateway.id = Some("gw.example.com".to_owned());
@@ -43,7 +48,7 @@ impl Server {
         let authority = Arc::new(Authority::open(state.path(), options, now()).unwrap());
         let names = service::server_names(&config, "gw.example.com");
         let identity = GatewayIdentity::open(Arc::clone(&authority), names, now()).unwrap();
-        let tls = http::acceptor(Arc::clone(&authority), identity.tls()).unwrap();
+        let tls = http::acceptor(Arc::clone(&authority), identity.tls(), public).unwrap();
         let refusals = Arc::new(Refusals::default());
         let keys = Arc::new(gateway::oidc::KeyFetcher::new(Arc::clone(&authority)));
         let service =
@@ -64,6 +69,28 @@ impl Server {
         let create = TokenCreate::new("builder");
         let (_, secret) = self.authority.token_create(&create, &Actor::Uid(0), now()).unwrap();
         secret.expose().to_owned()
+    }
+
+    /// The certificate that a client gets to see who asks for this name and trusts these.
+    fn shown(&self, name: &str, roots: &[Vec<u8>]) -> Result<Vec<u8>, String> {
+        let mut trusted = RootCertStore::empty();
+        for root in roots {
+            trusted.add(CertificateDer::from(root.clone())).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(trusted)
+            .with_no_client_auth();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut socket = TcpStream::connect(self.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket).map_err(|error| error.to_string())?;
+        }
+        Ok(tls.peer_certificates().unwrap()[0].to_vec())
     }
 
     fn enrol(&self, client: &Client, token: &str) -> Answer {
@@ -273,4 +300,67 @@ fn what_is_not_enrolment_is_refused_with_its_status() {
     let garbage = post("simpleenroll", Some(&server.token()), "!!!!");
     assert_eq!(server.talk(&garbage, tls, None).unwrap().status(), 400);
     drop(server.runtime);
+}
+
+#[test]
+fn an_expired_certificate_renews_over_tls_while_the_grace_lasts() {
+    // RFC 7030 3.3.2; a handshake must not refuse what the lease still allows.
+    let server = Server::start();
+    let ago = |secs: u64| now().minus(Duration::from_secs(secs));
+    let opened = |then: UnixTime| {
+        let client = Client::new();
+        let create = TokenCreate::new("builder");
+        let (_, secret) = server.authority.token_create(&create, &Actor::Uid(0), then).unwrap();
+        let request = STANDARD.decode(client.request()).unwrap();
+        let csr = pki::Csr::from_der(&request).unwrap();
+        let authority = &server.authority;
+        let opened =
+            authority.enrol_with_token("builder", secret.expose(), &csr, None, then).unwrap();
+        authority.connected(&opened.lease.id, then).unwrap();
+        (client, opened)
+    };
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        // An hour's certificate that ended ten seconds ago; renewal works for five minutes.
+        let (client, expired) = opened(ago(3_610));
+        assert!(expired.not_after < now());
+        let request = post("simplereenroll", None, &client.request());
+        let identity = client.identity(&expired.certificate);
+        let renewed = server.talk(&request, version, Some(identity)).unwrap();
+        assert_eq!(renewed.status(), 200, "{}", renewed.text);
+        let lease = server.authority.lease(&expired.lease.id).unwrap().unwrap();
+        assert!(lease.expires > now(), "the lease lives on");
+    }
+    let (client, over) = opened(ago(3_600 + 300 + 60));
+    let request = post("simplereenroll", None, &client.request());
+    let identity = client.identity(&over.certificate);
+    let refused = server.talk(&request, &rustls::version::TLS12, Some(identity)).unwrap();
+    assert_eq!(refused.status(), 403, "{}", refused.text);
+    assert_eq!(server.refusals.recent()[0].code, "enrol_lease_ended");
+}
+
+#[test]
+fn a_public_certificate_is_shown_to_those_who_ask_for_its_name() {
+    // RFC 6066 3.
+    let directory = tempfile::tempdir().unwrap();
+    let files = ["chain.pem", "key.pem"].map(|name| directory.path().join(name));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["enrol.example.com".to_owned()]).unwrap();
+    let public = params.self_signed(&key).unwrap();
+    std::fs::write(&files[0], public.pem()).unwrap();
+    std::fs::write(&files[1], key.serialize_pem()).unwrap();
+    let certificate =
+        gateway::hooks::PublicCertificate::open("[enrol]", &files[0], &files[1]).unwrap();
+    let server = Server::showing(Some(certificate.slot()));
+    let own = server.authority.ca_certificates();
+    let theirs = [public.der().to_vec()];
+
+    assert_eq!(server.shown("enrol.example.com", &theirs).unwrap(), theirs[0]);
+    assert_eq!(server.shown("ENROL.example.com", &theirs).unwrap(), theirs[0]);
+    // Everybody else has our root, and asks for our name or for none.
+    for name in ["gw.example.com", "127.0.0.1"] {
+        assert_ne!(server.shown(name, &own).unwrap(), theirs[0], "{name}");
+        assert!(server.shown(name, &theirs).is_err(), "{name}");
+    }
+    assert!(server.shown("other.example.com", &theirs).is_err());
+    assert_eq!(server.enrol(&Client::new(), &server.token()).status(), 200);
 }

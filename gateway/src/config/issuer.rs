@@ -326,6 +326,8 @@ fn patterns(
 
 #[cfg(test)]
 mod tests {
+    use pki::enrol::jwt::JobDeadline;
+
     use crate::config::Config;
     use crate::config::tests::errors;
 
@@ -355,5 +357,21 @@ mod tests {
             let found = errors(&with(kind, review));
             assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
         }
+    }
+
+    #[test]
+    fn an_issuer_may_say_when_its_jobs_end() {
+        let deadline = |kind: &str, line: &str| {
+            let text = format!(
+                "[[issuer]]\nname = \"a\"\nkind = \"{kind}\"\naudience = \"https://gw\"\n\
+                 issuer = \"https://ci.example.com\"\n{line}"
+            );
+            Config::parse(&text, "test").unwrap().issuers.remove(0).job_deadline
+        };
+        assert_eq!(deadline("gitlab", ""), JobDeadline::Lifetime);
+        assert_eq!(deadline("github", ""), JobDeadline::Unknown);
+        assert_eq!(deadline("gitlab", "job_deadline = \"none\""), JobDeadline::Unknown);
+        let claim = JobDeadline::Claim("exp".to_owned());
+        assert_eq!(deadline("generic", "job_deadline = \"exp\""), claim);
     }
 }

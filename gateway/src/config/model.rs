@@ -158,6 +158,8 @@ pub struct Enrol {
     pub url: Option<String>,
     /// How often one source may ask.
     pub rate: crate::http::Rate,
+    /// Chain and key, PEM, of a public certificate for those who ask for one of its names.
+    pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
 /// A range of virtual addresses.

@@ -159,7 +159,12 @@ pub(super) fn built_in() -> Config {
             ca_token: None,
             journal: None,
         },
-        enrol: Enrol { listen: any(8443), url: None, rate: Rate { per_second: 20, burst: 100 } },
+        enrol: Enrol {
+            listen: any(8443),
+            url: None,
+            rate: Rate { per_second: 20, burst: 100 },
+            certificate: None,
+        },
         limits: pki::Limits::default(),
         lease: pki::LeaseTimers::default(),
         hooks: None,
@@ -421,11 +426,26 @@ fn enrol(mut section: Section<'_, '_>, out: &mut Enrol, found: &mut Findings<'_>
     if let Some(burst) = section.number("burst", 1..=1_000_000, found) {
         out.rate.burst = u32::try_from(burst).unwrap_or(out.rate.burst);
     }
-    let later = [
-        ("certificate", "a public certificate for the enrolment listener"),
-        ("key", "a public certificate for the enrolment listener"),
-    ];
-    section.finish(&later, found);
+    let mut path = |key: &'static str| {
+        let (text, at) = section.string(key, found)?;
+        let path = std::path::PathBuf::from(&text);
+        if !path.is_absolute() {
+            found.error(at, format!("`{key} = \"{text}\"` must be an absolute path"));
+        }
+        Some(path)
+    };
+    match (path("certificate"), path("key")) {
+        (Some(certificate), Some(key)) => out.certificate = Some((certificate, key)),
+        (None, None) => {}
+        (certificate, _) => {
+            let missing = if certificate.is_some() { "key" } else { "certificate" };
+            found.error(
+                section.offset,
+                format!("[enrol] has `certificate` or `key` without the other; add {missing}"),
+            );
+        }
+    }
+    section.finish(&[], found);
 }
 
 pub(super) fn named(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> Option<String> {

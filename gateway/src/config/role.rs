@@ -207,3 +207,60 @@ fn check_reach(entry: &AllowEntry, pools: &[Pool], at: usize, found: &mut Findin
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn a_role_is_approved_by_hand_or_has_its_keys_made() {
+        let role = |lines: &str| {
+            let text = format!("[[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{lines}");
+            let config = Config::parse(&text, "runnel.toml");
+            config.map(|config| (config.roles[0].manual, config.roles[0].server_keys))
+        };
+        assert_eq!(role("").unwrap(), (false, false));
+        assert_eq!(
+            role("approval = \"auto\"\nallow_server_keygen = true\n").unwrap(),
+            (false, true)
+        );
+        assert_eq!(role("approval = \"manual\"\n").unwrap(), (true, false));
+        let both = role("approval = \"manual\"\nallow_server_keygen = true\n").unwrap_err();
+        assert!(both.to_string().contains("runnel.toml:4: role \"a\" has both"), "{both}");
+        // A rule may say otherwise than its role.
+        let rule = |role: &str, rule: &str| {
+            let text = format!(
+                "[[issuer]]\nname = \"github\"\nkind = \"github\"\naudience = \"https://a\"\n\
+                 [[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{role}\
+                 [[role.match]]\nissuer = \"github\"\nrepository_id = \"1\"\n{rule}"
+            );
+            let config = Config::parse(&text, "runnel.toml");
+            config.map(|config| (config.roles[0].manual, config.roles[0].claims[0].manual))
+        };
+        assert_eq!(rule("", "").unwrap(), (false, None));
+        assert_eq!(rule("", "approval = \"manual\"\n").unwrap(), (false, Some(true)));
+        let auto = rule("approval = \"manual\"\n", "approval = \"auto\"\n").unwrap();
+        assert_eq!(auto, (true, Some(false)));
+        let keys = rule("allow_server_keygen = true\n", "approval = \"manual\"\n").unwrap_err();
+        assert!(keys.to_string().contains("runnel.toml:12: role \"a\" has both"), "{keys}");
+        let word = role("approval = \"maybe\"\n").unwrap_err().to_string();
+        assert!(word.contains("must be \"auto\" or \"manual\""), "{word}");
+    }
+
+    #[test]
+    fn names_in_certificates_are_the_roles_business() {
+        let role = |lines: &str| {
+            let text = format!("[[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{lines}");
+            let config = Config::parse(&text, "runnel.toml")?;
+            let settings = crate::service::pki_settings(&config, "gw.example.com");
+            Ok::<_, crate::config::ConfigErrors>(settings.roles["a"].clone())
+        };
+        let names = |role: pki::RoleProfile| (role.verify_names, role.san_address);
+        assert_eq!(names(role("").unwrap()), (false, false));
+        let both = role("csr_sans = \"verify\"\nsan_address = true\n").unwrap();
+        assert_eq!(names(both), (true, true));
+        assert!(!role("csr_sans = \"ignore\"\n").unwrap().verify_names);
+        let word = role("csr_sans = \"copy\"\n").unwrap_err().to_string();
+        assert!(word.contains("must be \"ignore\" or \"verify\""), "{word}");
+    }
+}

@@ -568,33 +568,18 @@ fn a_ca_key_is_a_kind_or_a_token_and_a_kind() {
 }
 
 #[test]
-fn a_role_is_approved_by_hand_or_has_its_keys_made() {
-    let role = |lines: &str| {
-        let text = format!("[[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{lines}");
-        let config = Config::parse(&text, "runnel.toml");
-        config.map(|config| (config.roles[0].manual, config.roles[0].server_keys))
-    };
-    assert_eq!(role("").unwrap(), (false, false));
-    assert_eq!(role("approval = \"auto\"\nallow_server_keygen = true\n").unwrap(), (false, true));
-    assert_eq!(role("approval = \"manual\"\n").unwrap(), (true, false));
-    let both = role("approval = \"manual\"\nallow_server_keygen = true\n").unwrap_err();
-    assert!(both.to_string().contains("runnel.toml:4: role \"a\" has both"), "{both}");
-    // A rule may say otherwise than its role.
-    let rule = |role: &str, rule: &str| {
-        let text = format!(
-            "[[issuer]]\nname = \"github\"\nkind = \"github\"\naudience = \"https://a\"\n\
-             [[role]]\nname = \"a\"\nallow = [\"10.20.0.10\"]\n{role}\
-             [[role.match]]\nissuer = \"github\"\nrepository_id = \"1\"\n{rule}"
-        );
-        let config = Config::parse(&text, "runnel.toml");
-        config.map(|config| (config.roles[0].manual, config.roles[0].claims[0].manual))
-    };
-    assert_eq!(rule("", "").unwrap(), (false, None));
-    assert_eq!(rule("", "approval = \"manual\"\n").unwrap(), (false, Some(true)));
-    let auto = rule("approval = \"manual\"\n", "approval = \"auto\"\n").unwrap();
-    assert_eq!(auto, (true, Some(false)));
-    let keys = rule("allow_server_keygen = true\n", "approval = \"manual\"\n").unwrap_err();
-    assert!(keys.to_string().contains("runnel.toml:12: role \"a\" has both"), "{keys}");
-    let word = role("approval = \"maybe\"\n").unwrap_err().to_string();
-    assert!(word.contains("must be \"auto\" or \"manual\""), "{word}");
+fn enrolment_may_have_a_public_certificate() {
+    let enrol = |lines: &str| Config::parse(&format!("[enrol]\n{lines}"), "runnel.toml");
+    assert_eq!(enrol("").unwrap().enrol.certificate, None);
+    let both = enrol("certificate = \"/etc/a.pem\"\nkey = \"/etc/a.key\"\n").unwrap();
+    let files = ("/etc/a.pem".into(), "/etc/a.key".into());
+    assert_eq!(both.enrol.certificate, Some(files));
+    for (lines, part) in [
+        ("certificate = \"/etc/a.pem\"\n", "without the other; add key"),
+        ("key = \"/etc/a.key\"\n", "without the other; add certificate"),
+        ("certificate = \"a.pem\"\nkey = \"/etc/a.key\"\n", "must be an absolute path"),
+    ] {
+        let error = enrol(lines).unwrap_err().to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
 }

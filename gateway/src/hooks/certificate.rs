@@ -1,4 +1,5 @@
-//! A public certificate from files. Whoever renews it writes new files; nobody has to tell us.
+//! A public certificate from files, of the webhooks or of enrolment. Whoever renews it writes new
+//! files; nobody has to tell us.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ type Version = Option<(i64, i64, u64, u64)>;
 /// A certificate in use, and the files it came from.
 #[derive(Debug)]
 pub struct PublicCertificate {
+    /// The section of the configuration that names the files.
+    section: &'static str,
     chain: PathBuf,
     key: PathBuf,
     slot: Arc<CertificateSlot>,
@@ -29,16 +32,16 @@ pub struct PublicCertificate {
 }
 
 impl PublicCertificate {
-    /// Reads the files.
+    /// Reads the files that a section of the configuration names.
     ///
     /// # Errors
     /// As [`load`].
-    pub fn open(chain: &Path, key: &Path) -> Result<Self, String> {
+    pub fn open(section: &'static str, chain: &Path, key: &Path) -> Result<Self, String> {
         // Their versions first: what is written meanwhile is read again.
         let versions = (version(chain), version(key));
         let slot = Arc::new(CertificateSlot::new(load(chain, key)?));
         let (chain, key) = (chain.to_owned(), key.to_owned());
-        Ok(Self { chain, key, slot, versions, trouble: None })
+        Ok(Self { section, chain, key, slot, versions, trouble: None })
     }
 
     /// What TLS takes the certificate from.
@@ -62,7 +65,8 @@ impl PublicCertificate {
             Err(why) => {
                 if self.trouble.as_ref() != Some(&why) {
                     tracing::error!(
-                        %why, "the webhooks' new certificate is not used; the old one stays"
+                        section = self.section, %why,
+                        "the new certificate is not used; the old one stays"
                     );
                     self.trouble = Some(why);
                 }
@@ -85,7 +89,10 @@ impl PublicCertificate {
             let Ok((itself, fresh)) = looked.await else { return };
             self = itself;
             if fresh {
-                tracing::info!(file = %self.chain.display(), "the webhooks' certificate was renewed");
+                tracing::info!(
+                    section = self.section, file = %self.chain.display(),
+                    "the public certificate was renewed"
+                );
             }
         }
     }
@@ -150,12 +157,12 @@ mod tests {
         };
         let (first, second) = (make(), make());
         put(&chain, &first.0);
-        assert!(PublicCertificate::open(&chain, &key).unwrap_err().contains("key.pem"));
+        assert!(PublicCertificate::open("[hooks]", &chain, &key).unwrap_err().contains("key.pem"));
         put(&key, &second.1);
-        let error = PublicCertificate::open(&chain, &key).unwrap_err();
+        let error = PublicCertificate::open("[hooks]", &chain, &key).unwrap_err();
         assert!(error.contains("is not the key of the certificate"), "{error}");
         put(&key, &first.1);
-        let mut public = PublicCertificate::open(&chain, &key).unwrap();
+        let mut public = PublicCertificate::open("[hooks]", &chain, &key).unwrap();
         let shown = |public: &PublicCertificate| public.slot().current().cert[0].clone();
         assert_eq!(shown(&public), first.2);
         assert!(!public.refresh(), "nothing changed");

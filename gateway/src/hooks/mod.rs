@@ -54,16 +54,19 @@ pub fn sources(config: &Config) -> Result<Vec<HookSource>, Vec<String>> {
     if errors.is_empty() { Ok(sources) } else { Err(errors) }
 }
 
-/// Looks at the files that `[hooks]` names, so that mistakes show before a job ends.
+/// Looks at the files that `[hooks]` and `[enrol]` name, so that mistakes show before a job ends.
 ///
 /// # Errors
 /// One sentence for each file that is no use.
 pub fn check(config: &Config) -> Result<(), Vec<String>> {
     let mut errors = sources(config).err().unwrap_or_default();
-    if let Some((chain, key)) = config.hooks.as_ref().and_then(|hooks| hooks.certificate.as_ref())
-        && let Err(error) = load(chain, key)
-    {
-        errors.push(format!("[hooks]: {error}"));
+    let hooks = config.hooks.as_ref().and_then(|hooks| hooks.certificate.as_ref());
+    for (section, files) in [("[hooks]", hooks), ("[enrol]", config.enrol.certificate.as_ref())] {
+        if let Some((chain, key)) = files
+            && let Err(error) = load(chain, key)
+        {
+            errors.push(format!("{section}: {error}"));
+        }
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }

@@ -5,12 +5,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use pki::validate::PeerError;
 use pki::{Authority, UnixTime, ecdsa};
 use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::verify_server_name;
 use rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
 };
-use rustls::pki_types::{CertificateDer, UnixTime as TlsTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime as TlsTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
@@ -47,14 +48,48 @@ impl ResolvesServerCert for CertificateSlot {
     }
 }
 
-/// Makes the acceptor.
+/// Our own certificate, and a public one for those who ask for one of its names (RFC 6066 3):
+/// clients that have our root know us by our name, and others do not have our root.
+#[derive(Debug)]
+struct ByName {
+    own: Arc<CertificateSlot>,
+    public: Arc<CertificateSlot>,
+}
+
+impl ByName {
+    /// Whether the public certificate has this name.
+    fn is_public(certificate: &CertifiedKey, name: &str) -> bool {
+        let parsed = certificate.end_entity_cert().and_then(ParsedCertificate::try_from);
+        let name = ServerName::try_from(name);
+        match (parsed, name) {
+            (Ok(parsed), Ok(name)) => verify_server_name(&parsed, &name).is_ok(),
+            _ => false,
+        }
+    }
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let public = self.public.current();
+        let asked = hello.server_name().is_some_and(|name| Self::is_public(&public, name));
+        Some(if asked { public } else { self.own.current() })
+    }
+}
+
+/// Makes the acceptor of the enrolment listener; `public` is a certificate of another CA beside
+/// our own.
 ///
 /// # Errors
 /// When the provider lacks a protocol version, which would be a build mistake.
 pub fn acceptor(
     authority: Arc<Authority>,
-    certificate: Arc<CertificateSlot>,
+    own: Arc<CertificateSlot>,
+    public: Option<Arc<CertificateSlot>>,
 ) -> Result<TlsAcceptor, Error> {
+    let certificate: Arc<dyn ResolvesServerCert> = match public {
+        Some(public) => Arc::new(ByName { own, public }),
+        None => own,
+    };
     Ok(TlsAcceptor::from(server(authority, certificate, Purpose::Enrolment)?))
 }
 
@@ -92,7 +127,7 @@ enum Purpose {
 
 fn server(
     authority: Arc<Authority>,
-    certificate: Arc<CertificateSlot>,
+    certificate: Arc<dyn ResolvesServerCert>,
     purpose: Purpose,
 ) -> Result<Arc<ServerConfig>, Error> {
     let provider = Arc::new(ring::default_provider());

@@ -92,7 +92,7 @@ pub(super) fn serve_hooks(
 /// Starts serving on all of them.
 pub(super) fn serve(
     instance: &Arc<Instance>,
-    enrol: TcpListener,
+    (enrol, certificate): (TcpListener, Option<PublicCertificate>),
     status: TcpListener,
     page: Vec<TcpListener>,
     stopped: &watch::Receiver<bool>,
@@ -104,7 +104,12 @@ pub(super) fn serve(
     let authority = || Arc::clone(&instance.authority);
     let limits = Limits::default();
 
-    let tls = http::acceptor(authority(), instance.identity.tls()).map_err(|e| other(&e))?;
+    let public = certificate.as_ref().map(PublicCertificate::slot);
+    let own = instance.identity.tls();
+    let tls = http::acceptor(authority(), own, public).map_err(|e| other(&e))?;
+    if let Some(certificate) = certificate {
+        tokio::spawn(certificate.watch(stopped.clone()));
+    }
     let keys = Arc::new(KeyFetcher::new(authority()));
     let refusals = || Arc::clone(&instance.refusals);
     let api = Api {

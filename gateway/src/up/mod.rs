@@ -293,7 +293,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     })?;
     let mut listening: Vec<_> =
         sockets.addresses().into_iter().map(|a| service::listener("ike", a)).collect();
-    listening.push(service::listener("enrol", listeners::address(&enrol)?));
+    listening.push(service::listener("enrol", listeners::address(&enrol.0)?));
     listening.push(service::listener("status", listeners::address(&status)?));
     if let Some((listener, _)) = &hooks {
         listening.push(service::listener("hooks", listeners::address(listener)?));

@@ -1,6 +1,7 @@
 //! Everything that can be refused before anything is created: privileges, devices, ports.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 
 use pki::hook::HookSource;
 use xfrm::model::PlaneKind;
@@ -27,8 +28,8 @@ pub(super) struct Preflight {
     pub(super) externals: Externals,
     /// UDP 500 and 4500.
     pub(super) sockets: IkeSockets,
-    /// The enrolment port.
-    pub(super) enrol: TcpListener,
+    /// The enrolment port, and its public certificate.
+    pub(super) enrol: (TcpListener, Option<PublicCertificate>),
     /// The status port.
     pub(super) status: TcpListener,
     /// The webhooks' port, and their certificate.
@@ -58,7 +59,8 @@ impl Preflight {
         check_nft(&report)?;
         let (kind, why) = probe::choose(choice(config.gateway.dataplane), &report)?;
         let sockets = IkeSockets::bind(&config.gateway.listen, kind == PlaneKind::Kernel)?;
-        let enrol = bind(config.enrol.listen, "[enrol] listen")?;
+        let certificate = public("[enrol]", config.enrol.certificate.as_ref())?;
+        let enrol = (bind(config.enrol.listen, "[enrol] listen")?, certificate);
         let status = bind(config.pki.status_listen, "[pki] status_listen")?;
         let hooks = config.hooks.as_ref().map(hooks).transpose()?;
         let hook_sources = crate::hooks::sources(config);
@@ -68,11 +70,20 @@ impl Preflight {
 }
 
 fn hooks(hooks: &Hooks) -> Result<(TcpListener, Option<PublicCertificate>), UpError> {
-    let certificate = hooks.certificate.as_ref().map(|(chain, key)| {
-        PublicCertificate::open(chain, key)
-            .map_err(|error| UpError::Other(format!("[hooks]: {error}")))
-    });
-    Ok((bind(hooks.listen, "[hooks] listen")?, certificate.transpose()?))
+    let certificate = public("[hooks]", hooks.certificate.as_ref())?;
+    Ok((bind(hooks.listen, "[hooks] listen")?, certificate))
+}
+
+/// A public certificate, where a section names one.
+fn public(
+    section: &'static str,
+    files: Option<&(PathBuf, PathBuf)>,
+) -> Result<Option<PublicCertificate>, UpError> {
+    let open = |(chain, key): &(PathBuf, PathBuf)| {
+        PublicCertificate::open(section, chain, key)
+            .map_err(|error| UpError::Other(format!("{section}: {error}")))
+    };
+    files.map(open).transpose()
 }
 
 fn check_nft(report: &ProbeReport) -> Result<(), UpError> {

@@ -135,6 +135,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::admin::proto::Paging;
     use crate::admin::{Client, ClientError};
     use crate::state::StateDir;
 
@@ -183,14 +184,14 @@ mod tests {
 
     #[test]
     fn another_version_and_garbage_are_told_apart() {
-        let newer = parse(b"{\"v\":2,\"op\":\"future\"}\n").unwrap_err();
-        assert!(newer.message.contains("speaks version 1"), "{}", newer.message);
+        let newer = parse(b"{\"v\":3,\"op\":\"future\"}\n").unwrap_err();
+        assert!(newer.message.contains("speaks version 2"), "{}", newer.message);
         assert!(parse(b"{\"op\":\"status\"}\n").unwrap_err().message.contains("no version"));
         assert!(parse(b"hello\n").unwrap_err().message.contains("not a JSON line"));
         assert!(
-            parse(b"{\"v\":1,\"op\":\"x\"}\n").unwrap_err().message.contains("unknown request")
+            parse(b"{\"v\":2,\"op\":\"x\"}\n").unwrap_err().message.contains("unknown request")
         );
-        assert_eq!(parse(b"{\"v\":1,\"op\":\"status\"}\n").unwrap(), Request::Status);
+        assert_eq!(parse(b"{\"v\":2,\"op\":\"status\"}\n").unwrap(), Request::Status);
         assert!(parse(b"{\"v\":1").unwrap_err().message.contains("one line"));
     }
 }

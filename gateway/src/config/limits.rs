@@ -92,7 +92,7 @@ mod tests {
         assert_eq!((timers.renew_grace, timers.restart_grace), (secs(0), secs(600)));
         for (text, part) in [
             ("[lease]\nlost_grace = \"1s\"", "10s to 1d"),
-            ("[lease]\nlost = \"1m\"", "did you mean `lost_grace`"),
+            ("[lease]\nlost_grce = \"1m\"", "did you mean `lost_grace`"),
         ] {
             let found = errors(text);
             assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");

@@ -258,8 +258,8 @@ fn a_token_of_a_deleted_pod_opens_nothing() {
             role: "builder".to_owned(),
             number: 1,
             issuer: "k8s".to_owned(),
-            claims: [(
             manual: None,
+            claims: [(
                 "sub".to_owned(),
                 vec![pki::enrol::jwt::ClaimPattern::new("system:serviceaccount:ci:builder")],
             )]

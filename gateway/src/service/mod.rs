@@ -16,13 +16,12 @@ mod views;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ike::crypto::SecretBytes;
-use ike::event::CloseReason;
-use ike::io::{Command, IkeSaId};
-use pki::{Actor, AuditEvent, Authority, LeaseState, Serial, TokenCreate, UnixTime};
+use ike::io::Command;
+use pki::{Actor, AuditEvent, Authority, LeaseState, TokenCreate, UnixTime};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -39,20 +38,19 @@ pub use setup::{
 };
 pub(crate) use views::pem;
 
-use crate::actions::{Externals, PeerKeys, Peers, PlaneHandle};
+use crate::actions::{Peers, PlaneHandle};
 use crate::admin::Handler;
 use crate::admin::proto::{AdminError, ErrorCode, Request, Selector};
 use crate::admin::view;
-use crate::config::{Config, Gateway, Hooks, Pki};
+use crate::config::Config;
 use crate::driver::{EngineHandle, Message};
 use crate::hooks::HookSources;
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
 use crate::obs::audit::Sink;
 use crate::obs::{Lives, Refusals};
-use crate::policy;
 use crate::site::Sites;
-use crate::sys::{clock, failpoint};
+use crate::sys::clock;
 
 /// Longest wait for a look at the engine or the data plane.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -99,6 +99,13 @@ impl Authority {
             )
         })?;
         profile.check_key(&before.role, csr.key)?;
+        let names = profile.names(
+            &settings.trust_domain,
+            (&before.id, before.dns_name.clone(), before.identity.clone()),
+            &before.addresses,
+            provenance::claims(&before.claims, &before.ci_ref),
+        );
+        profile.check_names(&before.role, csr, &names)?;
         if let Some(certificate) = self.renewed_lately(before, csr, now)? {
             return Ok(Some(Enrolled {
                 lease: before.clone(),
@@ -111,13 +118,6 @@ impl Authority {
         if let Some(bar) = self.unless_barred(&mut txn, &[Barred::Key(csr.spki_sha256.clone())])? {
             return Err(refused_by(&bar));
         }
-        let names = profile.names(
-            &settings.trust_domain,
-            (&before.id, before.dns_name.clone(), before.identity.clone()),
-            &before.addresses,
-            provenance::claims(&before.claims, &before.ci_ref),
-        );
-        profile.check_names(&before.role, csr, &names)?;
         let id = Some(before.id.as_str());
         let certificate = self.sign_client(&names, csr, profile.ttl, before.hard_cap, id, now)?;
         let event = LeaseEvent::Renewed(certificate.not_after);

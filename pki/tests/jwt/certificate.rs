@@ -51,8 +51,8 @@ fn the_certificate_of_a_github_job_says_what_sigstores_would() {
     ]);
     assert_eq!(said(&opened.certificate), expected);
     // The next certificate of the lease says the same; a peer is none the wiser for it.
-    let peer = peer(&authority, &opened, after(2_400));
-    let renewed = authority.renew(&peer, &client.csr(), None, after(2_400)).unwrap();
+    let peer = peer(&authority, &opened, after(1));
+    let renewed = authority.renew(&peer, &client.csr(), None, after(1)).unwrap();
     assert_eq!(said(&renewed.certificate), expected);
     let with_token = enrolled(&authority).1;
     assert_eq!(said(&with_token.certificate), BTreeMap::new(), "no job, no claims");

@@ -180,7 +180,8 @@ fn comes_back(
         let back = charon.virtual_addresses().is_ok_and(|found| found.contains(address));
         Ok(back && !scene.gateway.sas()?.is_empty())
     })?;
-    scene.download(scene.world.runner(), 100_000)
+    scene.download(scene.world.runner(), 100_000)?;
+    Ok(())
 }
 
 /// Starts the issuer; the path is that of the CA its server is trusted by.

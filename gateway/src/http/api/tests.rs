@@ -172,7 +172,8 @@ impl Fixture {
             }
             let (_, allowed) = header("allow").unwrap_or_else(|| panic!("{method} {path}"));
             let mut allowed: Vec<&str> = allowed.split(", ").collect();
-            (methods.sort(), allowed.sort());
+            methods.sort();
+            allowed.sort();
             assert_eq!(allowed, methods, "{path}");
         }
         let (_, content_type) = &reply.headers[0];

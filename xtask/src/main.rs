@@ -38,12 +38,12 @@ enum Command {
         #[arg(long)]
         fast: bool,
     },
-    /// Run one interop lab with its steps; logs and captures stay in target/labs/NAME when it
+    /// Run interop labs with their steps; logs and captures stay in target/labs/NAME when one
     /// fails (root).
     Lab {
-        /// Name of the lab.
+        /// Names of the labs.
         #[arg(required_unless_present = "list")]
-        name: Option<String>,
+        names: Vec<String>,
         /// List the labs.
         #[arg(long)]
         list: bool,
@@ -96,18 +96,20 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Demo => demo(),
         Command::Test { fast } => test::all(fast),
         Command::Lab { list: true, .. } => labs(&["--list"]),
-        Command::Lab { name, .. } => {
+        Command::Lab { names, .. } => {
             prepare_labs()?;
-            run::build_lab_programs(true)?;
-            let name = name.unwrap_or_default();
-            if name.starts_with(guest::PREFIX) {
+            let in_guest = |name: &String| name.starts_with(guest::PREFIX);
+            // The build with failpoints is for labs on this machine.
+            run::build_lab_programs(!names.iter().all(in_guest))?;
+            if names.iter().any(in_guest) {
                 guest::prepare()?;
                 guest::programs()?;
             }
-            if next::needed_by(&name) {
+            if names.iter().any(|name| next::needed_by(name)) {
                 next::prepare()?;
             }
-            labs(&["--verbose", &name])
+            let words = std::iter::once("--verbose").chain(names.iter().map(String::as_str));
+            labs(&words.collect::<Vec<_>>())
         }
         Command::Docs => {
             Program::cargo(["build", "--quiet", "--workspace", "--bins"]).run()?;
@@ -188,6 +190,7 @@ mod tests {
             "test --fast",
             "lab --list",
             "lab baseline",
+            "lab kernel-connect kernel-suites",
             "sim --walks 10 --seed 3",
             "vectors",
             "fuzz message --seconds 5",

@@ -21,6 +21,7 @@ pub(crate) fn all(fast: bool) -> Result<()> {
     if !fast {
         // Only the labs that run it fail without it.
         tally.step("strongSwan of the next suite", next::prepare);
+        tally.step("kernel of the guest", guest::prepare);
     }
     // Only the test that judges them fails without them.
     tally.step("public test vectors", vectors::prepare);
@@ -48,7 +49,8 @@ pub(crate) fn all(fast: bool) -> Result<()> {
     tally.step("documents", docs::check);
     if !fast && built {
         // `cargo test` of the whole workspace may have replaced the binaries.
-        if tally.step("lab programs", || run::build_lab_programs(true)) {
+        let programs = || run::build_lab_programs(true).and_then(|()| guest::programs());
+        if tally.step("lab programs", programs) {
             let (passed, failed) = labs(&mut ran)?;
             tally.passed += passed;
             tally.failed += failed;
@@ -142,8 +144,9 @@ fn labs(ran: &mut Ran) -> Result<(u32, u32)> {
     })
 }
 
-/// The name of a lab that its line says has passed.
+/// The name of a lab that its line says has passed, here or in the guest.
 fn passed_lab(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("guest: ").unwrap_or(line);
     line.strip_prefix("ok ")?.split_whitespace().next()
 }
 
@@ -169,6 +172,8 @@ mod tests {
         assert_eq!(passed_test("test it_fails ... FAILED"), None);
         assert_eq!(passed_test("test it_sleeps ... ignored"), None);
         assert_eq!(passed_lab("ok    ipv6   0.7 s"), Some("ipv6"));
+        assert_eq!(passed_lab("guest: ok    kernel-plane   9.7 s"), Some("kernel-plane"));
+        assert_eq!(passed_lab("guest:   [  9.7s] ok    so far"), None);
         assert_eq!(passed_lab("FAIL  ipv6   0.7 s  why"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Packet captures of a lab's own interfaces with tcpdump.
 
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,8 +23,16 @@ impl Capture {
     /// # Errors
     /// When tcpdump does not come up.
     pub fn start(host: &Host, interface: &str, filter: &str) -> Result<Self> {
-        let file = host.dir()?.join(format!("{interface}.pcap"));
-        let log = host.dir()?.join(format!("{interface}.tcpdump.log"));
+        Self::named(host, interface, interface, filter)
+    }
+
+    /// As [`Capture::start`], for a file of this name: more than one on an interface.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn named(host: &Host, interface: &str, name: &str, filter: &str) -> Result<Self> {
+        let file = host.dir()?.join(format!("{name}.pcap"));
+        let log = host.dir()?.join(format!("{name}.tcpdump.log"));
         let mut command = host.command("tcpdump");
         command.args(["-i", interface, "-U", "--immediate-mode", "-Z", "root", "-n", "-w"]);
         command.arg(&file).arg(filter);
@@ -47,6 +56,20 @@ impl Capture {
     /// When tcpdump does not end.
     pub fn stop(&mut self) -> Result<()> {
         self.process.stop(&self.lab.clone(), Duration::from_secs(5)).map(drop)
+    }
+
+    /// Ends the capture once it holds a datagram that `host`, which captures, sends to `to` now:
+    /// whatever passed before is in the file, and the capture was alive.
+    ///
+    /// # Errors
+    /// When the datagram does not show up.
+    pub fn drain(&mut self, host: &Host, to: &str) -> Result<()> {
+        host.enter(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"last", (to, DISCARD)))??;
+        wait::holds(&self.lab, "the capture's last datagram", Duration::from_secs(5), || {
+            // A file that is being written may end within a packet.
+            Ok(self.count(&format!("{LAST} and dst host {to}")).is_ok_and(|count| count > 0))
+        })?;
+        self.stop()
     }
 
     /// Times (seconds since the epoch) of the captured packets that match a filter.
@@ -84,6 +107,15 @@ impl Capture {
         parse_pcap(&bytes).context("not an Ethernet capture of IPv4")
     }
 }
+
+/// Port of the datagram that [`Capture::drain`] sends; nobody listens there.
+const DISCARD: u16 = 9;
+
+/// Filter for that datagram.
+const LAST: &str = "udp dst port 9";
+
+/// Filter for ESP directly in IP.
+pub const PLAIN_ESP: &str = "ip proto 50";
 
 /// Filter for ESP in UDP on port 4500 (no non-ESP marker, longer than a keepalive).
 pub const ESP_IN_UDP: &str = "udp port 4500 and udp[8:4] != 0 and udp[4:2] > 9";

@@ -28,7 +28,7 @@ const FOLDERS: [&str; 13] = [
 /// How long the daemon may take to open its control socket.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long swanctl waits for a connection.
+/// How long swanctl waits for a connection or its end.
 const INITIATE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Settings of the daemon itself.
@@ -69,7 +69,7 @@ impl Default for Options {
         Self {
             fragment_size: 1280,
             retransmit_timeout: 0.5,
-            retransmit_tries: 4,
+            retransmit_tries: if crate::guest::inside() { 8 } else { 4 },
             signature_authentication: true,
             rsa_pss: false,
             any_critical: false,
@@ -210,7 +210,7 @@ impl Charon {
     /// # Errors
     /// Only when swanctl cannot be started.
     pub fn try_initiate_within(&self, child: &str, limit: Duration) -> Result<cmd::Said> {
-        let seconds = limit.as_secs().to_string();
+        let seconds = (limit * crate::guest::patience()).as_secs().to_string();
         self.swanctl(&["--initiate", "--timeout", &seconds, "--child", child])
     }
 
@@ -231,7 +231,8 @@ impl Charon {
     /// # Errors
     /// When strongSwan reports a failure.
     pub fn terminate(&self, name: &str) -> Result<()> {
-        let said = self.swanctl(&["--terminate", "--timeout", "20", "--ike", name])?;
+        let seconds = (INITIATE_LIMIT * crate::guest::patience()).as_secs().to_string();
+        let said = self.swanctl(&["--terminate", "--timeout", &seconds, "--ike", name])?;
         if !said.ok() {
             bail!("cannot terminate {name}: {}", said.all());
         }

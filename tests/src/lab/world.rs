@@ -65,8 +65,10 @@ pub struct World {
     pub gateway: Host,
     /// The private network's only machine, with all its addresses.
     pub private: Host,
-    /// NAT boxes, kept alive.
-    _boxes: Vec<Host>,
+    /// The NAT box of the runners; `wan` outside.
+    pub home: Option<Host>,
+    /// The gateway's NAT box, kept alive.
+    _site: Option<Host>,
 }
 
 impl World {
@@ -80,7 +82,7 @@ impl World {
         let gateway = Host::new(lab, "gateway")?;
         gateway.forward()?;
         let private = Host::new(lab, "private")?;
-        let mut boxes = Vec::new();
+        let (mut home_box, mut site_box) = (None, None);
 
         // Inside.
         cable(&gateway, "lan", &private, "eth0", 1500)?;
@@ -109,7 +111,7 @@ impl World {
                  iifname \"wan\" tcp dport { 8443, 8080 } dnat to 192.168.50.2; }\n}",
             )?;
             site.masquerade("wan")?;
-            boxes.push(site);
+            site_box = Some(site);
         } else {
             cable(&gateway, "wan", &internet, "east", shape.mtu)?;
             gateway.address("wan", "203.0.113.2/24")?;
@@ -136,7 +138,7 @@ impl World {
                 runner.route(&format!("default via 192.168.{number}.1"))?;
                 runners.push(runner);
             }
-            boxes.push(home);
+            home_box = Some(home);
         } else {
             for number in 1..=shape.runners {
                 let runner = Host::new(lab, &runner_name(number))?;
@@ -149,7 +151,15 @@ impl World {
                 runners.push(runner);
             }
         }
-        Ok(Self { lab: lab.clone(), runners, internet, gateway, private, _boxes: boxes })
+        Ok(Self {
+            lab: lab.clone(),
+            runners,
+            internet,
+            gateway,
+            private,
+            home: home_box,
+            _site: site_box,
+        })
     }
 
     /// The first runner.

@@ -181,7 +181,7 @@ pub(super) fn mobike(lab: &Lab) -> Result<()> {
 }
 
 /// The peer's address of the only IKE SA.
-fn remote(scene: &Scene) -> Result<String> {
+pub(super) fn remote(scene: &Scene) -> Result<String> {
     let sas = scene.gateway.sas()?;
     let [sa] = sas.as_slice() else { bail!("expected one IKE SA: {sas:?}") };
     Ok(sa["remote"].as_str().context("an SA without remote")?.to_owned())

@@ -53,7 +53,9 @@ impl Scene {
     /// Builds the network and starts everything.
     pub(crate) fn new(lab: &Lab, shape: Shape, settings: &Settings) -> Result<Self> {
         let world = World::new(lab, shape)?;
+        lab.step("the network is built");
         let gateway = Gateway::start(&world.gateway, settings)?;
+        lab.step("the gateway is up");
         Self::around(world, gateway)
     }
 
@@ -94,6 +96,7 @@ impl Scene {
             bail!("pki --est failed: {}\n{}", said.all(), self.lab.tails());
         }
         fs::write(&cert, &said.out)?;
+        self.lab.step(&format!("{} has a certificate", host.name()));
         let subject = pkitool::subject(&cert)?;
         let serial = pkitool::serial(&cert)?;
         let token = token.to_owned();

@@ -15,7 +15,7 @@ const PROGRAMS: [(&str, &[&str]); 3] =
 const SKIPPED: &str = "skipped:";
 
 /// Runs them one after another.
-pub(super) fn tests(lab: &Lab) -> Result<()> {
+pub(in crate::labs) fn tests(lab: &Lab) -> Result<()> {
     let here = std::env::current_exe()?;
     let folder = here.parent().context("this program lies nowhere")?.join("tests");
     for (name, filters) in PROGRAMS {

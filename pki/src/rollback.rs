@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::issue::CertRecord;
 use crate::journal::Found;
 use crate::record::{self, key};
-use crate::revoke::{RevocationReason, RevokedEntry};
+use crate::revoke::{Order, RevocationReason, RevokedEntry};
 use crate::select::RevokeSelector;
 use crate::serial::Serial;
 use crate::store::{self, LogSeal, Outcome, Replay, SqliteStore, Store, Txn};
@@ -164,8 +164,17 @@ impl Authority {
             let Some((issuer, _)) = issuer else { continue };
             let cert_key = key::cert(issuer, &revoked.serial);
             let stored = record::read::<CertRecord>(self.store.as_ref(), &cert_key)?;
-            if stored.is_some_and(|stored| stored.value.revoked.is_none()) {
-                self.revoke_one(&revoked.serial, revoked.reason, revoked.at)?;
+            let Some(certificate) = stored.map(|stored| stored.value) else { continue };
+            if certificate.revoked.is_some() {
+                continue;
+            }
+            let (reason, at) = (revoked.reason, revoked.at);
+            if certificate.lease_id.is_some() {
+                self.revoke_one(&revoked.serial, reason, at)?;
+            } else {
+                // The gateway's own, or that of a CA below one of our roots.
+                let order = Order { reason, actor: &Actor::System, now: at };
+                self.revoke_bare(issuer, &revoked.serial, &order)?;
             }
         }
         Ok(())

@@ -165,6 +165,28 @@ fn the_second_place_of_the_journal_is_enough() {
 }
 
 #[test]
+fn a_backup_from_before_a_ca_was_revoked_comes_back_without_that_ca() {
+    let place = Place::new();
+    let authority = place.open_at(0, |_| {}).unwrap();
+    let lease = enrol(&authority, &Client::new(), &new_token(&authority), NOW).lease.id;
+    let old = authority.ca_status().certificates[1].clone();
+    assert_eq!(old.kind, "issuing");
+    authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).unwrap();
+    authority.ca_rotate(signer::KeyKind::EcdsaP256, false, &OPERATOR, after(1)).unwrap();
+    let reason = RevocationReason::KeyCompromise;
+    authority.ca_revoke(&old.place, reason, &OPERATOR, after(2)).unwrap();
+    drop(authority);
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    for _ in 0..2 {
+        let authority = place.open();
+        let there = authority.ca_status().certificates;
+        assert!(there.iter().all(|ca| ca.sha256 != old.sha256), "{there:?}");
+        assert_eq!(authority.root_crl(after(60)).unwrap().entries, 1);
+        assert_eq!(authority.lease(&lease).unwrap().unwrap().state, LeaseState::Revoked);
+    }
+}
+
+#[test]
 fn without_its_journal_nothing_starts_until_the_loss_is_accepted() {
     let place = Place::new();
     let story = story(&place, |authority| {

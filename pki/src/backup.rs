@@ -21,6 +21,7 @@ use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, DATABASE};
 use crate::error::Error;
 use crate::failpoint;
+use crate::record::key;
 use crate::seal::sync_directory;
 use crate::time::UnixTime;
 
@@ -117,9 +118,19 @@ fn bound(head: &str, last: bool) -> Vec<u8> {
     [head.as_bytes(), &[u8::from(last)]].concat()
 }
 
+/// The unencrypted copy that a backup is made from, in the state directory: never where others may
+/// read or write.
+const COPY: &str = "runnel.db.copy";
+
+/// Removes the copy of a backup that a kill ended. Only who has the state directory alone may.
+pub(crate) fn remove_copy(state_dir: &Path) {
+    let _ = std::fs::remove_file(state_dir.join(COPY));
+}
+
+/// Creates a file for its owner alone; never one that is there, or that a link leads to.
 fn private(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
+    options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
@@ -225,17 +236,19 @@ impl Authority {
             salt: STANDARD.encode(salt),
             rounds: ROUNDS,
         };
-        let with = |ending: &str| {
-            let mut name = to.as_os_str().to_owned();
-            name.push(ending);
-            PathBuf::from(name)
-        };
-        let (plain, new) = (with(".store"), with(".new"));
-        // What it is copied to must not be there.
-        let _ = std::fs::remove_file(&plain);
-        private(&plain).map_err(|cause| {
-            Error::file("write the backup", to, &cause, "check the path and its permissions")
+        let database = self.store.file().ok_or_else(|| {
+            Error::Invalid("the store is in memory: there is nothing to back up".to_owned())
         })?;
+        let plain = database.with_file_name(COPY);
+        private(&plain).map_err(|cause| {
+            let hint = "wait for the backup that is under way, or make the directory writable";
+            Error::file("copy the store to", &plain, &cause, hint)
+        })?;
+        let mut new = to.as_os_str().to_owned();
+        new.push(".new");
+        let new = PathBuf::from(new);
+        // What a kill left of the last one.
+        let _ = std::fs::remove_file(&new);
         let made = self
             .store
             .snapshot(&plain)
@@ -262,15 +275,27 @@ impl Authority {
 }
 
 /// Puts a backup's store in the place of the one in a state directory that nobody uses; the one that
-/// was there stays beside it as `runnel.db.before-restore`. The next opening brings it up to the
-/// revocation journal.
+/// was there stays beside it as `runnel.db.before-restore`, with a number when that is there already.
+/// The next opening brings it up to the revocation journal.
 ///
 /// # Errors
-/// When the backup does not open or files cannot be written; the store is then as it was.
+/// When the backup does not open, the store that is there cannot be kept or files cannot be written;
+/// the store is then as it was.
 pub fn restore(state_dir: &Path, backup: &Path, key: &BackupKey) -> Result<BackupHead, Error> {
     let database = state_dir.join(DATABASE);
     let new = state_dir.join("runnel.db.restored");
-    let head = match decrypt(backup, &new, key) {
+    let unplaced = |cause: &std::io::Error| {
+        Error::file("put the restored store into", state_dir, cause, "check space and permissions")
+    };
+    // What a kill left of the last one.
+    for ending in ["", "-journal", "-wal", "-shm"] {
+        remove(&state_dir.join(format!("runnel.db.restored{ending}")))
+            .map_err(|cause| unplaced(&cause))?;
+    }
+    let restored = decrypt(backup, &new, key)
+        .and_then(|head| mark_restored(&new).map(|()| head))
+        .and_then(|head| keep_before(&database).map(|()| head));
+    let head = match restored {
         Ok(head) => head,
         Err(error) => {
             let _ = std::fs::remove_file(&new);
@@ -278,19 +303,9 @@ pub fn restore(state_dir: &Path, backup: &Path, key: &BackupKey) -> Result<Backu
         }
     };
     let place = || -> std::io::Result<()> {
-        if database.exists() {
-            // What the old one has not written to its file yet would be taken for the new one's.
-            if let Ok(old) = rusqlite::Connection::open(&database) {
-                let _ = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-                drop(old);
-            }
-            std::fs::copy(&database, state_dir.join("runnel.db.before-restore"))?;
-        }
+        // What the old one had not written to its file would be taken for the new one's.
         for ending in ["runnel.db-wal", "runnel.db-shm"] {
-            match std::fs::remove_file(state_dir.join(ending)) {
-                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(cause),
-                _ => {}
-            }
+            remove(&state_dir.join(ending))?;
         }
         failpoint::hit("restore.before_rename");
         std::fs::rename(&new, &database)?;
@@ -298,8 +313,72 @@ pub fn restore(state_dir: &Path, backup: &Path, key: &BackupKey) -> Result<Backu
         failpoint::hit("restore.after_rename");
         Ok(())
     };
-    place().map_err(|cause| {
-        Error::file("put the restored store into", state_dir, &cause, "check space and permissions")
-    })?;
+    place().map_err(|cause| unplaced(&cause))?;
     Ok(head)
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(cause),
+        _ => Ok(()),
+    }
+}
+
+/// Has the next opening know that the store went back in time, also when nothing that is journaled
+/// has changed since.
+fn mark_restored(store: &Path) -> Result<(), Error> {
+    let mark = || -> rusqlite::Result<()> {
+        let flags = rusqlite::OpenFlags::default() - rusqlite::OpenFlags::SQLITE_OPEN_CREATE;
+        let connection = rusqlite::Connection::open_with_flags(store, flags)?;
+        // One file until it has its name.
+        connection.pragma_update(None, "journal_mode", "DELETE")?;
+        let sql = "INSERT OR REPLACE INTO entries (key, value, revision)
+                   SELECT ?1, x'', revision FROM position WHERE only = 1";
+        connection.execute(sql, [key::RESTORED]).map(drop)
+    };
+    mark().map_err(|cause| {
+        Error::Invalid(format!(
+            "the backup's store cannot be used ({cause}): take another backup, or check the space"
+        ))
+    })
+}
+
+/// Copies the store that is there whole, under a name that nothing has yet.
+fn keep_before(database: &Path) -> Result<(), Error> {
+    if !database.exists() {
+        return Ok(());
+    }
+    let whole = || -> rusqlite::Result<i64> {
+        let old = rusqlite::Connection::open(database)?;
+        old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
+    };
+    let unkept = |cause: String| {
+        Error::Invalid(format!(
+            "the store that is there, {}, cannot be kept whole ({cause}): stop whoever uses it; if it \
+             is damaged, move it away together with its -wal and -shm files",
+            database.display()
+        ))
+    };
+    match whole() {
+        Ok(0) => {}
+        Ok(_) => return Err(unkept("it is in use".to_owned())),
+        Err(cause) => return Err(unkept(cause.to_string())),
+    }
+    let copy = || -> std::io::Result<()> {
+        let mut number = 1;
+        let mut to = loop {
+            let name = match number {
+                1 => format!("{DATABASE}.before-restore"),
+                _ => format!("{DATABASE}.before-restore-{number}"),
+            };
+            match private(&database.with_file_name(name)) {
+                Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+                other => break other?,
+            }
+        };
+        std::io::copy(&mut File::open(database)?, &mut to)?;
+        to.sync_all()
+    };
+    copy().map_err(|cause| unkept(cause.to_string()))
 }

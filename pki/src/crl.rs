@@ -25,7 +25,7 @@ use crate::issue::{asn1_time, base64_bytes};
 use crate::record::{self, key};
 use crate::revoke::{RevocationReason, RevokedEntry};
 use crate::serial::Serial;
-use crate::signer::RcgenKey;
+use crate::signer::{RcgenKey, Turn};
 use crate::store::{self, Outcome, Revision, Txn};
 use crate::time::UnixTime;
 
@@ -45,8 +45,8 @@ const ROOT: Periods =
     Periods { life: Duration::from_secs(7 * 86_400), refresh: Duration::from_secs(86_400) };
 /// Times a builder in another process may win before this one gives up.
 const ATTEMPTS: usize = 8;
-/// How far a list may be ahead of a caller's clock: it was read before the caller waited for whoever
-/// made the list.
+/// How far a list may be ahead of a caller's clock, which was read before the caller waited for
+/// whoever made the list.
 const AHEAD: Duration = Duration::from_secs(30);
 
 /// A revocation list with its number and times.
@@ -98,7 +98,7 @@ pub(crate) struct Lists(Mutex<BTreeMap<String, Arc<Current>>>);
 #[derive(Debug, Default)]
 struct Current {
     latest: Mutex<Option<Arc<Crl>>>,
-    making: Mutex<()>,
+    turn: Turn,
 }
 
 impl Lists {
@@ -158,7 +158,8 @@ impl Authority {
     }
 
     fn issuing_crl(&self, issuing: &Issuing, now: UnixTime) -> Result<Arc<Crl>, Error> {
-        self.current_crl(&issuing.id, ISSUING, now, |listing| build(issuing.key(), listing))
+        let works = issuing.signer.trouble().is_none();
+        self.current_crl(&issuing.id, works, ISSUING, now, |listing| build(issuing.key(), listing))
     }
 
     fn list_of_root(&self, root: &Root, now: UnixTime) -> Result<Arc<Crl>, Error> {
@@ -166,7 +167,7 @@ impl Authority {
             let der = root.crl.as_ref().ok_or(Error::NoRootList)?;
             return imported(der).map(Arc::new);
         }
-        self.current_crl(&root.id, ROOT, now, |listing| {
+        self.current_crl(&root.id, root.works(), ROOT, now, |listing| {
             let signer = self.root_signer(&root.id)?;
             let key = CaKey { certificate: &root.der, signer: signer.as_ref(), place: &root.place };
             build(key, listing)
@@ -176,26 +177,47 @@ impl Authority {
     fn current_crl(
         &self,
         issuer_id: &str,
+        works: bool,
         periods: Periods,
         now: UnixTime,
         build: impl Fn(&Listing<'_>) -> Result<Vec<u8>, Error>,
     ) -> Result<Arc<Crl>, Error> {
-        let trigger = || -> Result<Revision, Error> {
-            Ok(self.store.get(&key::crl_trigger(issuer_id))?.map_or(0, |entry| entry.revision))
-        };
-        let wanted = trigger()?;
+        let wanted = self.crl_trigger(issuer_id)?;
         let current = self.lists.of(issuer_id);
         if let Some(crl) = current.latest(wanted, periods.refresh, now) {
             return Ok(crl);
         }
-        let _making = lock(&current.making);
-        if let Some(crl) = current.latest(wanted, periods.refresh, now) {
-            return Ok(crl);
+        let made = current.turn.take(works, now).and_then(|_turn| {
+            if let Some(crl) = current.latest(wanted, periods.refresh, now) {
+                return Ok(crl);
+            }
+            let made = self.make_crl(issuer_id, &current, periods, now, &build);
+            current.turn.note(&made, now);
+            made
+        });
+        match made {
+            // Without its key a CA goes on with the list it has: that is no worse than none.
+            Err(error) if error.is_of_token() => {
+                let kept = record::read::<Crl>(self.store.as_ref(), &key::crl(issuer_id))?;
+                let good = kept.filter(|kept| now < kept.value.next_update);
+                good.map(|kept| Arc::new(kept.value)).ok_or(error)
+            }
+            made => made,
         }
+    }
+
+    fn make_crl(
+        &self,
+        issuer_id: &str,
+        current: &Current,
+        periods: Periods,
+        now: UnixTime,
+        build: &impl Fn(&Listing<'_>) -> Result<Vec<u8>, Error>,
+    ) -> Result<Arc<Crl>, Error> {
         let crl_key = key::crl(issuer_id);
         for _ in 0..ATTEMPTS {
             // The trigger is read before the index: what comes in between makes this one stale.
-            let covers = trigger()?;
+            let covers = self.crl_trigger(issuer_id)?;
             let stored = record::read::<Crl>(self.store.as_ref(), &crl_key)?;
             if let Some(stored) = &stored
                 && stored.value.is_current(covers, periods.refresh, now)
@@ -217,15 +239,7 @@ impl Authority {
             let this_update = now.floor_to_second();
             let next_update = this_update.plus(periods.life);
             let listing = Listing { number, revoked: &listed, this_update, next_update };
-            let der = match (build(&listing), &stored) {
-                // Without its key a CA goes on with the list it has: that is no worse than none.
-                (Err(Error::Token(_) | Error::TokenAway(_)), Some(stored))
-                    if now < stored.value.next_update =>
-                {
-                    return Ok(Arc::new(stored.value.clone()));
-                }
-                (built, _) => built?,
-            };
+            let der = build(&listing)?;
             let crl = Crl { number, this_update, next_update, entries: listed.len(), der, covers };
             match &stored {
                 Some(stored) => txn.at(&crl_key, stored.revision),
@@ -242,6 +256,11 @@ impl Authority {
             }
         }
         Err(Error::Contended("the revocation list"))
+    }
+
+    /// The revision of the last revocation by a CA.
+    fn crl_trigger(&self, issuer_id: &str) -> Result<Revision, Error> {
+        Ok(self.store.get(&key::crl_trigger(issuer_id))?.map_or(0, |entry| entry.revision))
     }
 }
 

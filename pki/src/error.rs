@@ -124,6 +124,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The token that holds a key is the cause.
+    pub(crate) const fn is_of_token(&self) -> bool {
+        matches!(self, Self::Token(_) | Self::TokenAway(_))
+    }
+
     pub(crate) fn not_found(what: &'static str, selector: impl ToString) -> Self {
         Self::NotFound { what, selector: selector.to_string() }
     }

@@ -61,6 +61,10 @@ pub(crate) mod key {
     pub(crate) const JWT_FLOOR: &str = "jwt-floor";
     /// Which revocation journal belongs to the store.
     pub(crate) const JOURNAL: &str = "journal/epoch";
+    /// Where the journal was kept the last time.
+    pub(crate) const JOURNAL_PLACES: &str = "journal/places";
+    /// The store came out of a backup and was not compared with the journal since.
+    pub(crate) const RESTORED: &str = "journal/restored";
     /// What is left to be done after the store was brought up to its journal.
     pub(crate) const REPLAY: &str = "journal/replay";
 

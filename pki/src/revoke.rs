@@ -372,6 +372,12 @@ impl Authority {
         };
         let record =
             self.certificate(serial)?.ok_or_else(|| Error::not_found("certificate", serial))?;
+        if self.ca().roots.iter().any(|root| root.cross.contains(&record.der)) {
+            return Err(Error::Invalid(format!(
+                "certificate {serial} is that of a root by an older one, for runners that know only \
+                 the older: it goes with the older root by `runnel ca retire`"
+            )));
+        }
         if record.ca {
             return Err(Error::Invalid(format!(
                 "certificate {serial} is a CA's: `runnel ca status` names it, and `runnel ca revoke` \

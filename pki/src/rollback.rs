@@ -1,6 +1,8 @@
 //! A store that is older than what was revoked since: found at every start by the revocation journal,
 //! and brought up to it before anything else happens.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{self, Actor, AuditEvent};
@@ -42,6 +44,15 @@ pub(crate) enum Standing {
     Replayed(usize),
 }
 
+/// What a start found where state and journal are.
+#[derive(Debug)]
+pub(crate) struct Reconciled {
+    pub(crate) store: SqliteStore,
+    pub(crate) standing: Standing,
+    /// Places of the journal that were damaged, and written anew from another.
+    pub(crate) mended: Vec<PathBuf>,
+}
+
 /// Compares a store with its journal. A store that went back is closed, brought up to the journal
 /// and opened again; the journal is then kept by it.
 pub(crate) fn reconcile(
@@ -51,8 +62,10 @@ pub(crate) fn reconcile(
     accept_loss: Option<&str>,
     entropy: &mut dyn Entropy,
     now: UnixTime,
-) -> Result<(SqliteStore, Standing), Error> {
-    let mut store = store;
+) -> Result<Reconciled, Error> {
+    let (mut store, mut found) = (store, found);
+    let restored = store.get(key::RESTORED)?.is_some();
+    let mended = found.damaged().to_vec();
     let known = store.get(key::JOURNAL)?;
     let known = known.map(|entry| String::from_utf8_lossy(&entry.value).into_owned());
     let fits = match (known.as_deref(), found.epoch()) {
@@ -61,6 +74,8 @@ pub(crate) fn reconcile(
         (None, _) => true,
     };
     let fresh = random_text(entropy, 16)?;
+    let places: Vec<_> = found.places().iter().map(|place| place.to_string_lossy()).collect();
+    let places = record::encode(&places);
     if !fits {
         let last = last_record(&store)?;
         if accept_loss.is_none_or(|accepted| accepted != last.to_string()) {
@@ -72,11 +87,16 @@ pub(crate) fn reconcile(
         let pending = Pending { lists: LISTS, lost: true };
         let mut txn = Txn::new();
         txn.put(key::JOURNAL, fresh).put(key::REPLAY, record::encode(&pending));
+        txn.put(key::JOURNAL_PLACES, places).delete(key::RESTORED);
         store.transact(txn)?;
-        return Ok((store, Standing::Current));
+        return Ok(Reconciled { store, standing: Standing::Current, mended });
     }
+    none_is_missing(&store, &found)?;
+    found.decide(store.revision(), restored);
     let mut standing = Standing::Current;
-    if found.last() > store.revision() {
+    // A restored store may have used revisions, numbers and positions that the journal says nothing
+    // about, because nothing that is journaled changed.
+    if restored || found.last() > store.revision() {
         let facts = found.facts_after(store.revision());
         let (revision, records) = found.reserved();
         let head = store.log_head(audit::LOG)?.map_or(0, |head| head.seq);
@@ -89,10 +109,11 @@ pub(crate) fn reconcile(
         ));
         let replay = Replay {
             facts: &facts,
-            revision,
+            revision: revision.max(store.revision() + 1),
             records: records.max(head),
             event: audit::encode(&event),
             marker: (key::REPLAY, record::encode(&pending)),
+            done: key::RESTORED,
         };
         let path = store.path().to_owned();
         drop(store);
@@ -104,12 +125,37 @@ pub(crate) fn reconcile(
     let journal = found.open(&fresh, store.revision(), records)?;
     let epoch = journal.epoch().to_owned();
     store.keep_journal(journal)?;
+    let mut txn = Txn::new();
     if known.is_none() {
-        let mut txn = Txn::new();
         txn.put(key::JOURNAL, epoch);
+    }
+    if store.get(key::JOURNAL_PLACES)?.is_none_or(|known| known.value != places) {
+        txn.put(key::JOURNAL_PLACES, places);
+    }
+    if !txn.ops.is_empty() {
         store.transact(txn)?;
     }
-    Ok((store, standing))
+    Ok(Reconciled { store, standing, mended })
+}
+
+/// A second place that had the journal and has none is not there: what lies there now is what was
+/// below its mount, and the journal would go on where nobody looks for it.
+fn none_is_missing(store: &SqliteStore, found: &Found) -> Result<(), Error> {
+    let known = record::read::<Vec<String>>(store, key::JOURNAL_PLACES)?;
+    let known = known.map(|stored| stored.value).unwrap_or_default();
+    let Some((first, others)) = found.places().split_first() else { return Ok(()) };
+    let gone = others.iter().find(|place| {
+        found.missing().contains(place)
+            && known.iter().any(|known| **known == place.to_string_lossy())
+    });
+    gone.map_or(Ok(()), |place| {
+        Err(Error::Rollback(format!(
+            "the revocation journal is missing at its second place {}: mount it; if it is lost, copy \
+             {} there, or take journal out of [pki]",
+            place.display(),
+            first.display()
+        )))
+    })
 }
 
 /// When the store's last audit record was written.

@@ -128,6 +128,52 @@ fn what_is_denied_stays_denied() {
 }
 
 #[test]
+fn what_waited_leaves_no_key_behind() {
+    let world = World::new();
+    let keys = || -> Vec<String> {
+        let all = world.store.range("", None, 10_000).unwrap();
+        all.into_iter().map(|(key, _)| key).collect()
+    };
+    world.authority.crl(NOW).unwrap();
+    let before = keys();
+    let job = |jti: &str| {
+        let jwt = world.key.sign(&oidc::github(NOW.secs(), AUDIENCE, jti));
+        base64(&Client::new().csr_with_password(&jwt)).into_bytes()
+    };
+    let (approved, denied, late) = (job("approved"), job("denied"), job("late"));
+    let ask = |body: &[u8], now| world.authority.est(&est_request(PATH, None, body), now);
+    let id = waiting(&ask(&approved, after(1)));
+    world.authority.decide_pending(&id, true, None, &OPERATOR, after(2)).unwrap();
+    assert_eq!(issued(&ask(&approved, after(3))), id);
+    let other = waiting(&ask(&denied, after(3)));
+    world.authority.decide_pending(&other, false, None, &OPERATOR, after(4)).unwrap();
+    waiting(&ask(&late, after(4)));
+    let (secret, body) = (token(&world.authority), Client::new().body());
+    let with_token = waiting(&world.est(&secret, &body, after(5)));
+    world.authority.decide_pending(&with_token, true, None, &OPERATOR, after(6)).unwrap();
+    assert_eq!(issued(&world.est(&secret, &body, after(7))), with_token);
+    let there = keys();
+    for prefix in ["pending/", "job/", "jwt/", "jwt-due/"] {
+        assert!(there.iter().any(|key| key.starts_with(prefix)), "{prefix}: {there:?}");
+    }
+    for lease in [id, with_token] {
+        world.authority.release(&lease, "client", &OPERATOR, after(8)).unwrap();
+    }
+
+    let now = after(30 * 86_400);
+    world.authority.prune(now).unwrap();
+    world.authority.crl(now).unwrap();
+
+    let left: Vec<String> = keys().into_iter().filter(|key| !before.contains(key)).collect();
+    let prefixes: Vec<&str> = left.iter().map(|key| key.split('/').next().unwrap()).collect();
+    // Spent tokens of jobs go, many at a time, when others are spent; each has one place in the queue.
+    let (spent, others): (Vec<&str>, Vec<&str>) =
+        prefixes.into_iter().partition(|prefix| prefix.starts_with("jwt"));
+    assert_eq!(spent, ["jwt-due", "jwt-due", "jwt-due", "jwt", "jwt", "jwt"], "{left:?}");
+    assert_eq!(others, ["crl-trigger"], "{left:?}");
+}
+
+#[test]
 fn nobody_waits_for_ever() {
     let world = World::new();
     let (secret, body) = (token(&world.authority), Client::new().body());

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
+#[path = "../../tests/src/oidc.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod oidc;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -184,6 +187,232 @@ fn a_backup_from_before_a_ca_was_revoked_comes_back_without_that_ca() {
         assert_eq!(authority.root_crl(after(60)).unwrap().entries, 1);
         assert_eq!(authority.lease(&lease).unwrap().unwrap().state, LeaseState::Revoked);
     }
+}
+
+#[test]
+fn a_backup_is_old_also_when_nothing_was_revoked_since() {
+    let place = Place::new();
+    let authority = place.open_at(0, |_| {}).unwrap();
+    authority.crl(NOW).unwrap();
+    authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).unwrap();
+    let kept = authority.audit_end().unwrap();
+    // Somebody has the next list, and the next records of the trail.
+    let crl = authority.crl(after(2_000)).unwrap().number;
+    for _ in 0..3 {
+        authority.record_audit(&AuditEvent::new("tunnel.up", &OPERATOR, after(2_000))).unwrap();
+    }
+    let seen = authority.audit_end().unwrap();
+    drop(authority);
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    let authority = place.open_at(3_000, |_| {}).unwrap();
+    assert_eq!(authority.startup().replayed, Some(0));
+    assert!(authority.crl(after(3_000)).unwrap().number > crl);
+    let positions: Vec<u64> =
+        authority.audit(0, 1_000).unwrap().into_iter().map(|record| record.seq).collect();
+    assert!(
+        positions.iter().all(|at| *at <= kept || *at > seen),
+        "{positions:?}, {seen} were seen"
+    );
+    assert!(authority.audit_end().unwrap() > seen);
+    drop(authority);
+    assert_eq!(place.open_at(3_001, |_| {}).unwrap().startup().replayed, None, "once is enough");
+}
+
+#[test]
+fn a_second_place_that_is_not_mounted_is_missed() {
+    let place = Place::new();
+    let mount = place.key.with_file_name("mount");
+    std::fs::create_dir(&mount).unwrap();
+    let second = mount.join("second.journal");
+    let with_second = |options: &mut Options| options.journal = Some(second.clone());
+    place.open_at(0, with_second).map(drop).unwrap();
+    let away = place.key.with_file_name("away");
+    std::fs::rename(&second, &away).unwrap();
+    let told = place.open_at(1, with_second).unwrap_err();
+    let sentence = told.to_string();
+    assert!(matches!(told, Error::Rollback(_)), "{sentence}");
+    assert!(sentence.contains("mount it") && sentence.contains("second.journal"), "{sentence}");
+    assert!(!second.exists(), "nothing is written below its mount");
+    std::fs::rename(&away, &second).unwrap();
+    place.open_at(2, with_second).map(drop).unwrap();
+    // Its disk is lost: with a copy it goes on, and so it does without a second place.
+    std::fs::remove_file(&second).unwrap();
+    std::fs::copy(place.journal(), &second).unwrap();
+    place.open_at(3, with_second).map(drop).unwrap();
+    std::fs::remove_file(&second).unwrap();
+    place.open_at(4, |_| {}).map(drop).unwrap();
+    place.open_at(5, with_second).map(drop).unwrap();
+    assert!(second.exists());
+}
+
+#[test]
+fn a_damaged_journal_is_mended_from_the_second_place_and_that_is_told() {
+    let place = Place::new();
+    let second = place.key.with_file_name("second.journal");
+    let with_second = |options: &mut Options| options.journal = Some(second.clone());
+    place.open_at(0, with_second).map(drop).unwrap();
+    let mut octets = std::fs::read(place.journal()).unwrap();
+    let middle = octets.len() / 2;
+    octets[middle] ^= 1;
+    std::fs::write(place.journal(), octets).unwrap();
+    let told = place.open_at(1, |_| {}).unwrap_err();
+    assert!(matches!(told, Error::Rollback(_)), "by itself it is no journal: {told}");
+    let authority = place.open_at(1, with_second).unwrap();
+    assert_eq!(authority.startup().mended_journals, [place.journal()]);
+    drop(authority);
+    let authority = place.open_at(2, with_second).unwrap();
+    assert!(authority.startup().mended_journals.is_empty());
+}
+
+#[test]
+fn each_restore_keeps_what_was_there() {
+    let place = Place::new();
+    let story = story(&place, |authority| {
+        authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).map(drop).unwrap();
+    });
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    let kept = place.state.join("runnel.db.before-restore");
+    assert!(place.state.join("runnel.db.before-restore-2").exists());
+    // The first is the one with the revocation; whoever puts it back has it.
+    std::fs::rename(kept, place.state.join("runnel.db")).unwrap();
+    let authority = place.open();
+    assert_eq!(authority.startup().replayed, None);
+    let revoked = authority.lease(&story.revoked).unwrap().unwrap();
+    assert_eq!(revoked.state, LeaseState::Revoked);
+    drop(authority);
+    // One that cannot be kept whole is not replaced.
+    std::fs::write(place.state.join("runnel.db"), "no database, but somebody's last hope").unwrap();
+    let told = restore(&place.state, &place.backup, &place.key()).unwrap_err().to_string();
+    assert!(told.contains("move it away"), "{told}");
+    let there = std::fs::read(place.state.join("runnel.db")).unwrap();
+    assert!(there.starts_with(b"no database"));
+}
+
+#[test]
+fn a_backup_leaves_no_plain_copy_and_follows_no_link() {
+    let place = Place::new();
+    let authority = place.open_at(0, |_| {}).unwrap();
+    let victim = place.key.with_file_name("victim");
+    std::fs::write(&victim, "untouched").unwrap();
+    for ending in ["new", "store"] {
+        let link = format!("{}.{ending}", place.backup.display());
+        std::os::unix::fs::symlink(&victim, link).unwrap();
+    }
+    authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).unwrap();
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "untouched");
+    assert!(std::fs::symlink_metadata(&place.backup).unwrap().is_file());
+    drop(authority);
+    let copy = place.state.join("runnel.db.copy");
+    assert!(!copy.exists());
+    // What a kill left goes with the next start.
+    std::fs::write(&copy, "of a backup").unwrap();
+    let authority = place.open();
+    assert!(!copy.exists());
+    authority.backup(&place.backup, &place.key(), &OPERATOR, after(60)).unwrap();
+}
+
+/// GitHub's jobs enrol, and builders wait for an operator where `manual` says so.
+fn ci(options: &mut Options, manual: bool) {
+    options.settings = github_settings();
+    options.settings.issuers[0].algorithms = vec![JwtAlgorithm::EdDsa];
+    options.settings.roles.get_mut("builder").unwrap().manual = manual;
+}
+
+fn open_ci(place: &Place, key: &oidc::IssuerKey, at: u64, manual: bool) -> Authority {
+    let authority = place.open_at(at, |options| ci(options, manual)).unwrap();
+    knows(authority, key, at)
+}
+
+fn knows(authority: Authority, key: &oidc::IssuerKey, at: u64) -> Authority {
+    let issuer = authority.settings().issuers[0].clone();
+    authority.jwt_keys_fetched(&issuer, Ok(oidc::jwks(&[key])), after(at)).unwrap();
+    authority
+}
+
+fn job(key: &oidc::IssuerKey, run: &str, jti: &str, at: u64) -> String {
+    let mut claims = oidc::github(after(at).secs(), AUDIENCE, jti);
+    claims["run_id"] = run.into();
+    key.sign(&claims)
+}
+
+#[test]
+fn spent_tokens_of_jobs_barred_runs_and_barred_sites_stay_so() {
+    let place = Place::new();
+    let key = oidc::IssuerKey::eddsa("k");
+    let authority = open_ci(&place, &key, 0, false);
+    let enrol = |authority: &Authority, jwt: &str, at: u64| {
+        authority.enrol_with_jwt(None, jwt, &Client::new().csr(), None, after(at))
+    };
+    let office = SitePeer {
+        site: "office",
+        subject: "CN=gw.office.example.com",
+        spki_sha256: "ab",
+        until: after(3_600),
+    };
+    let site = authority.site_lease(&office, NOW).unwrap().id;
+    authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).unwrap();
+    let spent = job(&key, "4711", "a", 1);
+    enrol(&authority, &spent, 1).unwrap();
+    enrol(&authority, &job(&key, "4712", "b", 1), 1).unwrap();
+    let reason = RevocationReason::Unspecified;
+    let run = RevokeSelector::Run { run: "4712".to_owned(), issuer: None };
+    authority.revoke(&run, reason, &OPERATOR, after(2)).unwrap();
+    authority.revoke(&RevokeSelector::Lease(site), reason, &OPERATOR, after(2)).unwrap();
+    drop(authority);
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    let authority = open_ci(&place, &key, 3, false);
+    let refused = enrol(&authority, &spent, 4).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::TokenReplay, "{refused}");
+    let refused = enrol(&authority, &job(&key, "4712", "c", 4), 4).unwrap_err();
+    assert!(refused.to_string().contains("4712"), "{refused}");
+    assert!(authority.site_lease(&office, after(4)).is_err());
+    enrol(&authority, &job(&key, "4713", "d", 4), 4).unwrap();
+}
+
+#[test]
+fn what_an_operator_denied_stays_denied() {
+    let place = Place::new();
+    let key = oidc::IssuerKey::eddsa("k");
+    let authority = open_ci(&place, &key, 0, true);
+    let client = Client::new();
+    let secret = new_token(&authority);
+    let ask = |authority: &Authority, at: u64| {
+        let asked =
+            authority.enrol_with_token("builder", secret.expose(), &client.csr(), None, after(at));
+        asked.unwrap_err()
+    };
+    let waiting = ask(&authority, 0).pending.unwrap().id;
+    authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).unwrap();
+    authority.decide_pending(&waiting, false, Some("not today"), &OPERATOR, after(1)).unwrap();
+    drop(authority);
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    let authority = open_ci(&place, &key, 2, true);
+    let told = ask(&authority, 3);
+    assert_eq!(told.code, RefusalCode::ApprovalDenied, "{told}");
+    assert!(told.to_string().contains("not today"), "{told}");
+}
+
+#[test]
+fn after_an_accepted_loss_only_tokens_of_later_jobs_open_leases() {
+    let place = Place::new();
+    let key = oidc::IssuerKey::eddsa("k");
+    let authority = open_ci(&place, &key, 0, false);
+    authority.backup(&place.backup, &place.key(), &OPERATOR, NOW).unwrap();
+    drop(authority);
+    restore(&place.state, &place.backup, &place.key()).unwrap();
+    std::fs::remove_file(place.journal()).unwrap();
+    let accepted = |options: &mut Options| {
+        ci(options, false);
+        options.accept_loss = Some(NOW.to_string());
+    };
+    let authority = knows(place.open_at(50, accepted).unwrap(), &key, 50);
+    let enrol =
+        |jwt: &str| authority.enrol_with_jwt(None, jwt, &Client::new().csr(), None, after(60));
+    let refused = enrol(&job(&key, "1", "a", 40)).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::TokenReplay, "{refused}");
+    assert!(refused.to_string().contains("start the job again"), "{refused}");
+    enrol(&job(&key, "1", "b", 55)).unwrap();
 }
 
 #[test]

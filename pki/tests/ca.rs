@@ -346,6 +346,28 @@ fn a_new_root_is_known_by_the_old_one_until_that_retires() {
 }
 
 #[test]
+fn the_name_of_a_forgotten_ca_does_not_come_again() {
+    let authority = running();
+    let root = Elsewhere::root("Example Root");
+    let import = |name: &str, hour: u64| {
+        let now = after(hour * HOUR);
+        let request = authority.ca_request(KeyKind::EcdsaP256, None, true, &OPERATOR, now).unwrap();
+        let file = [root.sign(&request, name), root.der.clone()];
+        authority.ca_import(&file, &OPERATOR, now)
+    };
+    import("X", 0).unwrap();
+    let again = import("X", 1).unwrap_err().to_string();
+    assert!(again.contains("is or was here already"), "{again}");
+    import("Y", 2).unwrap();
+    // What X issued has ended, and X is forgotten.
+    authority.ca_prune(after(30 * HOUR)).unwrap();
+    assert!(authority.ca_status().certificates.iter().all(|ca| !ca.subject.contains("CN=X")));
+    let again = import("X", 31).unwrap_err().to_string();
+    assert!(again.contains("is or was here already"), "{again}");
+    import("Z", 32).unwrap();
+}
+
+#[test]
 fn issuing_cas_on_record_are_bounded() {
     let authority = running();
     let rotate = |hour: u64| {

@@ -69,6 +69,20 @@ fn a_revoked_issuing_ca_is_listed_by_its_root_and_ends_what_it_issued() {
 }
 
 #[test]
+fn a_new_ca_is_on_record_with_the_change_that_brings_it() {
+    let store = Arc::new(MemoryStore::new());
+    let authority = authority_on(Arc::clone(&store) as Arc<dyn store::Store>);
+    for root in [false, true] {
+        authority.ca_rotate(KeyKind::EcdsaP256, root, &OPERATOR, after(1)).unwrap();
+        let change = store::Store::get(store.as_ref(), "ca/current").unwrap().unwrap().revision;
+        let records = store::Store::range(store.as_ref(), "cert/", None, 100).unwrap();
+        let with_it = records.iter().filter(|(_, entry)| entry.revision == change).count();
+        // With a new root there is a certificate of it by the old one, too.
+        assert_eq!(with_it, if root { 2 } else { 1 });
+    }
+}
+
+#[test]
 fn what_cannot_be_revoked_so_is_told_what_can() {
     let authority = authority();
     let root = authority.ca_revoke("root", WHY, &OPERATOR, NOW).unwrap_err().to_string();
@@ -79,6 +93,16 @@ fn what_cannot_be_revoked_so_is_told_what_can() {
     let selector = RevokeSelector::Serial(serial);
     let told = authority.revoke(&selector, WHY, &OPERATOR, NOW).unwrap_err().to_string();
     assert!(told.contains("runnel ca revoke"), "{told}");
+    authority.ca_rotate(KeyKind::EcdsaP256, true, &OPERATOR, NOW).unwrap();
+    let certificates = authority.ca_certificates();
+    let cross = certificates.iter().find(|der| {
+        let known = authority.ca_status().certificates;
+        known.iter().all(|ca| Some(&ca.serial) != validate::serial_of(der).as_ref())
+    });
+    let serial = validate::serial_of(cross.unwrap()).unwrap();
+    let selector = RevokeSelector::Serial(serial);
+    let told = authority.revoke(&selector, WHY, &OPERATOR, NOW).unwrap_err().to_string();
+    assert!(told.contains("runnel ca retire"), "{told}");
     assert!(listed(&authority.root_crl(NOW).unwrap()).is_empty());
     assert!(authority.certificates().unwrap().is_empty(), "CAs are listed by `ca status`");
 }

@@ -97,7 +97,6 @@ fn a_key_is_given_once() {
     assert_eq!(again.status, 409);
     assert!(problem(&again).contains("ask for a new token"), "{}", problem(&again));
     assert_eq!(authority.leases(true).unwrap().len(), 1);
-    // Nothing of the key is on record or in the trail.
     let spend = &authority.tokens().unwrap()[0].spends[0];
     assert!(spend.made_here);
     // Who has the key may repeat its enrolment like anybody else.
@@ -109,6 +108,41 @@ fn a_key_is_given_once() {
         after(2),
     );
     assert_eq!(other.unwrap_err().code, RefusalCode::TokenSpent);
+}
+
+#[test]
+fn nothing_of_the_key_is_on_record_or_in_the_trail() {
+    let store = Arc::new(MemoryStore::new());
+    let mut settings = settings();
+    settings.roles.get_mut("builder").unwrap().server_keys = true;
+    let options = Options::new(settings);
+    let authority = Authority::with_store(store.clone(), &[7; 32], options, NOW).unwrap();
+    let secret = token(&authority);
+    let body = Client::new().body();
+    let parts = parts(&ask(&authority, "builder", &secret, &body));
+    // RFC 5915 3: the scalar of 32 octets follows version 1.
+    let pkcs8 = &parts[0].1;
+    let at = pkcs8.windows(5).position(|window| window == [2, 1, 1, 4, 0x20]).unwrap() + 5;
+    let scalar = &pkcs8[at..at + 32];
+    let mut all: Vec<u8> = format!("{:?}", authority.audit(0, 1_000).unwrap()).into_bytes();
+    for (key, entry) in store::Store::range(store.as_ref(), "", None, 10_000).unwrap() {
+        all.extend([key.as_bytes(), b"\n", &entry.value, b"\n"].concat());
+    }
+    let is_there = |octets: &[u8]| {
+        let list: Vec<String> = octets.iter().map(u8::to_string).collect();
+        let hex: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+        let mut forms = vec![octets.to_vec(), hex.into_bytes(), list.join(",").into_bytes()];
+        // Within something larger in base64 it begins at one of three places of a group.
+        forms.extend((0..3).map(|skip| {
+            let rest = &octets[skip..];
+            base64(&rest[..rest.len() / 3 * 3]).into_bytes()
+        }));
+        forms.iter().any(|form| all.windows(form.len()).any(|window| window == form))
+    };
+    // What is kept of it is found so: its public key within the certificate.
+    let point = pkcs8.windows(4).position(|window| window == [3, 0x42, 0, 4]).unwrap() + 4;
+    assert!(is_there(&pkcs8[point..point + 64]));
+    assert!(!is_there(scalar));
 }
 
 #[test]

@@ -20,8 +20,9 @@ Nothing that was revoked, barred or spent since the backup comes back: the revoc
 restored store. Put the journal and seal.key there first on a new machine.
 
 Is the journal lost, nobody knows what was revoked; restore and `up` then refuse and name a time.
---accept-loss-after with exactly that time revokes every certificate, lease and token that was good at
-that time, and lets CI tokens in that were issued afterwards only. Clients enrol anew.";
+--accept-loss-after with exactly that time revokes every lease with its certificates and every token
+that was good at that time, and lets CI tokens in that were issued afterwards only. Clients enrol anew.
+CAs and the gateway's own certificate stay: rotate them if their keys may be known to others.";
 
 /// Bring back a backup while the gateway does not run
 #[derive(Debug, clap::Args)]
@@ -69,13 +70,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let setup = CaSetup::open(state.path(), options, now).map_err(Failure::failed)?;
     let replayed = setup.authority().and_then(|authority| authority.startup().replayed);
     output::line(&match replayed {
-        Some(changes) => format!(
+        Some(changes) if changes > 0 => format!(
             "{changes} later changes were written into it again: what was revoked stays revoked"
         ),
         None if args.accept_loss_after.is_some() => {
             "everything that was good is revoked: clients enrol anew".to_owned()
         }
-        None => "nothing that matters was revoked or spent since".to_owned(),
+        _ => "nothing that matters was revoked or spent since".to_owned(),
     });
     Ok(())
 }

@@ -142,7 +142,15 @@ async fn start(
     if let Some(changes) = authority.startup().replayed {
         tracing::warn!(
             changes,
-            "the store had gone back in time; what was revoked, barred and spent since is in it again"
+            "the store had gone back in time; what was revoked, barred, spent and denied since is in it \
+             again"
+        );
+    }
+    for place in &authority.startup().mended_journals {
+        tracing::warn!(
+            place = %place.display(),
+            "the revocation journal was damaged and is written anew from its other place; what was \
+             there lies beside it as .damaged: look at the disk"
         );
     }
     let names = service::server_names(config, &id);

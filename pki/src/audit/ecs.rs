@@ -188,7 +188,7 @@ fn category(action: &str) -> &'static str {
     match action.split('.').next() {
         Some("ike" | "site") => "network",
         Some("lease" | "token" | "cert" | "key" | "run" | "bar" | "hook") => "iam",
-        Some("policy" | "config" | "ca" | "crl" | "gateway") => "configuration",
+        Some("policy" | "config" | "ca" | "state" | "crl" | "gateway") => "configuration",
         _ => "authentication",
     }
 }
@@ -283,6 +283,14 @@ mod tests {
         assert_eq!(value["event.duration"], 61_000_001_000u64);
         assert_eq!((&value["source.bytes"], &value["destination.bytes"]), (&7.into(), &9.into()));
         assert!(value.get("x509.serial_number").is_none(), "absent fields are not written");
+    }
+
+    #[test]
+    fn what_changes_the_state_as_a_whole_is_configuration() {
+        for action in ["ca.rotate", "state.backup", "state.restore", "state.accept_loss"] {
+            assert_eq!(category(action), "configuration", "{action}");
+        }
+        assert_eq!(category("ike.sa.auth_fail"), "authentication");
     }
 
     #[test]

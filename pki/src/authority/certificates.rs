@@ -55,12 +55,15 @@ impl Authority {
         issue::sha256_hex(&self.ca().root().der)
     }
 
-    /// Looks whether the keys of issuing CAs that are in tokens can be used. May block.
+    /// Looks whether the keys of CAs that are in tokens can be used. May block.
     ///
     /// # Errors
     /// The first that cannot, with what to do.
     pub fn probe_ca_keys(&self) -> Result<(), Error> {
-        self.ca().issuing.iter().try_for_each(|issuing| issuing.signer.probe())
+        let ca = self.ca();
+        let roots = ca.roots.iter().filter_map(|root| root.token.as_ref());
+        let mut signers = ca.issuing.iter().map(|issuing| &issuing.signer).chain(roots);
+        signers.try_for_each(|signer| signer.probe())
     }
 
     /// Names, fingerprints and validity of the CA certificates.

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::backup;
 use crate::error::Error;
 use crate::journal::{self, Found};
 use crate::profile::Options;
 use crate::record::key;
-use crate::rollback::{self, Standing};
+use crate::rollback::{self, Reconciled, Standing};
 use crate::seal::{self, SealKey, Sealer};
 use crate::store::{LogSeal, SqliteStore, Store};
 use crate::time::UnixTime;
@@ -28,6 +29,7 @@ pub(crate) struct StateDirectory {
     /// The sealing key lies in the directory.
     pub(super) key_beside: bool,
     pub(super) standing: Standing,
+    pub(super) mended: Vec<PathBuf>,
     pub(super) lock: std::fs::File,
 }
 
@@ -37,6 +39,7 @@ impl StateDirectory {
         let given_key = options.seal_key.as_deref().map(seal::read_key).transpose()?;
         create_directory(path)?;
         let lock = lock_directory(path)?;
+        backup::remove_copy(path);
         let store = SqliteStore::open(&path.join(DATABASE))?;
         let key_file = path.join(seal::KEY_FILE);
         let key_beside = given_key.is_none();
@@ -58,7 +61,7 @@ impl StateDirectory {
         }
         let places = [Some(path.join(journal::FILE)), options.journal.clone()];
         let found = Found::look(places.into_iter().flatten().collect(), &key)?;
-        let (store, standing) = rollback::reconcile(
+        let Reconciled { store, standing, mended } = rollback::reconcile(
             store,
             found,
             &LogSeal::derive(&key),
@@ -66,7 +69,7 @@ impl StateDirectory {
             options.entropy.as_mut(),
             now,
         )?;
-        Ok(Self { path: path.to_owned(), store, key, key_beside, standing, lock })
+        Ok(Self { path: path.to_owned(), store, key, key_beside, standing, mended, lock })
     }
 
     /// Makes the names in it durable.

@@ -6,7 +6,7 @@ mod certificates;
 mod directory;
 mod trail;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
@@ -45,6 +45,9 @@ pub struct Startup {
     pub broken_trail: bool,
     /// The store had gone back in time and got so many later changes again from its journal.
     pub replayed: Option<usize>,
+    /// Places of the revocation journal that were damaged and written anew from the other one; what
+    /// was there lies beside it as `.damaged`.
+    pub mended_journals: Vec<PathBuf>,
     /// Leases that were active or lost when the last process ended, and are lost from now on.
     pub orphaned: usize,
 }
@@ -63,8 +66,6 @@ pub struct Authority {
     /// Rates of enrolment so far.
     pub(crate) limiter: Mutex<Limiter>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
-    /// Held while an OCSP signer is made.
-    pub(crate) ocsp_turn: Mutex<()>,
     pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
     /// What clusters said of tokens a moment ago.
@@ -149,10 +150,11 @@ impl Authority {
         options: Options,
         now: UnixTime,
     ) -> Result<Self, Error> {
-        let StateDirectory { path, store, key, key_beside, standing, lock } = state;
+        let StateDirectory { path, store, key, key_beside, standing, mended, lock } = state;
         let mut authority = Self::resting(Arc::new(store), &key, options, now)?;
         directory::sync(&path)?;
         authority.startup.seal_key_beside_state = key_beside;
+        authority.startup.mended_journals = mended;
         authority.lock = Some(lock);
         if let Standing::Replayed(changes) = standing {
             authority.startup.replayed = Some(changes);
@@ -217,7 +219,6 @@ impl Authority {
             refused: Mutex::default(),
             limiter: Mutex::default(),
             ocsp: Mutex::default(),
-            ocsp_turn: Mutex::default(),
             lists: Lists::default(),
             keyring: Mutex::default(),
             reviews: Mutex::default(),
@@ -312,6 +313,9 @@ impl Authority {
 
     /// The key of a root by its short name, opened for one use.
     pub(crate) fn root_signer(&self, root_id: &str) -> Result<SharedSigner, Error> {
+        if let Some(signer) = self.ca().root_of(root_id).and_then(|root| root.token.clone()) {
+            return Ok(signer);
+        }
         let stored = record::read::<CaRecord>(self.store.as_ref(), key::CA)?
             .ok_or_else(|| Error::not_found("record", key::CA))?;
         stored.value.open_root(root_id, &self.sealer)

@@ -270,7 +270,9 @@ impl Authority {
 
     /// What forgotten CAs had revoked: all of it has ended, and no list says it any more.
     fn forget_revocations(&self) -> Result<(), Error> {
-        for id in &self.ca().forgotten {
+        let ca = self.ca();
+        let is_here = |id: &&String| ca.issuing_of(id).is_some() || ca.root_of(id).is_some();
+        for id in ca.forgotten.iter().filter(|id| !is_here(id)) {
             let page = self.store.range(&key::revoked_of(id), None, FORGOTTEN_AT_ONCE)?;
             if page.is_empty() {
                 continue;
@@ -318,6 +320,7 @@ impl Authority {
                 txn.delete(key::crl_trigger(&id));
             }
         }
+        self.put_cas_on_record(&ca, &mut txn)?;
         txn.at(key::CA, stored.revision).put(key::CA, records::encode(&next));
         let name = next.change()?.issuing;
         AuditEvent::new(action, actor, now).reason(name).record(&mut txn);
@@ -326,7 +329,6 @@ impl Authority {
             Outcome::Committed(_) => {
                 failpoint::hit("ca.after_change");
                 self.use_ca(ca);
-                self.record_cas()?;
                 Ok(result)
             }
             Outcome::Conflict(_) => Err(Error::Contended("the CA")),

@@ -116,16 +116,18 @@ impl CaRecord {
             may_be_above(certificate, certificate == own)?;
         }
         let id = make::id_of(own)?;
-        for known in
-            self.issuing.iter().map(|known| &known.der).chain(self.roots.iter().map(|r| &r.der))
+        let mut here = self.issuing.iter().map(|known| &known.der);
+        let is_it = |known: &Vec<u8>| make::id_of(known).is_ok_and(|known| known == id);
+        // What a CA that is no more issued is still on record, and forgotten with its name.
+        if here.any(is_it)
+            || self.roots.iter().any(|r| is_it(&r.der))
+            || self.forgotten.contains(&id)
         {
-            if make::id_of(known)? == id {
-                return Err(Error::Invalid(
-                    "the certificate has the name of a CA that is here already, and issuer and \
-                     serial identify certificates: have the request signed with its own name"
-                        .to_owned(),
-                ));
-            }
+            return Err(Error::Invalid(
+                "the certificate has the name of a CA that is or was here already, and issuer and \
+                 serial identify certificates: have the request signed with its own name"
+                    .to_owned(),
+            ));
         }
         let place = if self.issuing.is_empty() { "issuing" } else { id.as_str() };
         let mut issuing = IssuingRecord::new(own.clone(), pending.key.clone(), place, "");

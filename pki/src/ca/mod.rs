@@ -6,6 +6,8 @@
 //! is one root, or two while runners learn to know the second. Every change is one transaction on
 //! one record, so a crash leaves the CA as it was before or as it is after.
 
+#[cfg(test)]
+mod away;
 mod change;
 mod import;
 mod make;
@@ -99,6 +101,15 @@ pub(crate) struct Root {
     pub(crate) cross: Vec<Vec<u8>>,
     /// The imported revocation list of an offline root.
     pub(crate) crl: Option<Vec<u8>>,
+    /// Its key, when that is in a token: one that is here is opened for each use.
+    pub(crate) token: Option<SharedSigner>,
+}
+
+impl Root {
+    /// Whether the last use of its key did not fail.
+    pub(crate) fn works(&self) -> bool {
+        self.token.as_ref().is_none_or(|signer| signer.trouble().is_none())
+    }
 }
 
 /// An issuing CA with its key.
@@ -252,15 +263,16 @@ impl Ca {
     }
 
     pub(crate) fn status(&self) -> CaStatus {
-        let roots =
-            self.roots.iter().map(|root| (&root.der, "root", root.offline, &root.place, None));
-        let issuing = self
-            .issuing
+        let roots = self
+            .roots
             .iter()
-            .map(|issuing| (&issuing.der, "issuing", false, &issuing.place, Some(issuing)));
+            .map(|root| (&root.der, "root", root.offline, &root.place, root.token.as_ref(), None));
+        let issuing = self.issuing.iter().map(|issuing| {
+            let signer = Some(&issuing.signer);
+            (&issuing.der, "issuing", false, &issuing.place, signer, Some(issuing))
+        });
         let certificates =
-            roots.chain(issuing).filter_map(|(der, kind, offline, place, issuing)| {
-                let signer = issuing.map(|issuing| &issuing.signer);
+            roots.chain(issuing).filter_map(|(der, kind, offline, place, signer, issuing)| {
                 let (_, certificate) = X509Certificate::from_der(der).ok()?;
                 let (not_before, not_after) = path::validity(&certificate);
                 Some(CaCertificate {

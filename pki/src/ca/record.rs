@@ -186,7 +186,8 @@ impl CaRecord {
                     .to_owned(),
             ));
         }
-        let roots: Vec<Root> = self.roots.iter().map(Root::load).collect::<Result<_, _>>()?;
+        let roots = self.roots.iter().map(|root| Root::load(root, sealer));
+        let roots: Vec<Root> = roots.collect::<Result<_, _>>()?;
         let issuing = self.issuing.iter().map(|issuing| {
             let root = roots.iter().find(|root| root.id == issuing.root);
             Issuing::load(issuing, root, sealer)
@@ -210,8 +211,10 @@ impl CaRecord {
 }
 
 impl Root {
-    fn load(record: &RootRecord) -> Result<Self, Error> {
+    fn load(record: &RootRecord, sealer: &Sealer) -> Result<Self, Error> {
         let certificate = parse(&record.der)?;
+        // One that does not open is told of where it is used, which is rarely.
+        let signer = record.open(sealer).ok().flatten();
         Ok(Self {
             id: issuer_id(certificate.subject().as_raw()),
             der: record.der.clone(),
@@ -219,6 +222,7 @@ impl Root {
             offline: record.key.is_none(),
             cross: record.cross.iter().map(|cross| cross.0.clone()).collect(),
             crl: record.crl.as_ref().map(|crl| crl.0.clone()),
+            token: signer.filter(|signer| signer.place().is_some()),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Ca;
 use crate::audit::Actor;
 use crate::authority::Authority;
 use crate::error::Error;
@@ -13,12 +14,22 @@ use crate::store::Txn;
 use crate::time::UnixTime;
 
 impl Authority {
+    /// Puts on record what [`put_cas_on_record`](Self::put_cas_on_record) would: for states of
+    /// versions that did not.
+    pub(crate) fn record_cas(&self) -> Result<(), Error> {
+        let mut txn = Txn::new();
+        self.put_cas_on_record(&self.ca(), &mut txn)?;
+        if !txn.ops.is_empty() {
+            // A conflict means that another process has just done it.
+            self.store.transact(txn)?;
+        }
+        Ok(())
+    }
+
     /// Puts the issuing CAs and cross certificates of our roots on record, where they are not yet:
     /// the roots' lists and OCSP answers are made from it.
-    pub(crate) fn record_cas(&self) -> Result<(), Error> {
-        let ca = self.ca();
+    pub(super) fn put_cas_on_record(&self, ca: &Ca, txn: &mut Txn) -> Result<(), Error> {
         let issuing = ca.issuing.iter().map(|issuing| &issuing.der);
-        let mut txn = Txn::new();
         for der in issuing.chain(ca.roots.iter().flat_map(|root| &root.cross)) {
             let certificate = CertRecord::from_der(der.clone(), None)?;
             // A root that is kept elsewhere keeps its own record.
@@ -29,10 +40,6 @@ impl Authority {
             if self.store.get(&cert_key)?.is_none() {
                 txn.absent(&cert_key).put(cert_key, record::encode(&certificate));
             }
-        }
-        if !txn.ops.is_empty() {
-            // A conflict means that another process has just done it.
-            self.store.transact(txn)?;
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ pub(super) struct Delegate {
     pub(super) signer: FileSigner,
     pub(super) serial: Serial,
     not_before: UnixTime,
-    not_after: UnixTime,
+    pub(super) not_after: UnixTime,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,10 +65,53 @@ impl Authority {
             return Ok(delegate);
         }
         // One makes it; who waited for that finds it.
-        let _turn = lock(&self.ocsp_turn);
-        if let Some(delegate) = self.known_delegate(issuer_id, now)? {
-            return Ok(delegate);
+        let turn = lock(&self.ocsp).turns.entry(issuer_id.to_owned()).or_default().clone();
+        let made = turn.take(self.key_works(issuer_id), now).and_then(|_turn| {
+            if let Some(delegate) = self.known_delegate(issuer_id, now)? {
+                return Ok(delegate);
+            }
+            let made = self.make_delegate(issuer_id, now);
+            turn.note(&made, now);
+            made
+        });
+        match made {
+            // Without the CA's key the one there is goes on while it is good.
+            Err(error) if error.is_of_token() => self.aged_delegate(issuer_id, now)?.ok_or(error),
+            made => made,
         }
+    }
+
+    /// Whether the last use of a CA's key did not fail.
+    fn key_works(&self, issuer_id: &str) -> bool {
+        let ca = self.ca();
+        match ca.issuing_of(issuer_id) {
+            Some(issuing) => issuing.signer.trouble().is_none(),
+            None => ca.root_of(issuer_id).is_some_and(|root| root.works()),
+        }
+    }
+
+    /// A signer that should have a successor by now, and is good nevertheless.
+    fn aged_delegate(
+        &self,
+        issuer_id: &str,
+        now: UnixTime,
+    ) -> Result<Option<Arc<Delegate>>, Error> {
+        let known = lock(&self.ocsp).delegates.get(issuer_id).cloned();
+        let delegate = match known {
+            Some(known) => known,
+            None => {
+                let record_key = key::ocsp_signer(issuer_id);
+                let stored = record::read::<DelegateRecord>(self.store.as_ref(), &record_key)?;
+                let Some(stored) = stored else { return Ok(None) };
+                self.remember(issuer_id, self.open_delegate(&stored.value)?)
+            }
+        };
+        let good = (delegate.not_before..delegate.not_after).contains(&now)
+            && !self.is_revoked(issuer_id, &delegate.serial)?;
+        Ok(good.then_some(delegate))
+    }
+
+    fn make_delegate(&self, issuer_id: &str, now: UnixTime) -> Result<Arc<Delegate>, Error> {
         let ca = self.ca();
         let record_key = key::ocsp_signer(issuer_id);
         for _ in 0..ATTEMPTS {

@@ -16,6 +16,8 @@ pub use respond::{OcspReply, OcspStatus};
 use delegate::Delegate;
 use respond::Answered;
 
+use crate::signer::Turn;
+
 /// The largest request looked at, octets.
 const MAX_REQUEST: usize = 8 * 1024;
 
@@ -23,5 +25,7 @@ const MAX_REQUEST: usize = 8 * 1024;
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     delegates: BTreeMap<String, Arc<Delegate>>,
+    /// Who makes the next signer of each CA.
+    turns: BTreeMap<String, Arc<Turn>>,
     answers: BTreeMap<respond::Question, Answered>,
 }

@@ -257,7 +257,7 @@ fn encode(
     let certificate = Certificate::from_der(&delegate.certificate).map_err(encoding)?;
     let key = &certificate.tbs_certificate.subject_public_key_info.subject_public_key;
     let key_hash = digest_of(&digest::SHA1_FOR_LEGACY_USE_ONLY, key.raw_bytes());
-    let (this_update, next_update) = (time(now)?, time(now.plus(LIFE))?);
+    let (this_update, next_update) = (time(now)?, time(now.plus(LIFE).min(delegate.not_after))?);
     let responses = asked
         .certificates
         .iter()

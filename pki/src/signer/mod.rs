@@ -2,6 +2,7 @@
 
 mod file;
 mod token;
+mod turn;
 mod uri;
 
 use std::cell::RefCell;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 pub use file::FileSigner;
 pub(crate) use token::{TokenKey, TokenSigner, Wanted, take_or_make};
+pub(crate) use turn::Turn;
 pub use uri::TokenUri;
 
 use crate::error::Error;

@@ -225,6 +225,12 @@ pub enum StoreError {
         /// The backend's words.
         cause: String,
     },
+    /// What must not be forgotten could not be noted, so nothing was changed.
+    #[error(
+        "nothing was changed, because the revocation journal cannot be written ({0}); {hint}",
+        hint = crate::journal::WRITE_HINT
+    )]
+    Journal(String),
     /// The file was written by a later version of this program.
     #[error(
         "the state in {path} has schema version {found}, newer than the {known} this runnel \
@@ -296,6 +302,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         expected: &[&str],
         adopt: bool,
     ) -> Result<Vec<String>, StoreError>;
+
+    /// The store's file, if it has one.
+    fn file(&self) -> Option<&std::path::Path> {
+        None
+    }
 
     /// Writes a copy of the whole store, as it is at one moment, to an empty file.
     ///

@@ -23,6 +23,8 @@ pub(crate) struct Replay<'a> {
     pub(crate) event: Vec<u8>,
     /// A key that says what is left to be done, with its value.
     pub(crate) marker: (&'static str, Vec<u8>),
+    /// A key that goes with it.
+    pub(crate) done: &'static str,
 }
 
 /// The journaled keys that were written after a revision.
@@ -62,6 +64,8 @@ pub(crate) fn replay(path: &Path, replay: &Replay<'_>, seal: &LogSeal) -> Result
         let (key, value) = &replay.marker;
         let marker = Op::Put((*key).to_owned(), value.clone());
         apply(&transaction, &marker, replay.revision, &mut changes)?;
+        let done = Op::Delete(replay.done.to_owned());
+        apply(&transaction, &done, replay.revision, &mut changes)?;
         let last = Some((replay.records, [0; 32]));
         let (seq, hash) = append(&transaction, audit::LOG, &replay.event, last)?;
         write_head(&transaction, audit::LOG, &seal.head(audit::LOG, seq, hash))?;

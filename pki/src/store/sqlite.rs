@@ -205,9 +205,15 @@ impl SqliteStore {
         let facts = self.read("compare itself with its journal", |connection| {
             super::replay::facts_since(connection, last)
         })?;
-        journal.note(self.revision(), records, &facts).map_err(|cause| unnoted(&cause))?;
+        journal.note(None, self.revision(), records, &facts).map_err(StoreError::Journal)?;
         *lock(&self.journal) = Some(journal);
         Ok(())
+    }
+
+    /// The journal that is kept.
+    #[cfg(test)]
+    pub(crate) fn journal(&self) -> Arc<Mutex<Option<Journal>>> {
+        Arc::clone(&self.journal)
     }
 
     fn submit(&self, txn: Txn, heads: Vec<(String, LogHead)>) -> Result<Outcome, StoreError> {
@@ -356,6 +362,10 @@ impl Store for SqliteStore {
         Ok(broken)
     }
 
+    fn file(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
     fn snapshot(&self, to: &Path) -> Result<(), StoreError> {
         let copy = || -> rusqlite::Result<()> {
             let flags = rusqlite::OpenFlags::default() - rusqlite::OpenFlags::SQLITE_OPEN_CREATE;
@@ -428,10 +438,9 @@ fn write_loop(
         {
             group.push(job);
         }
-        match write_group(&mut connection, &group, revision, seal, &ends) {
+        match write_group(&mut connection, &group, revision, seal, &ends, journal) {
             Ok(written) => {
                 ends.extend(written.ends);
-                let noted = note(journal, &connection, written.revision, &written.changes, &ends);
                 {
                     let mut shared = lock(shared);
                     revision = written.revision;
@@ -439,44 +448,55 @@ fn write_loop(
                     shared.watchers.publish(&written.changes);
                 }
                 for (job, outcome) in group.into_iter().zip(written.outcomes) {
-                    // It is in the store, but would not survive the store: that is no success.
-                    let answer = noted.clone().map(|()| outcome);
                     // Whoever stopped waiting finds the result in the store.
-                    let _ = job.reply.send(answer);
+                    let _ = job.reply.send(Ok(outcome));
                 }
             }
             Err(error) => {
+                let error = StoreError::from(error);
                 for job in group {
-                    let _ = job.reply.send(Err(failed("commit a transaction")(&error)));
+                    let _ = job.reply.send(Err(error.clone()));
                 }
             }
         }
     }
 }
 
-/// Notes what was committed; what an earlier failure left out comes first.
+/// Notes what is about to be committed behind `base`: what cannot be noted is not committed.
 fn note(
-    journal: &Mutex<Option<Journal>>,
-    connection: &Connection,
+    journal: &mut Journal,
+    base: Revision,
     revision: Revision,
     changes: &[Change],
-    ends: &Ends,
-) -> Result<(), StoreError> {
-    let mut journal = lock(journal);
-    let Some(journal) = journal.as_mut() else { return Ok(()) };
-    let facts: Vec<Fact> = if journal.behind {
-        super::replay::facts_since(connection, journal.last())
-            .map_err(failed("compare itself with its journal"))?
-    } else {
-        let changes = changes.iter().filter(|change| is_journaled(&change.key));
-        changes.map(|change| (change.key.clone(), change.value.clone())).collect()
-    };
-    let records = ends.get(crate::audit::LOG).map_or(0, |(seq, _)| *seq);
-    journal.note(revision, records, &facts).map_err(|cause| unnoted(&cause))
+    records: u64,
+) -> Result<(), NotWritten> {
+    let changes = changes.iter().filter(|change| is_journaled(&change.key));
+    let facts: Vec<Fact> =
+        changes.map(|change| (change.key.clone(), change.value.clone())).collect();
+    journal.note(Some(base), revision, records, &facts).map_err(NotWritten::Journal)
 }
 
-fn unnoted(cause: &str) -> StoreError {
-    StoreError::Backend { action: "write the revocation journal", cause: cause.to_owned() }
+/// Why nothing of a group was written.
+#[derive(Debug)]
+enum NotWritten {
+    Sqlite(rusqlite::Error),
+    /// The journal could not be written.
+    Journal(String),
+}
+
+impl From<rusqlite::Error> for NotWritten {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<NotWritten> for StoreError {
+    fn from(error: NotWritten) -> Self {
+        match error {
+            NotWritten::Sqlite(error) => failed("commit a transaction")(error),
+            NotWritten::Journal(cause) => Self::Journal(cause),
+        }
+    }
 }
 
 struct Written {
@@ -496,7 +516,9 @@ fn write_group(
     mut revision: Revision,
     seal: &OnceLock<LogSeal>,
     before: &Ends,
-) -> rusqlite::Result<Written> {
+    journal: &Mutex<Option<Journal>>,
+) -> Result<Written, NotWritten> {
+    let base = revision;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut outcomes = Vec::with_capacity(group.len());
     let mut changes = Vec::new();
@@ -528,9 +550,22 @@ fn write_group(
         write_head(&transaction, log, &head)?;
     }
     transaction.execute("UPDATE position SET revision = ?1", [signed(revision)])?;
+    let records = ends.get(crate::audit::LOG).or_else(|| before.get(crate::audit::LOG));
+    let records = records.map_or(0, |(seq, _)| *seq);
+    let mut journal = lock(journal);
+    if let Some(journal) = journal.as_mut() {
+        note(journal, base, revision, &changes, records)?;
+    }
     failpoint::hit("store.before_commit");
-    transaction.commit()?;
+    let committed = transaction.commit();
     failpoint::hit("store.after_commit");
+    if let Some(journal) = journal.as_mut() {
+        match committed {
+            Ok(()) => journal.committed(),
+            Err(_) => journal.take_back(),
+        }
+    }
+    committed?;
     Ok(Written { revision, outcomes, changes, ends })
 }
 

@@ -161,6 +161,11 @@ fn make(
             format!("{}-{mark}", wanted.label)
         }
     };
+    // The pair may be there already: an attempt before this one made it and failed afterwards.
+    let made = [Attribute::Class(ObjectClass::PRIVATE_KEY), Attribute::Id(wanted.fresh_id.clone())];
+    if let Some(made) = open.session.find_objects(&made)?.into_iter().next() {
+        return describe(open, uri, made, &name);
+    }
     let (mechanism, parameters) = match wanted.kind {
         KeyKind::EcdsaP256 => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P256.to_vec())]),
         KeyKind::EcdsaP384 => (Mechanism::EccKeyPairGen, vec![Attribute::EcParams(P384.to_vec())]),

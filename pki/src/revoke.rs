@@ -108,6 +108,8 @@ pub struct RevokeOutcome {
     pub barred: Vec<String>,
     /// How many public keys this call barred.
     pub barred_keys: usize,
+    /// Leases that waited for an operator, or for their client, and are denied now.
+    pub cancelled: Vec<String>,
     /// The leases concerned; end the tunnels of those that say so.
     pub changes: Vec<LeaseChange>,
     /// Leases that live on with certificates of a later CA than the one that was revoked: end their
@@ -120,7 +122,10 @@ pub struct RevokeOutcome {
 impl RevokeOutcome {
     /// Nothing was done.
     fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.barred.is_empty() && self.barred_keys == 0
+        self.changes.is_empty()
+            && self.barred.is_empty()
+            && self.barred_keys == 0
+            && self.cancelled.is_empty()
     }
 }
 
@@ -132,6 +137,11 @@ pub(crate) struct Order<'a> {
 }
 
 impl Order<'_> {
+    /// Why, for the client of a lease that waits.
+    fn words(&self) -> String {
+        format!("revoked: {}", self.reason)
+    }
+
     fn bar(&self, what: Barred, lease: Option<String>) -> Bar {
         let (reason, actor) = (Some(self.reason), Some(self.actor.clone()));
         Bar { what, at: self.now, reason, actor, lease }
@@ -175,12 +185,21 @@ impl Authority {
     ) -> Result<RevokeOutcome, Error> {
         let order = Order { reason, actor, now };
         let selector = self.normal(selector)?;
-        let leases = self.select(&selector)?;
-        let asked = self.asked_bars(&selector, &leases)?;
-        if leases.is_empty() && asked.is_empty() {
-            return self.revoke_alone(&selector, &order);
-        }
+        let waiting = self.select_waiting(&selector)?;
+        let mut leases = self.select(&selector)?;
+        let asked = self.asked_bars(&selector, &leases, &waiting)?;
         let mut outcome = RevokeOutcome::default();
+        if !waiting.is_empty() {
+            outcome.cancelled = self.cancel(&waiting, &order.words(), actor, now)?;
+            // What was opened before it could be denied.
+            leases = self.select(&selector)?;
+        }
+        if leases.is_empty() && asked.is_empty() {
+            return match outcome.is_empty() {
+                true => self.revoke_alone(&selector, &order),
+                false => Ok(outcome),
+            };
+        }
         match self.revoke_all(&selector, leases, &asked, &order, &mut outcome) {
             Ok(()) => Ok(outcome),
             Err(error) if outcome.is_empty() => Err(error),
@@ -222,6 +241,10 @@ impl Authority {
             // A lease that was opened between the look and the commit did not see the bars; no
             // later one is.
             leases = self.opened_meanwhile(selector, &bars, outcome)?;
+            // What waits cannot be opened any more: its client need not wait.
+            let barred: Vec<&Barred> = bars.iter().map(|bar| &bar.what).collect();
+            let cancelled = self.cancel_barred(&barred, &order.words(), order.actor, order.now)?;
+            outcome.cancelled.extend(cancelled);
             if leases.is_empty() {
                 return Ok(());
             }

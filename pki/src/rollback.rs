@@ -265,6 +265,8 @@ impl Authority {
                 Err(error) => return Err(error),
             }
         }
+        let lost = "the state was restored with loss";
+        self.cancel_meant(|_| true, lost, &Actor::System, now)?;
         for token in self.tokens()? {
             self.token_revoke(&token.id, &Actor::System, now)?;
         }

@@ -1,16 +1,17 @@
 //! Which leases a revocation means. What is given by hand is understood in every form that people
 //! copy it in, and refused when it can mean nothing: a revocation that misses is worse than an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::authority::Authority;
 use crate::bar::{Barred, RunName};
+use crate::enrol::approval::PendingLease;
 use crate::enrol::jwt::{Issuer, IssuerKind};
 use crate::enrol::token::normal_hash;
 use crate::error::Error;
 use crate::issue::{CertRecord, sha256_hex};
-use crate::lease::Lease;
+use crate::lease::{CiRef, Lease};
 use crate::record::{self, key};
 use crate::serial::Serial;
 use crate::store;
@@ -41,12 +42,14 @@ pub enum RevokeSelector {
 
 impl RevokeSelector {
     /// Whether a lease is meant; for those selectors that say so of each lease.
-    fn matches(&self, lease: &Lease) -> bool {
+    fn matches(&self, lease: Facts<'_>) -> bool {
         let of = |issuer: &String| lease.claims.get("iss") == Some(issuer);
         match self {
-            Self::Identity(wanted) => is_at_or_below(&lease.identity, wanted),
-            Self::Role(role) => lease.role == *role,
-            Self::Run { run, issuer } => is_of_run(lease, run) && issuer.as_ref().is_none_or(of),
+            Self::Identity(wanted) => is_at_or_below(lease.identity, wanted),
+            Self::Role(role) => lease.role == role,
+            Self::Run { run, issuer } => {
+                is_of_run(lease.job, run) && issuer.as_ref().is_none_or(of)
+            }
             Self::Issuer(issuer) => of(issuer),
             Self::Serial(_) | Self::Lease(_) | Self::Spki(_) => false,
         }
@@ -74,8 +77,30 @@ fn is_at_or_below(identity: &str, wanted: &str) -> bool {
     identity.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn is_of_run(lease: &Lease, run: &str) -> bool {
-    let job = &lease.ci_ref;
+/// What is compared, of a lease that is open or waits for an operator.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    identity: &'a str,
+    role: &'a str,
+    claims: &'a BTreeMap<String, String>,
+    job: &'a CiRef,
+}
+
+impl<'a> From<&'a Lease> for Facts<'a> {
+    fn from(lease: &'a Lease) -> Self {
+        let Lease { identity, role, claims, ci_ref: job, .. } = lease;
+        Self { identity, role, claims, job }
+    }
+}
+
+impl<'a> From<&'a PendingLease> for Facts<'a> {
+    fn from(pending: &'a PendingLease) -> Self {
+        let PendingLease { identity, role, claims, ci_ref: job, .. } = pending;
+        Self { identity, role, claims, job }
+    }
+}
+
+fn is_of_run(job: &CiRef, run: &str) -> bool {
     let Some(wanted) = Address::parse(run) else {
         return job.run_id.as_deref() == Some(run);
     };
@@ -128,8 +153,8 @@ impl Address {
 }
 
 /// Numbers of runs are unique in an issuer, or in a project of it.
-fn only_one_run(run: &str, leases: &[Lease]) -> Result<(), Error> {
-    let runs: BTreeSet<RunName> = leases.iter().filter_map(|lease| run_of(lease, run)).collect();
+fn only_one_run<'a>(run: &str, leases: impl Iterator<Item = Facts<'a>>) -> Result<(), Error> {
+    let runs: BTreeSet<RunName> = leases.filter_map(|lease| run_of(lease, run)).collect();
     if runs.len() < 2 {
         return Ok(());
     }
@@ -144,10 +169,10 @@ fn only_one_run(run: &str, leases: &[Lease]) -> Result<(), Error> {
 
 /// The name of a lease's run in the form it was asked for. By its address a run is the same in
 /// whatever project it has a number.
-fn run_of(lease: &Lease, run: &str) -> Option<RunName> {
-    let by_id = || RunName::by_id(&lease.claims, &lease.ci_ref);
+fn run_of(lease: Facts<'_>, run: &str) -> Option<RunName> {
+    let by_id = || RunName::by_id(lease.claims, lease.job);
     let Some(wanted) = Address::parse(run) else { return by_id() };
-    let by_url = RunName::by_url(&lease.claims, &lease.ci_ref)?;
+    let by_url = RunName::by_url(lease.claims, lease.job)?;
     let same = Address::parse(&by_url.run).is_some_and(|has| has.path == wanted.path);
     if same { Some(by_url) } else { by_id() }
 }
@@ -180,13 +205,33 @@ impl Authority {
             }
             selector => {
                 let mut leases = self.leases(false)?;
-                leases.retain(|lease| selector.matches(lease));
+                leases.retain(|lease| selector.matches(lease.into()));
                 if let RevokeSelector::Run { run, .. } = &selector {
-                    only_one_run(run, &leases)?;
+                    only_one_run(run, leases.iter().map(Facts::from))?;
                 }
                 Ok(leases)
             }
         }
+    }
+
+    /// The leases a selector means that wait for an operator, or for their client.
+    ///
+    /// # Errors
+    /// As [`select`](Self::select).
+    pub fn select_waiting(&self, selector: &RevokeSelector) -> Result<Vec<PendingLease>, Error> {
+        let selector = self.normal(selector)?;
+        let mut waiting = self.undenied()?;
+        waiting.retain(|pending| match &selector {
+            RevokeSelector::Lease(id) => pending.id == *id,
+            RevokeSelector::Spki(hash) => pending.spki_sha256 == *hash,
+            selector => selector.matches(pending.into()),
+        });
+        if let RevokeSelector::Run { run, .. } = &selector {
+            let live = self.select(&selector)?;
+            let both = live.iter().map(Facts::from).chain(waiting.iter().map(Facts::from));
+            only_one_run(run, both)?;
+        }
+        Ok(waiting)
     }
 
     /// The selector in the terms of leases, if it can mean any.
@@ -257,11 +302,13 @@ impl Authority {
         &self,
         selector: &RevokeSelector,
         leases: &[Lease],
+        waiting: &[PendingLease],
     ) -> Result<Vec<Barred>, Error> {
+        let first = leases.first().map(Facts::from).or(waiting.first().map(Facts::from));
         Ok(match selector {
             RevokeSelector::Spki(hash) => vec![Barred::Key(hash.clone())],
             RevokeSelector::Run { run, issuer } => {
-                let name = match (leases.first(), issuer) {
+                let name = match (first, issuer) {
                     (Some(lease), _) => run_of(lease, run),
                     (None, Some(issuer)) => self.run_without_lease(run, issuer)?,
                     (None, None) => None,

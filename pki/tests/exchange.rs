@@ -123,3 +123,57 @@ fn a_barred_run_opens_nothing_with_an_exchanged_token() {
     let refused = world.authority.enrol_with_token("builder", text, &other.csr(), None, after(3));
     assert_eq!(refused.unwrap_err().code, RefusalCode::RunBarred);
 }
+
+#[test]
+fn a_barred_run_or_key_is_given_no_token() {
+    let world = World::new();
+    let (client, other) = (Client::new(), Client::new());
+    let create = TokenCreate::new("builder");
+    let secret = world.authority.token_create(&create, &OPERATOR, NOW).unwrap().1;
+    let lease = client.enrol(&world.authority, &secret, NOW).lease;
+    let reason = RevocationReason::KeyCompromise;
+    let revoke = |selector| world.authority.revoke(&selector, reason, &OPERATOR, after(1)).unwrap();
+    revoke(RevokeSelector::Lease(lease.id));
+    let jwt = world.jwt("seven");
+    let barred = world.exchange(&jwt, &client.csr().spki_sha256, after(2)).unwrap_err();
+    assert_eq!(barred.code, RefusalCode::KeyBarred);
+    // The job's token is not spent by that: another key is welcome, until its run is barred.
+    world.exchange(&jwt, &other.csr().spki_sha256, after(3)).unwrap();
+    revoke(RevokeSelector::Run { run: "7001".to_owned(), issuer: Some("github".to_owned()) });
+    let next = Client::new().csr().spki_sha256;
+    let barred = world.exchange(&world.jwt("eight"), &next, after(4)).unwrap_err();
+    assert_eq!(barred.code, RefusalCode::RunBarred);
+    assert_eq!(world.authority.tokens().unwrap().len(), 2, "nothing was written down for it");
+    let trail = world.authority.audit(0, 100).unwrap();
+    let told = trail.iter().filter(|record| record.event.outcome == AuditOutcome::Failure);
+    let reasons: Vec<_> = told.filter_map(|record| record.event.reason.as_deref()).collect();
+    assert!(reasons.contains(&"key_barred") && reasons.contains(&"run_barred"), "{reasons:?}");
+}
+
+#[test]
+fn exchanges_count_once_and_as_leases_that_are_opened() {
+    // RFC 6585 4.
+    let world = World::new();
+    let mut settings = (*world.authority.settings()).clone();
+    settings.limits.identity = OpenRate { per_second: 1, burst: 2 };
+    world.authority.reconfigure(settings).unwrap();
+    let clients = [Client::new(), Client::new()];
+    let given = ["a", "b"].map(|jti| world.jwt(jti));
+    let given: Vec<Exchanged> = given
+        .iter()
+        .zip(&clients)
+        .map(|(jwt, client)| world.exchange(jwt, &client.csr().spki_sha256, after(1)).unwrap())
+        .collect();
+    let met = world.exchange(&world.jwt("c"), &Client::new().csr().spki_sha256, after(1));
+    let met = met.unwrap_err();
+    assert_eq!((met.code, met.code.status()), (RefusalCode::TooManyRequests, 429));
+    assert_eq!(world.authority.limits_met()[&LimitKind::Identity], 1);
+    // A lost answer is repeated, and what was given opens its leases.
+    let again = world.jwt("a");
+    let again = world.exchange(&again, &clients[0].csr().spki_sha256, after(1));
+    assert!(again.unwrap().replayed);
+    for (given, client) in given.iter().zip(&clients) {
+        client.enrol(&world.authority, &given.secret, after(1));
+    }
+    assert!(world.exchange(&world.jwt("c"), &clients[0].csr().spki_sha256, after(3)).is_ok());
+}

@@ -208,16 +208,86 @@ fn a_kind_the_role_does_not_take_is_not_made() {
     assert!(openssl(&["pkey", "-noout", "-text"], pem.as_bytes()).contains("P-384"));
 }
 
-#[test]
-fn a_job_has_its_key_made_once() {
+/// An authority with the key of an issuer whose jobs may have keys made.
+fn for_jobs(change: impl FnOnce(&mut Settings)) -> (Authority, oidc::IssuerKey) {
     let authority = authority_for(&[]);
     let key = oidc::IssuerKey::eddsa("k");
-    let issuer = authority.settings().issuers[0].clone();
-    let mut keys = issuer;
-    keys.algorithms = vec![JwtAlgorithm::EdDsa];
-    let settings = Settings { issuers: vec![keys.clone()], ..(*authority.settings()).clone() };
+    let mut settings = (*authority.settings()).clone();
+    settings.issuers[0].algorithms = vec![JwtAlgorithm::EdDsa];
+    change(&mut settings);
+    let issuer = settings.issuers[0].clone();
     authority.reconfigure(settings).unwrap();
-    authority.jwt_keys_fetched(&keys, Ok(oidc::jwks(&[&key])), NOW).unwrap();
+    authority.jwt_keys_fetched(&issuer, Ok(oidc::jwks(&[&key])), NOW).unwrap();
+    (authority, key)
+}
+
+#[test]
+fn of_requests_at_one_time_one_gets_a_key_and_no_other_is_a_thief() {
+    let (authority, key) = for_jobs(|_| {});
+    let jwt = key.sign(&oidc::github(NOW.secs(), AUDIENCE, "parallel"));
+    let accepted = authority.jwt_admit(None, &jwt, None, after(1)).unwrap();
+    let secret = token(&authority);
+    let start = std::sync::Barrier::new(8);
+    let outcomes: Vec<Result<(), RefusalCode>> = std::thread::scope(|scope| {
+        let ask = |n: usize| {
+            let (authority, accepted, secret, start) = (&authority, &accepted, &secret, &start);
+            scope.spawn(move || {
+                start.wait();
+                let kind = Some(KeyKind::EcdsaP256);
+                let made = match n % 2 {
+                    0 => authority.enrol_accepted_keyed(accepted, kind, None, after(1)),
+                    _ => authority.enrol_with_token_keyed(
+                        "builder",
+                        secret.expose(),
+                        kind,
+                        None,
+                        after(1),
+                    ),
+                };
+                made.map(drop).map_err(|refusal| refusal.code)
+            })
+        };
+        let asked: Vec<_> = (0..8).map(ask).collect();
+        asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 2);
+    let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused, [RefusalCode::KeyNotRepeated; 6]);
+    let trail = authority.audit(0, 1_000).unwrap();
+    assert!(trail.iter().all(|record| record.event.action != "token.replay"));
+}
+
+#[test]
+fn who_may_open_nothing_has_no_key_made() {
+    let (authority, key) = for_jobs(|settings| settings.limits.leases_per_job = 1);
+    let ask = |jti: &str, now| {
+        let jwt = key.sign(&oidc::github(NOW.secs(), AUDIENCE, jti));
+        let accepted = authority.jwt_admit(None, &jwt, None, now).unwrap();
+        authority.enrol_accepted_keyed(&accepted, None, None, now).map(|(enrolled, _)| enrolled)
+    };
+    let opened = ask("a", after(1)).unwrap().lease.id;
+    assert_eq!(ask("b", after(1)).unwrap_err().code, RefusalCode::TooManyLeases);
+    // That has spent nothing; a token that opened a lease for a client's own key makes none.
+    authority.release(&opened, "client", &OPERATOR, after(2)).unwrap();
+    ask("b", after(3)).unwrap();
+    let jwt = key.sign(&oidc::github(NOW.secs(), AUDIENCE, "own"));
+    let selector =
+        RevokeSelector::Run { run: "7001".to_owned(), issuer: Some("github".to_owned()) };
+    let reason = RevocationReason::PrivilegeWithdrawn;
+    let outcome = authority.revoke(&selector, reason, &OPERATOR, after(4)).unwrap();
+    assert_eq!(ask("c", after(5)).unwrap_err().code, RefusalCode::RunBarred);
+    assert!(!outcome.barred.is_empty());
+    let bar = authority.bars().unwrap().into_iter().find(|bar| matches!(bar.what, Barred::Run(_)));
+    authority.lift_bar(&bar.unwrap().what.id(), &OPERATOR, after(6)).unwrap();
+    authority.enrol_with_jwt(None, &jwt, &Client::new().csr(), None, after(7)).unwrap();
+    let spent = ask("own", after(8)).unwrap_err();
+    assert_eq!(spent.code, RefusalCode::TokenReplay);
+    assert!(spent.detail.contains("for a key that is made here"), "{spent}");
+}
+
+#[test]
+fn a_job_has_its_key_made_once() {
+    let (authority, key) = for_jobs(|_| {});
     let jwt = key.sign(&oidc::github(NOW.secs(), AUDIENCE, "made"));
     let body = base64(&Client::new().csr_with_password(&jwt)).into_bytes();
     let reply = authority.est(&est_request(PATH, None, &body), after(1));

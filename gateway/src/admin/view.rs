@@ -496,6 +496,9 @@ pub struct Ended {
     /// It had ended before: nothing was left to do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub already: bool,
+    /// Leases that waited for an operator, or for their client, and are denied now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cancelled: Vec<String>,
     /// Clients with shared keys, sites and CI runs that this request bars.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub barred: Vec<String>,

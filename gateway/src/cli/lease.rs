@@ -282,6 +282,13 @@ pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
         [] => String::new(),
         names => format!("; barred (see `runnel bar list`): {}", names.join(", ")),
     };
+    let denied = match ended.cancelled.as_slice() {
+        [] => String::new(),
+        ids => format!("; denied what waited for approval: {}", ids.join(", ")),
+    };
+    if ended.leases.is_empty() && !ended.cancelled.is_empty() {
+        return format!("no lease was live{denied}{barred}");
+    }
     let crl = match ended.crl_number {
         Some(number) => format!("CRL number {number}"),
         None => "CRL pending (see `runnel doctor`)".to_owned(),
@@ -293,7 +300,7 @@ pub(super) fn ended_text(ended: &Ended, verb: &str) -> String {
         );
     }
     format!(
-        "{verb} {}: {} IKE SA(s) closed, {crl}, {} ms{barred}",
+        "{verb} {}: {} IKE SA(s) closed, {crl}, {} ms{denied}{barred}",
         if ended.leases.is_empty() { "nothing".to_owned() } else { ended.leases.join(", ") },
         ended.sas_closed,
         ended.elapsed_ms

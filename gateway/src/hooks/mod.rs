@@ -9,7 +9,7 @@ use pki::hook::{HookSecret, HookSource};
 
 use crate::config::{Config, read_key};
 
-pub use certificate::{PublicCertificate, load};
+pub use certificate::{CertificateHealth, PublicCertificate, load};
 
 /// Whose deliveries are believed now; replaced by a reload.
 #[derive(Debug, Default)]

@@ -28,7 +28,7 @@ impl EstService {
 impl Service for EstService {
     async fn answer(&self, request: Request) -> Reply {
         if let Some(token) = pki::enrol::est::request_token(&est(&request)) {
-            self.keys.prepare(&token).await;
+            self.keys.prepare_to_open(&token).await;
         }
         let (authority, refusals) = (Arc::clone(&self.authority), Arc::clone(&self.refusals));
         // Signing and the store's sync to disk block.
@@ -73,11 +73,21 @@ fn log(outcome: &EstOutcome, request: &Request, status: u16, refusals: &Refusals
             %peer, request = %id, lease = %lease_id, %serial, %role, replayed, renewed,
             "certificate issued"
         ),
-        EstOutcome::Pending { lease_id, role } => tracing::info!(
-            %peer, request = %id, lease = %lease_id, %role,
-            "a lease waits for approval: see runnel lease pending"
-        ),
+        EstOutcome::Pending { lease_id, role, new } => log_waiting(lease_id, role, *new, request),
         EstOutcome::Refused(refusal) => report(refusal, request, status, refusals),
+    }
+}
+
+/// Tells the operator of a lease that waits, once: its client asks again every few seconds.
+pub(super) fn log_waiting(lease: &str, role: &str, new: bool, request: &Request) {
+    let (peer, id) = (request.peer, &request.id);
+    if new {
+        tracing::info!(
+            %peer, request = %id, %lease, %role,
+            "a lease waits for approval: see runnel lease pending"
+        );
+    } else {
+        tracing::debug!(%peer, request = %id, %lease, %role, "a lease still waits for approval");
     }
 }
 

@@ -8,6 +8,7 @@ mod enrol;
 mod est;
 mod hooks;
 mod page;
+mod percent;
 mod problem;
 mod rate;
 mod server;
@@ -17,7 +18,9 @@ mod tls;
 pub use api::{Api, ApiService, EndLeases, OPENAPI};
 pub use enrol::EnrolService;
 pub use est::EstService;
-pub use hooks::{HookService, MAX_RECEIVED, OPENAPI as HOOKS_OPENAPI};
+pub use hooks::{
+    HookService, MAX_CONNECTIONS as MAX_HOOK_CONNECTIONS, MAX_RECEIVED, OPENAPI as HOOKS_OPENAPI,
+};
 pub use page::PageService;
 pub use rate::{Limited, Rate};
 pub use server::{Limits, Reply, Request, Service, serve};

@@ -33,7 +33,8 @@ struct Allowance {
 }
 
 /// A service that answers 429 to sources that ask too often. Reading (GET) is not counted where it
-/// costs little, unless [`counting_all`](Self::counting_all) says so; who reads a lease shows a token, whose signature is verified.
+/// costs little, unless [`counting_all`](Self::counting_all) says so; who reads a lease shows a token,
+/// whose signature is verified.
 #[derive(Debug)]
 pub struct Limited<S> {
     service: Arc<S>,

@@ -70,8 +70,8 @@ pub struct Request {
     pub id: String,
 }
 
-/// An answer. Short: it goes out in one write.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An answer. Short: it goes out in one write. Its `Debug` shows no body, which may hold a key.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Reply {
     /// Status code.
     pub status: u16,
@@ -79,6 +79,16 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     /// Body.
     pub body: Bytes,
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reply")
+            .field("status", &self.status)
+            .field("headers", &self.headers)
+            .field("body", &format_args!("{} octets", self.body.len()))
+            .finish()
+    }
 }
 
 impl Reply {

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::body::Bytes;
 use pki::{Authority, Crl, OcspStatus, UnixTime};
 
-use super::{Rate, Reply, Request, Service};
+use super::{Rate, Reply, Request, Service, percent};
 use crate::sys::clock;
 
 /// How often one source may ask. Many runners share an address, and each asks a few times.
@@ -178,23 +178,13 @@ fn nothing_here() -> Reply {
 /// The request of a GET (RFC 6960 appendix A.1): base64, its `/`, `+` and `=` percent-encoded or
 /// not.
 fn from_path(encoded: &str) -> Option<Vec<u8>> {
-    let mut plain = Vec::with_capacity(encoded.len());
-    let mut octets = encoded.bytes();
-    while let Some(octet) = octets.next() {
-        plain.push(match octet {
-            b'%' => {
-                let digit = |octet: u8| char::from(octet).to_digit(16);
-                let (high, low) = (digit(octets.next()?)?, digit(octets.next()?)?);
-                u8::try_from(high * 16 + low).ok()?
-            }
-            other => other,
-        });
-    }
+    let mut plain = percent::decode(encoded, false)?;
     // Clients that leave the padding out are understood as well.
     let padding = plain.iter().rev().take_while(|octet| **octet == b'=').count();
-    plain.truncate(plain.len() - padding);
-    plain.extend(std::iter::repeat_n(b'=', (4 - plain.len() % 4) % 4));
-    STANDARD.decode(plain).ok()
+    let length = plain.len() - padding;
+    plain.truncate(length);
+    plain.extend(std::iter::repeat_n(b'=', (4 - length % 4) % 4));
+    STANDARD.decode(plain.as_slice()).ok()
 }
 
 #[cfg(test)]

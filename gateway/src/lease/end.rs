@@ -117,6 +117,8 @@ pub struct LeaseEnder {
 #[derive(Default)]
 struct Tally {
     changes: Vec<LeaseChange>,
+    /// Leases that waited for an operator.
+    cancelled: Vec<String>,
     closed: usize,
     /// The first thing that failed; the rest was done all the same.
     failed: Option<EndError>,
@@ -133,24 +135,40 @@ impl LeaseEnder {
     /// # Errors
     /// [`EndError`].
     pub fn release(&self, selector: &Selector, actor: &Actor) -> Result<Ended, EndError> {
-        self.release_because(selector, "admin", actor)
+        let (started, now) = (Instant::now(), now());
+        let selected = selector.to_pki()?;
+        // Those that wait first: what is opened meanwhile is among the live ones then.
+        let cancelled = self.authority.cancel_selected(&selected, "released", actor, now)?;
+        let leases = self.authority.select(&selected)?;
+        if leases.is_empty() && cancelled.is_empty() {
+            return Err(EndError::NoMatch(selector.to_string()));
+        }
+        let ids: Vec<String> = leases.into_iter().map(|lease| lease.id).collect();
+        let tally = Tally { cancelled, ..Tally::default() };
+        self.release_all(&ids, "admin", actor, tally, started)
     }
 
-    /// Ends leases whose work is done, with the cause in one word.
-    fn release_because(
+    /// The same with the cause in one word: each is ended durably, and then the tunnels of all of
+    /// them together. One that cannot be ended keeps back no other.
+    fn release_all(
         &self,
-        selector: &Selector,
+        ids: &[String],
         cause: &str,
         actor: &Actor,
+        mut tally: Tally,
+        started: Instant,
     ) -> Result<Ended, EndError> {
-        let started = Instant::now();
         let now = now();
-        let leases = self.select(selector)?;
-        let mut tally = Tally::default();
-        for lease in &leases {
-            let released = self.authority.release(&lease.id, cause, actor, now);
-            self.cut(released.map(|change| vec![change]), &CloseReason::Released, &mut tally);
+        let mut changes = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.authority.release(id, cause, actor, now) {
+                Ok(change) => changes.push(change),
+                Err(error) => {
+                    tally.failed.get_or_insert(error.into());
+                }
+            }
         }
+        self.cut(Ok(changes), &CloseReason::Released, &mut tally);
         self.answer(tally, started)
     }
 
@@ -196,7 +214,7 @@ impl LeaseEnder {
 
     /// Ends the tunnels of what is revoked.
     fn revoked(&self, outcome: RevokeOutcome, started: Instant) -> Result<Ended, EndError> {
-        let mut tally = Tally::default();
+        let mut tally = Tally { cancelled: outcome.cancelled, ..Tally::default() };
         self.cut(Ok(outcome.changes), &CloseReason::Revoked, &mut tally);
         let renewed: Vec<&Lease> = outcome.renewed.iter().collect();
         self.close(&renewed, &CloseReason::Revoked, &mut tally);
@@ -208,7 +226,10 @@ impl LeaseEnder {
             // A certificate without a lease, like the gateway's own.
             ended.revoked = outcome.revoked_now;
         }
-        ended.already = ended.revoked == 0 && outcome.barred.is_empty() && outcome.barred_keys == 0;
+        ended.already = ended.revoked == 0
+            && ended.cancelled.is_empty()
+            && outcome.barred.is_empty()
+            && outcome.barred_keys == 0;
         ended.barred = outcome.barred;
         ended.keys_barred = outcome.barred_keys;
         Ok(ended)
@@ -254,8 +275,7 @@ impl LeaseEnder {
         if leases.is_empty() { Err(EndError::NoMatch(selector.to_string())) } else { Ok(leases) }
     }
 
-    /// Ends the tunnels of leases whose end has just become durable, before the next lease is
-    /// looked at: a failure further on must not leave them up.
+    /// Ends the tunnels of leases whose end has just become durable, whatever failed beside them.
     fn cut(
         &self,
         durable: Result<Vec<LeaseChange>, pki::Error>,
@@ -311,7 +331,7 @@ impl LeaseEnder {
     }
 
     fn answer(&self, tally: Tally, started: Instant) -> Result<Ended, EndError> {
-        let Tally { changes, closed, failed } = tally;
+        let Tally { changes, cancelled, closed, failed } = tally;
         if let Some(error) = failed {
             return Err(error);
         }
@@ -325,7 +345,8 @@ impl LeaseEnder {
             sas_closed: closed,
             crl_number: self.crl_number(),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            already: changed == 0 && !changes.is_empty(),
+            already: changed == 0 && !changes.is_empty() && cancelled.is_empty(),
+            cancelled,
             barred: Vec::new(),
             keys_barred: 0,
         })
@@ -340,8 +361,8 @@ impl LeaseEnder {
 }
 
 impl EndLeases for LeaseEnder {
-    fn release(&self, lease: &str, cause: &str, actor: &Actor) -> Result<Ended, EndError> {
-        self.release_because(&Selector::Id(lease.to_owned()), cause, actor)
+    fn release(&self, leases: &[String], cause: &str, actor: &Actor) -> Result<Ended, EndError> {
+        self.release_all(leases, cause, actor, Tally::default(), Instant::now())
     }
 
     fn revoke(&self, lease: &str, reason: &str, actor: &Actor) -> Result<Ended, EndError> {

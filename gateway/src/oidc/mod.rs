@@ -14,7 +14,7 @@ use pki::{Authority, UnixTime};
 
 use crate::config::Config;
 use crate::fetch::fetch_secure;
-use crate::sys::clock;
+use crate::sys::{clock, read_small};
 
 /// Patience with an issuer's server, for each of two requests.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,29 +24,45 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct KeyFetcher {
     authority: Arc<Authority>,
     turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    reviewers: tokio::sync::Semaphore,
+    /// By issuer: a cluster that hangs must not keep others from being asked.
+    reviewers: Mutex<BTreeMap<String, Arc<tokio::sync::Semaphore>>>,
 }
 
 impl KeyFetcher {
     /// For this PKI.
     pub fn new(authority: Arc<Authority>) -> Self {
-        let reviewers = tokio::sync::Semaphore::new(review::AT_ONCE);
-        Self { authority, turns: Mutex::default(), reviewers }
+        Self { authority, turns: Mutex::default(), reviewers: Mutex::default() }
     }
 
-    /// Fetches what judging this token needs: its issuer's keys, and what its cluster says of it.
-    /// Whether that worked, the judgement says.
+    /// Fetches what judging this token needs: its issuer's keys. Whether that worked, the judgement
+    /// says.
     pub async fn prepare(self: &Arc<Self>, token: &str) {
         if let KeysWanted::First(issuer) = self.authority.jwt_keys_wanted(token, now()) {
             self.refresh(issuer, token).await;
         }
-        if let Some(issuer) = self.authority.jwt_review_wanted(token, now()) {
-            let reviewed = review::ask(&issuer, token, &self.reviewers).await;
-            if !matches!(reviewed, Reviewed::Good) {
-                tracing::warn!(issuer = %issuer.name, ?reviewed, "the cluster does not vouch for a token");
-            }
-            self.authority.jwt_reviewed(token, reviewed, now());
+    }
+
+    /// The same for a token that is to open a lease, with what its cluster says of it.
+    pub async fn prepare_to_open(self: &Arc<Self>, token: &str) {
+        self.prepare(token).await;
+        let Some(issuer) = self.authority.jwt_review_wanted(token, now()) else { return };
+        let places = {
+            let mut reviewers = self.reviewers.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those of an issuer that is not configured any more are forgotten.
+            reviewers.retain(|_, places| Arc::strong_count(places) > 1);
+            let places = reviewers.entry(issuer.name.clone());
+            let new = || Arc::new(tokio::sync::Semaphore::new(review::AT_ONCE));
+            Arc::clone(places.or_insert_with(new))
+        };
+        let Some(reviewed) = review::ask(&issuer, token, &places).await else {
+            // Whoever crowds here must not make it look as if the cluster were away.
+            tracing::debug!(issuer = %issuer.name, "too many ask the cluster about tokens");
+            return;
+        };
+        if !matches!(reviewed, Reviewed::Good) {
+            tracing::debug!(issuer = %issuer.name, ?reviewed, "the cluster does not vouch for a token");
         }
+        self.authority.jwt_reviewed(&issuer, token, reviewed, now());
     }
 
     async fn refresh(&self, issuer: Issuer, token: &str) {
@@ -95,12 +111,7 @@ pub async fn fetch_keys(issuer: &Issuer) -> Result<Vec<u8>, String> {
 }
 
 fn read_keys(path: &std::path::Path) -> Result<Vec<u8>, String> {
-    let named = |error: std::io::Error| format!("{}: {error}", path.display());
-    let largest = u64::try_from(MAX_KEY_SET).unwrap_or(u64::MAX);
-    if std::fs::metadata(path).map_err(named)?.len() > largest {
-        return Err(format!("{} is larger than {MAX_KEY_SET} octets", path.display()));
-    }
-    std::fs::read(path).map_err(named)
+    read_small(path, MAX_KEY_SET).map(|octets| octets.to_vec())
 }
 
 /// Reads the key sets that are given as files again, for a configuration that is in force.

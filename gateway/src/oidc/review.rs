@@ -11,30 +11,28 @@ use zeroize::Zeroizing;
 
 use super::roots;
 use crate::fetch::{Asked, fetch_secure};
+use crate::sys::read_small;
 
-/// Reviews under way at most; the next one waits, for as long as patience lasts.
+/// Reviews by one cluster under way at most; the next one waits, for as long as patience lasts.
 pub(super) const AT_ONCE: usize = 16;
 /// Patience with the API server.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// The largest answer, octets.
 const MAX_ANSWER: usize = 64 * 1024;
 /// The largest token of ours, octets.
-const MAX_TOKEN: u64 = 16 * 1024;
+const MAX_TOKEN: usize = 16 * 1024;
 
-/// What the cluster says of a token.
-pub(super) async fn ask(issuer: &Issuer, token: &str, reviewers: &Semaphore) -> Reviewed {
-    let Some(review) = issuer.review.clone() else {
-        return Reviewed::Unreachable("nobody is to be asked".to_owned());
-    };
-    let asked = async {
-        let _place = reviewers.acquire().await.map_err(|error| error.to_string())?;
-        ask_now(review, token, &issuer.audience).await
-    };
-    match tokio::time::timeout(TIMEOUT, asked).await {
+/// What the cluster says of a token; `None` when it could not be asked because too many are.
+pub(super) async fn ask(issuer: &Issuer, token: &str, places: &Semaphore) -> Option<Reviewed> {
+    let review = issuer.review.clone()?;
+    let place = tokio::time::timeout(TIMEOUT, places.acquire()).await;
+    let Ok(Ok(_place)) = place else { return None };
+    let asked = ask_now(review, token, &issuer.audience);
+    Some(match tokio::time::timeout(TIMEOUT, asked).await {
         Ok(Ok(octets)) => answer(&octets, &issuer.audience),
         Ok(Err(why)) => Reviewed::Unreachable(why),
         Err(_) => Reviewed::Unreachable(format!("no answer within {} s", TIMEOUT.as_secs())),
-    }
+    })
 }
 
 async fn ask_now(review: TokenReview, token: &str, audience: &str) -> Result<Vec<u8>, String> {
@@ -60,12 +58,9 @@ pub(super) fn check(issuer: &Issuer) -> Result<(), String> {
 }
 
 fn own_token(path: &Path) -> Result<Zeroizing<String>, String> {
-    let named =
-        |error: std::io::Error| format!("{}: {}", path.display(), crate::sys::reason(&error));
-    if std::fs::metadata(path).map_err(named)?.len() > MAX_TOKEN {
-        return Err(format!("{} is larger than {MAX_TOKEN} octets", path.display()));
-    }
-    let text = Zeroizing::new(std::fs::read_to_string(path).map_err(named)?);
+    let octets = read_small(path, MAX_TOKEN)?;
+    let text =
+        std::str::from_utf8(&octets).map_err(|_| format!("{} is no text", path.display()))?;
     let token = text.trim();
     if token.is_empty() {
         return Err(format!("{} holds no token", path.display()));

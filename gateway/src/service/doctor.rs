@@ -33,6 +33,10 @@ impl Instance {
             )),
             Err(error) => checks.push(views::check("CRL", false, &error.to_string())),
         }
+        for (section, health) in self.certificate_health() {
+            let (ok, found) = health.map_or_else(|why| (false, why), |found| (true, found));
+            checks.push(views::check(&format!("certificate of {section}"), ok, &found));
+        }
         match self.status() {
             Ok(status) => checks.push(views::check(
                 "tunnels without lease",

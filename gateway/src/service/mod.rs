@@ -16,7 +16,7 @@ mod views;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ike::crypto::SecretBytes;
@@ -44,7 +44,7 @@ use crate::admin::proto::{AdminError, ErrorCode, Request, Selector};
 use crate::admin::view;
 use crate::config::Config;
 use crate::driver::{EngineHandle, Message};
-use crate::hooks::HookSources;
+use crate::hooks::{CertificateHealth, HookSources};
 use crate::lease::{EndError, LeaseEnder};
 use crate::live::LiveConfig;
 use crate::obs::audit::Sink;
@@ -105,6 +105,8 @@ pub struct Instance {
     pub sites: Arc<Sites>,
     /// Whose webhooks are believed.
     pub hooks: Arc<HookSources>,
+    /// The public certificates of the listeners.
+    pub certificates: Mutex<Vec<CertificateHealth>>,
     /// Places elsewhere that take the audit trail.
     pub sinks: Vec<Arc<Sink>>,
     /// The gateway that clients are sent to.
@@ -302,6 +304,13 @@ impl Instance {
         engine.map(|engine| self.peers.externals().asked_for(engine)).map_err(failed)
     }
 
+    /// How the public certificates are, by the section that names them.
+    fn certificate_health(&self) -> Vec<(&'static str, Result<String, String>)> {
+        let all = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock::unix_seconds();
+        all.iter().map(|certificate| (certificate.section(), certificate.look(now))).collect()
+    }
+
     fn status(&self) -> Result<view::Status, AdminError> {
         let config = self.config.get();
         // SAs first: a runner that connects in between then has its lease in the later list.
@@ -340,6 +349,10 @@ impl Instance {
                  verify`"
                     .to_owned(),
             );
+        }
+        for (section, health) in self.certificate_health() {
+            let bad = health.err().map(|why| format!("the certificate of {section}: {why}"));
+            warnings.extend(bad);
         }
         warnings.extend(self.audit_warnings().map_err(pki_error)?);
         warnings.extend(self.ca_warnings(&ca));

@@ -80,6 +80,7 @@ impl Instance {
             crl_number: self.authority.crl(now()).ok().map(|crl| crl.number),
             elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             already: false,
+            cancelled: Vec::new(),
             barred: Vec::new(),
             keys_barred: 0,
         })

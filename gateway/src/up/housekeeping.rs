@@ -75,16 +75,27 @@ impl Tokens {
         if self.busy.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (busy, troubled) = (Arc::clone(&self.busy), Arc::clone(&self.troubled));
+        // Also when it cannot be started, or panics.
+        let idle = IdleAfter(Arc::clone(&self.busy));
+        let troubled = Arc::clone(&self.troubled);
         let instance = Arc::clone(instance);
         let started = std::thread::Builder::new().name("tokens".to_owned()).spawn(move || {
+            let _idle = idle;
             let probed = instance.probe_ca_keys();
             troubled.lock().unwrap_or_else(PoisonError::into_inner).say("the CA's key", probed);
-            busy.store(false, Ordering::Release);
         });
-        if started.is_err() {
-            self.busy.store(false, Ordering::Release);
+        if let Err(error) = started {
+            tracing::error!(%error, "the CA's keys are not looked at");
         }
+    }
+}
+
+/// Clears a flag when it is dropped.
+struct IdleAfter(Arc<AtomicBool>);
+
+impl Drop for IdleAfter {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The HTTP listeners: enrolment, status, and the page inside the tunnel.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
@@ -56,6 +56,17 @@ pub(super) fn address(listener: &TcpListener) -> Result<SocketAddr, UpError> {
     listener.local_addr().map_err(|error| UpError::Other(format!("a listener is gone: {error}")))
 }
 
+/// Looks for a certificate's successor, and has the operator see how it is.
+fn watch_certificate(
+    instance: &Instance,
+    certificate: PublicCertificate,
+    stopped: &watch::Receiver<bool>,
+) {
+    let mut known = instance.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+    known.push(certificate.health());
+    tokio::spawn(certificate.watch(stopped.clone()));
+}
+
 /// Starts taking webhooks.
 pub(super) fn serve_hooks(
     instance: &Arc<Instance>,
@@ -70,7 +81,7 @@ pub(super) fn serve_hooks(
     let tls = match certificate {
         Some(certificate) => {
             let tls = http::public_acceptor(certificate.slot()).map_err(|e| other(&e))?;
-            tokio::spawn(certificate.watch(stopped.clone()));
+            watch_certificate(instance, certificate, stopped);
             Some(tls)
         }
         None => None,
@@ -83,7 +94,9 @@ pub(super) fn serve_hooks(
         Arc::clone(&instance.hooks),
     );
     let service = Limited::new(Arc::new(service), rate, refusals(), "[hooks]");
-    let limits = Limits { body: http::MAX_RECEIVED, ..Limits::default() };
+    let (body, connections) = (http::MAX_RECEIVED, http::MAX_HOOK_CONNECTIONS);
+    // One source must not keep the others out.
+    let limits = Limits { body, connections, per_source: connections / 2, ..Limits::default() };
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| other(&error))?;
     tokio::spawn(http::serve(listener, tls, Arc::new(service), limits, stopped.clone()));
     Ok(())
@@ -108,7 +121,7 @@ pub(super) fn serve(
     let own = instance.identity.tls();
     let tls = http::acceptor(authority(), own, public).map_err(|e| other(&e))?;
     if let Some(certificate) = certificate {
-        tokio::spawn(certificate.watch(stopped.clone()));
+        watch_certificate(instance, certificate, stopped);
     }
     let keys = Arc::new(KeyFetcher::new(authority()));
     let refusals = || Arc::clone(&instance.refusals);

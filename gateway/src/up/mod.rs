@@ -338,6 +338,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         facts,
         sites: Arc::clone(&sites),
         hooks: Arc::new(HookSources::new(hook_sources)),
+        certificates: std::sync::Mutex::default(),
         sinks,
         drain: std::sync::Mutex::default(),
         reloading: std::sync::Mutex::default(),

@@ -7,6 +7,7 @@ mod directory;
 mod trail;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
@@ -88,6 +89,8 @@ pub struct Authority {
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
     /// The same for jobs, and for roles that have a limit.
+    /// RSA keys that are being made for clients.
+    pub(crate) rsa_makers: AtomicUsize,
     job_turns: [Mutex<()>; 16],
     role_turns: [Mutex<()>; 16],
     startup: Startup,
@@ -232,6 +235,7 @@ impl Authority {
             pruned_holders_to: Mutex::default(),
             pruned_addresses_to: Mutex::default(),
             turns: Default::default(),
+            rsa_makers: AtomicUsize::new(0),
             job_turns: Default::default(),
             role_turns: Default::default(),
             startup: Startup { created_ca, broken_trail, ..Startup::default() },

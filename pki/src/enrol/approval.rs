@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::open::{Grant, LEASE_ID_LEN, reserve};
-use super::{Refusal, RefusalCode, jwt};
+use super::token::REPLAY_WINDOW;
+use super::{LimitKind, Refusal, RefusalCode, jwt, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
 use crate::csr::Csr;
@@ -18,6 +19,7 @@ use crate::entropy::random_text;
 use crate::error::Error;
 use crate::failpoint;
 use crate::lease::CiRef;
+use crate::lease::book::job_of;
 use crate::record::{self, Stored, key};
 use crate::store::{self, Outcome, Txn};
 use crate::time::UnixTime;
@@ -26,11 +28,17 @@ use crate::time::UnixTime;
 pub const APPROVE_WITHIN: Duration = Duration::from_secs(3_600);
 /// How long a client is told to wait before it asks again.
 const ASK_AGAIN: Duration = Duration::from_secs(9);
-/// Waiting requests of one role: who may ask could otherwise fill the store and the operator's
+/// Who was approved has this long to collect the lease, also when the hour is nearly over.
+const COLLECT_WITHIN: Duration = Duration::from_secs(600);
+/// Undecided requests of one role: who may ask could otherwise fill the store and the operator's
 /// screen.
 const MAX_OF_ROLE: usize = 200;
-/// Waiting requests in all.
-const MAX_WAITING: usize = 1_000;
+/// Undecided requests of one identity, so that a project leaves room to others of its role.
+const MAX_OF_IDENTITY: usize = 100;
+/// Undecided requests in all.
+const MAX_UNDECIDED: usize = 1_000;
+/// Requests on record in all, with those whose client has not come back since the decision.
+const MAX_KEPT: usize = 2_000;
 /// How often a decision is tried again when another writer was faster.
 const ATTEMPTS: usize = 16;
 
@@ -55,6 +63,9 @@ pub struct PendingLease {
     pub id: String,
     /// Its role.
     pub role: String,
+    /// The identity that the lease will have.
+    #[serde(default)]
+    pub identity: String,
     /// The key it is for: SHA-256 of its SubjectPublicKeyInfo, hexadecimal.
     pub spki_sha256: String,
     /// The door it came through.
@@ -77,6 +88,9 @@ pub struct PendingLease {
     /// What was decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
+    /// It was asked for just now, and not before.
+    #[serde(skip)]
+    pub new: bool,
 }
 
 impl PendingLease {
@@ -89,6 +103,11 @@ impl PendingLease {
         }
     }
 
+    /// Whether an operator has denied it.
+    pub const fn is_denied(&self) -> bool {
+        matches!(self.decision, Some(Decision { approved: false, .. }))
+    }
+
     fn event(&self, action: &str, actor: &Actor, now: UnixTime) -> AuditEvent {
         let mut event = AuditEvent::new(action, actor, now);
         event.lease_id = Some(self.id.clone());
@@ -97,6 +116,55 @@ impl PendingLease {
         event.token.clone_from(&self.token);
         event.job = self.ci_ref.clone();
         event
+    }
+
+    /// Refuses what asks for something else than was reserved, which is all that an operator
+    /// decides about: rules, or the client, may name another role by now.
+    fn is_asked_by(&self, grant: &Grant<'_>, csr: &Csr) -> Result<(), Refusal> {
+        let Self { id, role, spki_sha256, .. } = self;
+        if grant.role != *role {
+            return Err(Refusal::new(
+                RefusalCode::TokenWrongRole,
+                format!(
+                    "the token is reserved for lease {id} of role {role}, not of {}: ask for role \
+                     {role}, or with a new token",
+                    shown(&grant.role)
+                ),
+            ));
+        }
+        if csr.spki_sha256 != *spki_sha256 {
+            return Err(Refusal::new(
+                RefusalCode::TokenBoundElsewhere,
+                format!(
+                    "the token is reserved for lease {id} of key sha256:{spki_sha256}, the request \
+                     carries sha256:{}: ask with the same key, or with a new token",
+                    csr.spki_sha256
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What its client is told when it comes too late.
+    fn late(self) -> Refusal {
+        match &self.decision {
+            Some(Decision { approved: true, at, .. }) => Refusal::new(
+                RefusalCode::ApprovalDenied,
+                format!(
+                    "lease {} was approved at {at} and not collected until {}: ask again with a \
+                     new token",
+                    self.id, self.expires
+                ),
+            ),
+            None => Refusal::new(
+                RefusalCode::ApprovalDenied,
+                format!(
+                    "lease {} was not approved until {}: ask again with a new token",
+                    self.id, self.expires
+                ),
+            ),
+            Some(_) => self.refusal(),
+        }
     }
 
     /// What its client is told.
@@ -146,11 +214,12 @@ impl Authority {
         Ok(waiting)
     }
 
-    /// Decides about a lease that waits. Repeating a decision changes nothing.
+    /// Decides about a lease that waits. Repeating a decision changes nothing. An approval can be
+    /// taken back as long as the lease is not open.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when none of that id waits, [`Error::Invalid`] when it was decided
-    /// otherwise before.
+    /// [`Error::NotFound`] when none of that id waits, [`Error::Invalid`] when it was denied and is
+    /// to be approved.
     pub fn decide_pending(
         &self,
         id: &str,
@@ -166,17 +235,21 @@ impl Authority {
                 .ok_or_else(|| Error::not_found("waiting lease", id))?;
             match &pending.decision {
                 Some(before) if before.approved == approved => return Ok(pending),
-                // The client may have been told: a lease that is open is revoked instead.
-                Some(before) => {
+                // The client may have been told, and has given up then.
+                Some(before) if approved => {
                     return Err(Error::Invalid(format!(
-                        "lease {id} was {} by {} at {}: its client must ask again with a new token",
-                        pending.state(),
-                        before.by,
-                        before.at
+                        "lease {id} was denied by {} at {}, as its client is told: it must ask \
+                         again with a new token",
+                        before.by, before.at
                     )));
                 }
-                None => {}
+                _ => {}
             }
+            pending.expires = match approved {
+                true => pending.expires.max(now.plus(COLLECT_WITHIN)),
+                // The client is told for as long as it repeats an answer that was lost.
+                false => pending.expires.min(now.plus(REPLAY_WINDOW)),
+            };
             let reason = reason.map(|text| text.chars().take(200).collect::<String>());
             pending.decision = Some(Decision { approved, at: now, by: actor.clone(), reason });
             let pending_key = key::pending(id);
@@ -219,8 +292,8 @@ impl Authority {
         Err(Error::Contended("the waiting lease"))
     }
 
-    /// Has a grant approved where its role or its rule wants that: goes on, reserves the grant and refuses for
-    /// now, or refuses for good.
+    /// Has a grant approved where its role or its rule wants that: goes on, reserves the grant and
+    /// refuses for now, or refuses for good.
     pub(super) fn approval(
         &self,
         txn: &mut Txn,
@@ -234,22 +307,38 @@ impl Authority {
             let manual = grant.jwt.and_then(jwt::Accepted::manual).unwrap_or_else(of_role);
             return if manual { self.reserve_grant(txn, grant, csr, now) } else { open(None) };
         };
-        let stored = self.stored_pending(id)?.filter(|stored| now < stored.value.expires);
-        let Some(Stored { value: pending, revision }) = stored else {
-            return Err(Refusal::new(
-                RefusalCode::ApprovalDenied,
-                format!(
-                    "lease {id} waits no more, because it was not approved in time or its client \
-                     gave up: ask again with a new token"
-                ),
-            ));
-        };
-        if pending.decision.as_ref().is_none_or(|decision| !decision.approved) {
-            return Err(pending.refusal());
-        }
+        let revision = self.approved(id, grant, csr, now)?;
         let pending_key = key::pending(id);
         txn.at(&pending_key, revision).delete(pending_key);
         open(Some(id.clone()))
+    }
+
+    /// The revision of the request that a grant was reserved for, if it is approved.
+    ///
+    /// # Errors
+    /// What the client is told otherwise.
+    pub(super) fn approved(
+        &self,
+        id: &str,
+        grant: &Grant<'_>,
+        csr: &Csr,
+        now: UnixTime,
+    ) -> Result<u64, Refusal> {
+        let Some(Stored { value: pending, revision }) = self.stored_pending(id)? else {
+            return Err(Refusal::new(
+                RefusalCode::ApprovalDenied,
+                format!(
+                    "lease {id} was denied, or not approved or collected in time: ask again with \
+                     a new token"
+                ),
+            ));
+        };
+        pending.is_asked_by(grant, csr)?;
+        match &pending.decision {
+            _ if now >= pending.expires => Err(pending.late()),
+            Some(decision) if decision.approved => Ok(revision),
+            _ => Err(pending.refusal()),
+        }
     }
 
     fn reserve_grant(
@@ -262,26 +351,13 @@ impl Authority {
         // One at a time, so that the bounds hold.
         let _turn = lock(&self.pending_turn);
         self.sweep_pending(now)?;
-        let waiting = self.all_pending()?;
-        let of_role = waiting.iter().filter(|(_, stored)| stored.value.role == grant.role).count();
-        if of_role >= MAX_OF_ROLE || waiting.len() >= MAX_WAITING {
-            return Err(Refusal::new(
-                RefusalCode::TooManyWaiting,
-                format!(
-                    "{of_role} leases of role {} wait for an operator already ({} in all): decide \
-                     about them, see runnel lease pending",
-                    grant.role,
-                    waiting.len()
-                ),
-            )
-            .after(Duration::from_secs(60)));
-        }
         let id =
             self.with_entropy(|entropy| Ok(format!("r-{}", random_text(entropy, LEASE_ID_LEN)?)))?;
         let job = grant.jwt.map(|jwt| jwt.context.clone()).unwrap_or_default();
         let pending = PendingLease {
-            id,
             role: grant.role.clone(),
+            identity: grant.identity(&self.settings().trust_domain, &id),
+            id,
             spki_sha256: csr.spki_sha256.clone(),
             door: grant.door.to_owned(),
             token: match (&grant.token, grant.jwt) {
@@ -294,7 +370,9 @@ impl Authority {
             created: now,
             expires: now.plus(APPROVE_WITHIN),
             decision: None,
+            new: true,
         };
+        self.has_room(&pending)?;
         let pending_key = key::pending(&pending.id);
         txn.absent(&pending_key).put(pending_key, record::encode(&pending));
         match (&grant.token, grant.jwt) {
@@ -328,6 +406,42 @@ impl Authority {
         Ok(stored.map(|stored| stored.value))
     }
 
+    /// Whether one more may wait.
+    fn has_room(&self, new: &PendingLease) -> Result<(), Refusal> {
+        let kept = self.all_pending()?;
+        let count = |counts: &dyn Fn(&PendingLease) -> bool| {
+            kept.iter().filter(|(_, stored)| counts(&stored.value)).count()
+        };
+        if let Some((run, job)) = job_of(&new.claims, &new.ci_ref) {
+            let own = |other: &PendingLease| {
+                let theirs = job_of(&other.claims, &other.ci_ref);
+                !other.is_denied() && theirs.is_some_and(|(r, j)| r == run && j == job)
+            };
+            self.job_has_room(&run, &job, count(&own))?;
+        }
+        let undecided = |other: &PendingLease| other.decision.is_none();
+        let of_role = count(&|other| undecided(other) && other.role == new.role);
+        let of_identity = count(&|other| undecided(other) && other.identity == new.identity);
+        let all = count(&undecided);
+        if of_role < MAX_OF_ROLE
+            && of_identity < MAX_OF_IDENTITY
+            && all < MAX_UNDECIDED
+            && kept.len() < MAX_KEPT
+        {
+            return Ok(());
+        }
+        self.note_limit(LimitKind::Waiting);
+        Err(Refusal::new(
+            RefusalCode::TooManyWaiting,
+            format!(
+                "{of_role} leases of role {} wait for an operator already, {of_identity} of them \
+                 of {}, and {all} in all: decide about them, see runnel lease pending",
+                new.role, new.identity
+            ),
+        )
+        .after(Duration::from_secs(60)))
+    }
+
     /// What the holder of a credential for a lease that waits is told.
     pub(super) fn pending_refusal(
         &self,
@@ -345,11 +459,16 @@ impl Authority {
             }
             let mut txn = Txn::new();
             txn.at(&pending_key, stored.revision).delete(pending_key);
-            stored
-                .value
-                .event("lease.expire", &Actor::System, now)
-                .reason("not_approved")
-                .record(&mut txn);
+            let why = match &stored.value.decision {
+                None => Some("not_approved"),
+                Some(Decision { approved: true, .. }) => Some("not_collected"),
+                // Its end is on record.
+                Some(_) => None,
+            };
+            if let Some(why) = why {
+                let event = stored.value.event("lease.expire", &Actor::System, now);
+                event.reason(why).record(&mut txn);
+            }
             // A conflict: somebody else has done it.
             self.store.transact(txn)?;
         }
@@ -360,8 +479,8 @@ impl Authority {
         record::read(self.store.as_ref(), &key::pending(id))
     }
 
-    /// All on record; at most a few more than [`MAX_WAITING`].
-    fn all_pending(&self) -> Result<Vec<(String, Stored<PendingLease>)>, Error> {
+    /// All on record; at most [`MAX_KEPT`].
+    pub(super) fn all_pending(&self) -> Result<Vec<(String, Stored<PendingLease>)>, Error> {
         store::scan(self.store.as_ref(), key::PENDING)?
             .into_iter()
             .map(|(key, entry)| {

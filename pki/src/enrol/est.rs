@@ -1,5 +1,6 @@
 //! EST (RFC 7030, 8951): paths, bodies and answers as values; no sockets, no clock.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use base64::Engine;
@@ -51,8 +52,9 @@ impl std::fmt::Debug for EstRequest<'_> {
     }
 }
 
-/// An HTTP answer. Its body is short: send it with its header in one write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An HTTP answer. Its body is short: send it with its header in one write. Its `Debug` shows no body,
+/// which may hold a key.
+#[derive(Clone, PartialEq, Eq)]
 pub struct EstReply {
     /// The status code.
     pub status: u16,
@@ -62,6 +64,17 @@ pub struct EstReply {
     pub body: Vec<u8>,
     /// What it means, for logs and metrics.
     pub outcome: EstOutcome,
+}
+
+impl fmt::Debug for EstReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EstReply")
+            .field("status", &self.status)
+            .field("headers", &self.headers)
+            .field("body", &format_args!("{} octets", self.body.len()))
+            .field("outcome", &self.outcome)
+            .finish()
+    }
 }
 
 /// What an EST answer means.
@@ -90,6 +103,8 @@ pub enum EstOutcome {
         lease_id: String,
         /// The role.
         role: String,
+        /// It was asked for just now, and not before.
+        new: bool,
     },
     /// The request was refused.
     Refused(Refusal),
@@ -503,6 +518,7 @@ fn refuse(refusal: Refusal) -> EstReply {
             outcome: EstOutcome::Pending {
                 lease_id: pending.id.clone(),
                 role: pending.role.clone(),
+                new: pending.new,
             },
         };
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::jwt::{Accepted, JwtSpend};
+use super::open::Grant;
 use super::token::{ID_LEN, REPLAY_WINDOW, Token, TokenSecret, normal_hash};
 use super::{Refusal, RefusalCode};
 use crate::audit::{Actor, AuditEvent};
@@ -46,7 +47,8 @@ impl Authority {
     /// again; it is made of the sealing key, so that its text is stored nowhere.
     ///
     /// # Errors
-    /// That the token was spent before, or what is wrong with the hash.
+    /// That the token was spent before, its run or the key barred, or its rate used up; what is wrong
+    /// with the hash.
     pub fn token_exchange(
         &self,
         accepted: &Accepted,
@@ -60,6 +62,8 @@ impl Authority {
         let actor = client.map_or(Actor::System, Actor::Peer);
         let _turn = self.token_turn(accepted.digest());
         self.refuse_older(accepted, &spki, &actor, now)?;
+        let grant = Grant::of_job(accepted, None, actor.clone());
+        let mut counted = false;
         for _ in 0..ATTEMPTS {
             if let Some(spent) = self.jwt_spend(accepted.digest())? {
                 if let Some(given) = self.given_again(accepted, &spent, &spki, now)? {
@@ -67,6 +71,18 @@ impl Authority {
                 }
                 return Err(self.refuse_spent(accepted, &spent, &spki, &actor, now)?);
             }
+            let mut txn = Txn::new();
+            // It opens no lease, and costs as much: a record that is kept for as long.
+            let judged = self.refuse_barred(&mut txn, &grant, &spki).and_then(|()| match counted {
+                true => Ok(()),
+                false => self.within_rates(&grant, now),
+            });
+            if let Err(refusal) = judged {
+                let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
+                self.audit_denied(&name, role, Some(&spki), &actor, &refusal, now)?;
+                return Err(refusal);
+            }
+            counted = true;
             let id = self.with_entropy(|entropy| random_text(entropy, ID_LEN))?;
             let secret = self.exchanged_secret(accepted, &spki, &id);
             let token = Token {
@@ -82,7 +98,6 @@ impl Authority {
                 job: Some(Box::new(accepted.clone())),
                 id,
             };
-            let mut txn = Txn::new();
             let token_key = key::token(&token.id);
             let spent = JwtSpend {
                 token: Some(token.id.clone()),

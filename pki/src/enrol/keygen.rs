@@ -3,21 +3,29 @@
 //! Such a key is never stored and so never given twice: a lost answer costs a new token.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
 use super::jwt::Accepted;
-use super::token::{Presenter, judge};
+use super::open::Grant;
+use super::token::{Presented, Presenter, judge};
 use super::{Enrolled, Refusal, RefusalCode, shown};
 use crate::audit::Actor;
 use crate::authority::Authority;
 use crate::csr::Csr;
 use crate::error::Error;
 use crate::signer::{FileSigner, KeyKind, Signer};
+use crate::store::Txn;
 use crate::time::UnixTime;
 
+/// RSA keys that are made at once: each takes a processor for seconds.
+const RSA_AT_ONCE: usize = 2;
+/// About so long.
+const RSA_TIME: Duration = Duration::from_secs(2);
 /// DecryptKeyIdentifier and AsymmetricDecryptKeyIdentifier (RFC 7030 4.4.1.1 and 4.4.1.2).
 const DECRYPT_KEY: [&str; 2] = ["1.2.840.113549.1.9.16.2.37", "1.2.840.113549.1.9.16.2.54"];
 
@@ -116,10 +124,11 @@ impl Authority {
         now: UnixTime,
     ) -> Result<(Enrolled, MadeKey), Refusal> {
         let actor = client.map_or(Actor::System, Actor::Peer);
+        // Two requests with one token make one key, and the other is told so.
+        let _turn = self.token_turn(token);
         let stored = self.find_token(token)?;
         let id = stored.value.id.clone();
         let made = stored.value.spends.iter().rev().find(|spend| spend.made_here).cloned();
-        // Everything but the key, before one is made.
         let judged = match &stored.value.bound_spki {
             Some(bound) => Err(Refusal::new(
                 RefusalCode::TokenBoundElsewhere,
@@ -130,18 +139,27 @@ impl Authority {
             )),
             None => judge(stored, Presenter { role, spki_sha256: "", address: client, now }),
         };
-        if let Err(refusal) = judged {
-            let refusal = match (refusal.code, made) {
-                (RefusalCode::TokenSpent, Some(spend)) => {
-                    given_before(&format!("token {id}"), &spend.lease_id, spend.at)
-                }
-                _ => refusal,
-            };
-            self.audit_refusal("token.use", &id, Some(role), None, &actor, &refusal, now)?;
-            return Err(refusal);
-        }
-        let key = self.make_key(role, kind, None)?;
-        let enrolled = self.enrol_with_token(role, token, &key.csr, client, now)?;
+        let fresh = match judged {
+            Ok(Presented::Fresh(fresh)) => fresh,
+            // No key is the empty one.
+            Ok(_) => return Err(Error::Contended("the enrolment").into()),
+            Err(refusal) => {
+                let refusal = match (refusal.code, made) {
+                    (RefusalCode::TokenSpent, Some(spend)) => {
+                        given_before(&format!("token {id}"), &spend.lease_id, spend.at)
+                    }
+                    _ => refusal,
+                };
+                self.audit_refusal("token.use", &id, Some(role), None, &actor, &refusal, now)?;
+                return Err(refusal);
+            }
+        };
+        let job = fresh.value.job.clone();
+        let kind = self.kind_to_make(role, kind, job.as_deref().and_then(Accepted::manual))?;
+        let grant = Grant::of_token(fresh, job.as_deref(), None, actor);
+        self.may_make(&grant, &id, now)?;
+        let key = self.make_key(kind)?;
+        let enrolled = self.enrol_in_turn(role, token, &key.csr, client, true, now)?;
         Ok((enrolled, key))
     }
 
@@ -156,25 +174,46 @@ impl Authority {
         client: Option<IpAddr>,
         now: UnixTime,
     ) -> Result<(Enrolled, MadeKey), Refusal> {
-        if let Some(spent) = self.jwt_spend(&accepted.digest)?.filter(|spent| spent.made_here) {
+        let actor = client.map_or(Actor::System, Actor::Peer);
+        let _turn = self.token_turn(accepted.digest());
+        if let Some(spent) = self.jwt_spend(accepted.digest())? {
+            if !spent.made_here {
+                return Err(self.refuse_spent(accepted, &spent, "", &actor, now)?);
+            }
             let refusal =
                 given_before(&format!("token {}", accepted.name()), &spent.lease_id, spent.at);
-            let actor = client.map_or(Actor::System, Actor::Peer);
             let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
             self.audit_refusal("token.use", &name, role, None, &actor, &refusal, now)?;
             return Err(refusal);
         }
-        let key = self.make_key(&accepted.role, kind, accepted.manual())?;
-        let enrolled = self.enrol_accepted(accepted, &key.csr, client, now)?;
+        self.refuse_older(accepted, "", &actor, now)?;
+        let kind = self.kind_to_make(&accepted.role, kind, accepted.manual())?;
+        self.may_make(&Grant::of_job(accepted, None, actor), &accepted.name(), now)?;
+        let key = self.make_key(kind)?;
+        let enrolled = self.enrol_accepted_in_turn(accepted, &key.csr, client, true, now)?;
         Ok((enrolled, key))
     }
 
-    fn make_key(
+    /// Judges what does not depend on the key, before one is made: a key costs more than all else.
+    fn may_make(&self, grant: &Grant<'_>, token: &str, now: UnixTime) -> Result<(), Refusal> {
+        self.may_certify()?;
+        let counted = grant.token.is_some() && grant.jwt.is_some();
+        let judged = self
+            .refuse_barred(&mut Txn::new(), grant, "")
+            .and_then(|()| self.within_limits(grant, counted, now));
+        if let Err(refusal) = &judged {
+            self.audit_denied(token, Some(&grant.role), None, &grant.actor, refusal, now)?;
+        }
+        judged
+    }
+
+    /// The kind of key to make for a role.
+    fn kind_to_make(
         &self,
         role: &str,
         kind: Option<KeyKind>,
         manual: Option<bool>,
-    ) -> Result<MadeKey, Refusal> {
+    ) -> Result<KeyKind, Refusal> {
         let settings = self.settings();
         let profile = settings.roles.get(role).ok_or_else(|| {
             Refusal::new(
@@ -203,7 +242,43 @@ impl Authority {
         let kind = kind.or(profile.keys.first().copied()).unwrap_or(KeyKind::EcdsaP256);
         // A kind that the role does not take costs no key.
         profile.check_kind(role, kind)?;
+        Ok(kind)
+    }
+
+    fn make_key(&self, kind: KeyKind) -> Result<MadeKey, Refusal> {
+        let _place = match kind {
+            KeyKind::Rsa3072 | KeyKind::Rsa4096 => Some(Place::of(&self.rsa_makers)?),
+            KeyKind::EcdsaP256 | KeyKind::EcdsaP384 | KeyKind::Ed25519 => None,
+        };
         Ok(MadeKey::new(kind)?)
+    }
+}
+
+/// One of the few places to make RSA keys at.
+#[derive(Debug)]
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    /// Nobody waits for one: whoever did would keep others from their turn.
+    fn of(taken: &'a AtomicUsize) -> Result<Self, Refusal> {
+        let one_more = |count: usize| (count < RSA_AT_ONCE).then(|| count.saturating_add(1));
+        match taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Self(taken)),
+            Err(_) => Err(Refusal::new(
+                RefusalCode::Unavailable,
+                format!(
+                    "{RSA_AT_ONCE} RSA keys are being made already: try again in a moment, or ask \
+                     for a key on a curve"
+                ),
+            )
+            .after(RSA_TIME)),
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -215,4 +290,20 @@ fn given_before(token: &str, lease: &str, at: UnixTime) -> Refusal {
              that answer was lost, ask for a new token"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rsa_keys_are_made_at_once() {
+        let taken = AtomicUsize::new(0);
+        let first = Place::of(&taken).unwrap();
+        let _second = Place::of(&taken).unwrap();
+        let third = Place::of(&taken).unwrap_err();
+        assert_eq!((third.code, third.retry_after()), (RefusalCode::Unavailable, Some(3)));
+        drop(first);
+        assert!(Place::of(&taken).is_ok());
+    }
 }

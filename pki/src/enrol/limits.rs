@@ -64,6 +64,8 @@ pub enum LimitKind {
     Issuer,
     /// The rate of a role.
     Role,
+    /// Leases that wait for an operator.
+    Waiting,
 }
 
 impl LimitKind {
@@ -75,6 +77,7 @@ impl LimitKind {
             Self::Identity => "identity_rate",
             Self::Issuer => "issuer_rate",
             Self::Role => "role_rate",
+            Self::Waiting => "waiting",
         }
     }
 }
@@ -159,9 +162,29 @@ impl Authority {
     ) -> Result<(), Refusal> {
         let judged = self.judge_limits(grant, counted, now)?;
         judged.map_err(|(kind, refusal)| {
-            *lock(&self.limiter).met.entry(kind).or_default() += 1;
+            self.note_limit(kind);
             refusal
         })
+    }
+
+    pub(super) fn note_limit(&self, kind: LimitKind) {
+        *lock(&self.limiter).met.entry(kind).or_default() += 1;
+    }
+
+    /// Whether a job of which so many leases wait for an operator may have one more. To be called
+    /// while its turn is held.
+    pub(super) fn job_has_room(&self, run: &str, job: &str, waiting: usize) -> Result<(), Refusal> {
+        let most = self.settings().limits.leases_per_job;
+        let live = most.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX));
+        if !self.is_full(&key::job_leases(run, job), live)? {
+            return Ok(());
+        }
+        self.note_limit(LimitKind::Job);
+        let detail = format!(
+            "{waiting} leases of this job wait for an operator, and with its live ones it may have \
+             {most}: wait for the decision, or raise `leases_per_job` in [limits]"
+        );
+        Err(Refusal::new(RefusalCode::TooManyLeases, detail).after(ROOM))
     }
 
     fn judge_limits(
@@ -200,9 +223,23 @@ impl Authority {
                 ),
             );
         }
-        if counted {
-            return Ok(Ok(()));
+        match counted {
+            true => Ok(Ok(())),
+            false => Ok(self.judge_rates(grant, now)),
         }
+    }
+
+    /// Whether what a proof grants is within the rates; it counts as opened then.
+    pub(super) fn within_rates(&self, grant: &Grant<'_>, now: UnixTime) -> Result<(), Refusal> {
+        self.judge_rates(grant, now).map_err(|(kind, refusal)| {
+            self.note_limit(kind);
+            refusal
+        })
+    }
+
+    fn judge_rates(&self, grant: &Grant<'_>, now: UnixTime) -> Result<(), (LimitKind, Refusal)> {
+        let (settings, role) = (self.settings(), grant.role.as_str());
+        let (limits, profile) = (settings.limits, settings.roles.get(role));
         let mut wanted = Vec::new();
         if let Some(jwt) = grant.jwt {
             wanted.push((LimitKind::Issuer, jwt.issuer.clone(), limits.issuer));
@@ -212,7 +249,7 @@ impl Authority {
             wanted.push((LimitKind::Role, role.to_owned(), rate));
         }
         let taken = lock(&self.limiter).take(&wanted, now);
-        Ok(taken.map_err(|(kind, rate, wait)| {
+        taken.map_err(|(kind, rate, wait)| {
             let (whose, fix) = match kind {
                 LimitKind::Issuer => {
                     ("this issuer", "`issuer_rate` and `issuer_burst` in [limits]")
@@ -227,7 +264,7 @@ impl Authority {
                 wait.as_secs().saturating_add(1)
             );
             (kind, Refusal::new(RefusalCode::TooManyRequests, detail).after(wait))
-        }))
+        })
     }
 
     fn is_full(&self, prefix: &str, most: u32) -> Result<bool, Error> {

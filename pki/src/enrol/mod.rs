@@ -3,6 +3,7 @@
 //! Protocols are pure request → decision functions: no sockets, no clock.
 
 pub mod approval;
+mod cancel;
 pub mod csrattrs;
 pub mod est;
 pub mod exchange;

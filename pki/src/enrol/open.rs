@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::approval::Approval;
 use super::jwt::{Accepted, provenance};
-use super::token::{Presented, Presenter, Token, TokenSpend, judge};
+use super::token::{Presented, Presenter, Token, TokenSpend};
 use super::{Enrolled, Refusal, RefusalCode, shown};
 use crate::audit::{Actor, AuditEvent};
 use crate::authority::{Authority, lock};
@@ -42,6 +42,39 @@ pub(super) struct Grant<'a> {
     pub(super) actor: Actor,
 }
 
+impl<'a> Grant<'a> {
+    /// Of a one-time token, with the job it was given to.
+    pub(super) fn of_token(
+        token: Stored<Token>,
+        job: Option<&'a Accepted>,
+        reserved: Option<String>,
+        actor: Actor,
+    ) -> Self {
+        Self {
+            role: token.value.role.clone(),
+            door: if job.is_some() { "exchange" } else { "token" },
+            token: Some(token),
+            jwt: job,
+            reserved,
+            actor,
+        }
+    }
+
+    /// Of a platform's token.
+    pub(super) fn of_job(job: &'a Accepted, reserved: Option<String>, actor: Actor) -> Self {
+        let role = job.role.clone();
+        Self { role, door: "jwt", token: None, jwt: Some(job), reserved, actor }
+    }
+
+    /// The identity of the lease of this id: that of the CI job, or one of its own.
+    pub(super) fn identity(&self, domain: &str, id: &str) -> String {
+        match self.jwt {
+            Some(jwt) => format!("spiffe://{domain}{}", jwt.context.path),
+            None => format!("spiffe://{domain}/role/{}/{id}", self.role),
+        }
+    }
+}
+
 impl Authority {
     /// Opens a lease with a one-time token, or repeats the answer to the same key.
     ///
@@ -59,15 +92,27 @@ impl Authority {
         client: Option<IpAddr>,
         now: UnixTime,
     ) -> Result<Enrolled, Refusal> {
-        let actor = client.map_or(Actor::System, Actor::Peer);
         // Requests with one token take turns: all but the first would sign in vain.
         let _turn = self.token_turn(token);
-        let mut counted = false;
+        self.enrol_in_turn(role, token, csr, client, false, now)
+    }
+
+    /// The same while the token's turn is held. `counted`: the limits know of it already.
+    pub(super) fn enrol_in_turn(
+        &self,
+        role: &str,
+        token: &str,
+        csr: &Csr,
+        client: Option<IpAddr>,
+        mut counted: bool,
+        now: UnixTime,
+    ) -> Result<Enrolled, Refusal> {
+        let actor = client.map_or(Actor::System, Actor::Peer);
         for _ in 0..ATTEMPTS {
             let stored = self.find_token(token)?;
             let id = stored.value.id.clone();
             let presenter = Presenter { role, spki_sha256: &csr.spki_sha256, address: client, now };
-            let judged = judge(stored, presenter);
+            let judged = self.judge_reserved(stored, presenter);
             let (fresh, reserved) = match judged {
                 Ok(Presented::Fresh(fresh)) => (fresh, None),
                 Ok(Presented::Reserved(token, lease)) => (token, Some(lease)),
@@ -88,20 +133,16 @@ impl Authority {
                 }
             };
             let job = fresh.value.job.clone();
-            let grant = Grant {
-                role: role.to_owned(),
-                door: if job.is_some() { "exchange" } else { "token" },
-                token: Some(fresh),
-                jwt: job.as_deref(),
-                reserved,
-                actor: actor.clone(),
-            };
+            // One that was given for a job's token counted then.
+            counted |= job.is_some();
+            let grant = Grant::of_token(fresh, job.as_deref(), reserved, actor.clone());
             match self.open_within_limits(&grant, &mut counted, csr, now) {
                 Ok(Some(enrolled)) => return Ok(enrolled),
                 Ok(None) => {}
                 Err(refusal) => {
                     let role = Some(role);
-                    self.audit_denied(&id, role, csr, &actor, &refusal, now)?;
+                    let key = Some(csr.spki_sha256.as_str());
+                    self.audit_denied(&id, role, key, &actor, &refusal, now)?;
                     return Err(refusal);
                 }
             }
@@ -156,13 +197,18 @@ impl Authority {
         csr: &Csr,
         now: UnixTime,
     ) -> Result<Option<Enrolled>, Refusal> {
+        // Who asks again whether an operator has approved opens nothing yet, and no limit is about
+        // that.
+        if let Some(id) = &grant.reserved {
+            self.approved(id, grant, csr, now)?;
+        }
         // Whoever counts leases must not be overtaken by another who opens one.
         let job = grant.jwt.and_then(|jwt| job_of(&jwt.context.claims, &jwt.context.ci_ref));
         let _job = job.and_then(|(_, job)| self.job_turn(&job));
         let settings = self.settings();
         let limited = settings.roles.get(&grant.role).is_some_and(|role| role.max_leases.is_some());
         let _role = if limited { self.role_turn(&grant.role) } else { None };
-        // Who asks again whether an operator has approved opens nothing more.
+        // What was reserved counted then.
         self.within_limits(grant, *counted || grant.reserved.is_some(), now)?;
         *counted = true;
         self.open_lease(grant, csr, now)
@@ -186,7 +232,7 @@ impl Authority {
         profile.check_key(&grant.role, csr.key)?;
         let hard_cap = cap(grant, profile.max_lease, now)?;
         let mut txn = Txn::new();
-        self.refuse_barred(&mut txn, grant, csr)?;
+        self.refuse_barred(&mut txn, grant, &csr.spki_sha256)?;
         let Approval::Open(reserved) = self.approval(&mut txn, grant, csr, now)? else {
             return Ok(None);
         };
@@ -201,10 +247,7 @@ impl Authority {
         };
         let domain = &settings.trust_domain;
         let dns = format!("{id}.{}.runners.{domain}", grant.role);
-        let uri = match grant.jwt {
-            Some(jwt) => format!("spiffe://{domain}{}", jwt.context.path),
-            None => format!("spiffe://{domain}/role/{}/{id}", grant.role),
-        };
+        let uri = grant.identity(domain, &id);
         let job = grant.jwt.map(|jwt| &jwt.context);
         let said = job.map(|job| provenance::claims(&job.claims, &job.ci_ref)).unwrap_or_default();
         let names = profile.names(domain, (&id, dns, uri), &reservation.addresses, said);
@@ -287,11 +330,16 @@ impl Authority {
 
     /// Refuses a barred key or CI run, which is audited; otherwise the lease is opened on condition
     /// that neither is barred meanwhile.
-    fn refuse_barred(&self, txn: &mut Txn, grant: &Grant<'_>, csr: &Csr) -> Result<(), Refusal> {
+    pub(super) fn refuse_barred(
+        &self,
+        txn: &mut Txn,
+        grant: &Grant<'_>,
+        spki_sha256: &str,
+    ) -> Result<(), Refusal> {
         let none = (BTreeMap::new(), CiRef::default());
         let (claims, job) =
             grant.jwt.map_or((&none.0, &none.1), |jwt| (&jwt.context.claims, &jwt.context.ci_ref));
-        match self.unless_barred(txn, &bar::of_lease(&csr.spki_sha256, claims, job))? {
+        match self.unless_barred(txn, &bar::of_lease(spki_sha256, claims, job))? {
             Some(bar) => Err(refused_by(&bar)),
             None => Ok(()),
         }
@@ -356,7 +404,7 @@ impl Authority {
         &self,
         token: &str,
         role: Option<&str>,
-        csr: &Csr,
+        spki_sha256: Option<&str>,
         actor: &Actor,
         refusal: &Refusal,
         now: UnixTime,
@@ -367,11 +415,14 @@ impl Authority {
                 | RefusalCode::RunBarred
                 | RefusalCode::TooManyLeases
                 | RefusalCode::TooManyRequests
+                | RefusalCode::TooManyWaiting
+                | RefusalCode::TokenWrongRole
+                | RefusalCode::TokenBoundElsewhere
         );
         if !denied {
             return Ok(());
         }
-        self.audit_refusal("token.use", token, role, Some(csr), actor, refusal, now)
+        self.audit_refusal_of("token.use", token, role, spki_sha256, actor, refusal, now)
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -251,6 +251,27 @@ pub(crate) fn judge(token: Stored<Token>, by: Presenter<'_>) -> Result<Presented
 }
 
 impl Authority {
+    /// Judges a token, of which what was reserved for a lease that waits no more is free again if
+    /// it opens several: its key may ask anew.
+    ///
+    /// # Errors
+    /// The first reason why it opens nothing.
+    pub(super) fn judge_reserved(
+        &self,
+        token: Stored<Token>,
+        by: Presenter<'_>,
+    ) -> Result<Presented, Refusal> {
+        match judge(token, by)? {
+            Presented::Reserved(mut token, lease)
+                if token.value.uses > 1 && self.waiting(&lease, by.now)?.is_none() =>
+            {
+                token.value.spends.retain(|spend| spend.lease_id != lease);
+                judge(token, by)
+            }
+            judged => Ok(judged),
+        }
+    }
+
     /// Creates a one-time token. The secret is in the answer and nowhere else.
     ///
     /// # Errors
@@ -337,7 +358,8 @@ impl Authority {
             .collect()
     }
 
-    /// Revokes a token by its public name; repeating it changes nothing. Leases it opened stay.
+    /// Revokes a token by its public name; repeating it changes nothing. Leases it opened
+    /// stay; those that wait for an operator are denied.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is none of that name.
@@ -350,6 +372,7 @@ impl Authority {
                 .ok_or_else(|| Error::not_found("token", id))?;
             let mut token = stored.value;
             if token.revoked.is_some() {
+                self.cancel_of_token(&token.id, actor, now)?;
                 return Ok(token);
             }
             token.revoked = Some(now);
@@ -360,6 +383,7 @@ impl Authority {
             event.role = Some(token.role.clone());
             event.record(&mut txn);
             if let Outcome::Committed(_) = self.store.transact(txn)? {
+                self.cancel_of_token(&token.id, actor, now)?;
                 return Ok(token);
             }
         }

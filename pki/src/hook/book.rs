@@ -1,10 +1,12 @@
 //! The leases of a job.
 
+use std::collections::BTreeMap;
+
 use super::{HookKind, HookSource, JobOver};
 use crate::authority::Authority;
 use crate::bar::RunName;
 use crate::error::Error;
-use crate::lease::Lease;
+use crate::lease::{CiRef, Lease};
 use crate::record::key;
 use crate::store;
 
@@ -21,7 +23,7 @@ impl Authority {
         for (job_key, _) in store::scan(self.store.as_ref(), &prefix)? {
             let id = job_key.rsplit('/').next().unwrap_or_default();
             let lease = self.lease(id)?.filter(|lease| lease.state.is_live());
-            leases.extend(lease.filter(|lease| over.is_of(lease)));
+            leases.extend(lease.filter(|lease| over.is_of(&lease.claims, &lease.ci_ref)));
         }
         Ok(leases)
     }
@@ -30,8 +32,8 @@ impl Authority {
 impl JobOver {
     /// Whether a lease of this run is the job's. Where its token named no job, only the end of the
     /// whole run is its end: other jobs of the run may have such leases, too.
-    fn is_of(&self, lease: &Lease) -> bool {
-        let claim = |name: &str| lease.claims.get(name);
+    pub(crate) fn is_of(&self, claims: &BTreeMap<String, String>, ci_ref: &CiRef) -> bool {
+        let claim = |name: &str| claims.get(name);
         let is = |name: &str, wanted: &String| claim(name) == Some(wanted);
         let (project, other) = match self.kind {
             HookKind::Github => ("repository_id", "repository_id"),
@@ -44,7 +46,7 @@ impl JobOver {
         let attempts = self.attempt.as_ref().zip(claim("run_attempt"));
         let same_attempt = attempts.is_none_or(|(theirs, ours)| theirs == ours);
         match &self.job {
-            Some(job) => lease.ci_ref.job_id.as_ref() == Some(job),
+            Some(job) => ci_ref.job_id.as_ref() == Some(job),
             None => same_attempt,
         }
     }

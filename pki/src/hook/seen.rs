@@ -1,7 +1,7 @@
 //! Deliveries that were handled: platforms send some again, and so could who recorded them. What a
 //! delivery does has no further effect when it is repeated, so that this may be forgotten.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::issue::sha256_hex;
 
@@ -17,6 +17,8 @@ pub enum Seen {
     New,
     /// It did, with this body.
     Again,
+    /// It did, and what comes of it is not known yet.
+    UnderWay,
     /// Its name did, with another body.
     OtherBody,
 }
@@ -27,6 +29,8 @@ pub struct Deliveries {
     bodies: BTreeMap<String, Option<String>>,
     names: BTreeMap<String, String>,
     order: VecDeque<String>,
+    /// Those of them that are being handled.
+    under_way: BTreeSet<String>,
 }
 
 impl Deliveries {
@@ -34,7 +38,10 @@ impl Deliveries {
     pub fn begin(&mut self, issuer: &str, name: Option<&str>, body: &[u8]) -> Seen {
         let digest = digest(issuer, body);
         if self.bodies.contains_key(&digest) {
-            return Seen::Again;
+            return match self.under_way.contains(&digest) {
+                true => Seen::UnderWay,
+                false => Seen::Again,
+            };
         }
         let name = name.filter(|name| !name.is_empty() && name.len() <= MAX_NAME);
         let name = name.map(|name| format!("{issuer}\0{name}"));
@@ -50,8 +57,14 @@ impl Deliveries {
             self.names.insert(name.clone(), digest.clone());
         }
         self.bodies.insert(digest.clone(), name);
+        self.under_way.insert(digest.clone());
         self.order.push_back(digest);
         Seen::New
+    }
+
+    /// Notes that it was handled.
+    pub fn done(&mut self, issuer: &str, body: &[u8]) {
+        self.under_way.remove(&digest(issuer, body));
     }
 
     /// Takes it back: it was not handled, and may come again.
@@ -62,6 +75,7 @@ impl Deliveries {
     }
 
     fn remove(&mut self, digest: &str) {
+        self.under_way.remove(digest);
         if let Some(Some(name)) = self.bodies.remove(digest) {
             self.names.remove(&name);
         }
@@ -80,6 +94,10 @@ mod tests {
     fn a_delivery_is_handled_once_under_whatever_name() {
         let mut seen = Deliveries::default();
         assert_eq!(seen.begin("github", Some("a"), b"one"), Seen::New);
+        // What comes of the first is not known yet.
+        assert_eq!(seen.begin("github", Some("a"), b"one"), Seen::UnderWay);
+        assert_eq!(seen.begin("github", Some("b"), b"one"), Seen::UnderWay);
+        seen.done("github", b"one");
         assert_eq!(seen.begin("github", Some("a"), b"one"), Seen::Again);
         assert_eq!(seen.begin("github", Some("b"), b"one"), Seen::Again, "replayed as another");
         assert_eq!(seen.begin("github", Some("a"), b"two"), Seen::OtherBody);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pki::{Authority, Enrolled, UnixTime};
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::http::Reply;
@@ -160,8 +161,9 @@ fn allow(config: &Config, lease: &pki::Lease) -> Vec<String> {
 
 /// A JSON answer.
 pub(super) fn json(status: u16, value: &impl Serialize) -> Reply {
-    match serde_json::to_vec(value) {
-        Ok(body) => {
+    match written(value) {
+        Ok(mut body) => {
+            let body = std::mem::take(&mut *body);
             let mut reply = Reply::new(status, "application/json", body);
             // Answers hold secrets and standings.
             reply.headers.push(("cache-control", "no-store".to_owned()));
@@ -171,5 +173,52 @@ pub(super) fn json(status: u16, value: &impl Serialize) -> Reply {
             tracing::error!(%error, "an answer cannot be written");
             problem(500, "internal", "the request failed inside")
         }
+    }
+}
+
+/// A value as JSON, measured before it is written: a vector that grows leaves copies behind, and
+/// some answers hold a key.
+fn written(value: &impl Serialize) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value)?;
+    let mut body = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *body, value)?;
+    Ok(body)
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl std::io::Write for Length {
+    fn write(&mut self, octets: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.saturating_add(octets.len());
+        Ok(octets.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_written_into_room_for_all_of_it() {
+        // Escapes make it longer than the text.
+        let value = serde_json::json!({"private_key": "line\n\"".repeat(1_000), "n": [1, 2, 3]});
+        let body = written(&value).unwrap();
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), value);
+        assert_eq!(body.capacity(), body.len(), "it grew while it was written");
+    }
+
+    #[test]
+    fn what_is_logged_of_an_answer_is_not_its_body() {
+        let reply = json(201, &serde_json::json!({"private_key": "secret-of-the-client"}));
+        let shown = format!("{reply:?}");
+        assert!(!shown.contains("secret") && shown.contains("octets"), "{shown}");
+        // Nor its octets one by one.
+        assert!(!shown.contains("115, 101"), "{shown}");
     }
 }

@@ -5,7 +5,7 @@ use pki::{Exchanged, Refusal, RefusalCode, UnixTime};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::http::Reply;
+use crate::http::{Reply, percent};
 
 /// The only grant there is.
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
@@ -170,21 +170,7 @@ fn fields(body: &[u8]) -> Option<Vec<(String, Zeroizing<String>)>> {
 }
 
 fn decode(text: &str) -> Option<Zeroizing<String>> {
-    let mut octets = Zeroizing::new(Vec::with_capacity(text.len()));
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        octets.push(match first {
-            b'+' => b' ',
-            b'%' => {
-                let (digits, after) = after.split_at_checked(2)?;
-                rest = after;
-                let digits = std::str::from_utf8(digits).ok().filter(|d| !d.starts_with('+'))?;
-                u8::from_str_radix(digits, 16).ok()?
-            }
-            other => *other,
-        });
-    }
+    let octets = percent::decode(text, true)?;
     Some(Zeroizing::new(std::str::from_utf8(&octets).ok()?.to_owned()))
 }
 

@@ -16,8 +16,8 @@ use crate::http::{EnrolService, EstService, Limited, Limits, Rate};
 struct Nobody;
 
 impl EndLeases for Nobody {
-    fn release(&self, lease: &str, _: &str, _: &Actor) -> Result<Ended, EndError> {
-        panic!("{lease} is not to be released")
+    fn release(&self, leases: &[String], _: &str, _: &Actor) -> Result<Ended, EndError> {
+        panic!("{leases:?} is not to be released")
     }
 
     fn revoke(&self, lease: &str, _: &str, _: &Actor) -> Result<Ended, EndError> {

@@ -33,11 +33,11 @@ const MAX_BODY: usize = 32 * 1024;
 
 /// Ends leases with their tunnels.
 pub trait EndLeases: Send + Sync + 'static {
-    /// The work of a lease is done; `cause` says in one word who says so.
+    /// The work of these leases is done; `cause` says in one word who says so. Each is tried.
     ///
     /// # Errors
-    /// [`EndError`].
-    fn release(&self, lease: &str, cause: &str, actor: &Actor) -> Result<Ended, EndError>;
+    /// [`EndError`], of the first that could not be ended.
+    fn release(&self, leases: &[String], cause: &str, actor: &Actor) -> Result<Ended, EndError>;
 
     /// A lease must not be trusted any more.
     ///
@@ -100,13 +100,18 @@ pub struct ApiService(pub Arc<Api>);
 impl Service for ApiService {
     async fn answer(&self, request: Request) -> Reply {
         // Nothing is fetched for what is refused anyhow.
-        let bearer = match resource(&request) {
-            Ok(Resource::Exchange) => exchange::subject(&request.body),
-            Ok(_) => Credential::bearer(&request),
-            Err(_) => None,
+        let (bearer, opens) = match resource(&request) {
+            Ok(Resource::Exchange) => (exchange::subject(&request.body), true),
+            Ok(Resource::Create) => (Credential::bearer(&request), true),
+            Ok(_) => (Credential::bearer(&request), false),
+            Err(_) => (None, false),
         };
         if let Some(token) = bearer.filter(|token| jws::looks_like_jwt(token)) {
-            self.0.keys.prepare(&token).await;
+            match opens {
+                true => self.0.keys.prepare_to_open(&token).await,
+                // A pod that is deleted may still release what it has.
+                false => self.0.keys.prepare(&token).await,
+            }
         }
         let api = Arc::clone(&self.0);
         match super::blocking(move || api.handle(&request)).await {
@@ -176,10 +181,7 @@ impl Api {
     fn handle(&self, request: &Request) -> Reply {
         self.route(request).unwrap_or_else(|refusal| {
             if let Some(pending) = &refusal.pending {
-                tracing::info!(
-                    peer = %request.peer, request = %request.id, lease = %pending.id,
-                    role = %pending.role, "a lease waits for approval: see runnel lease pending"
-                );
+                super::est::log_waiting(&pending.id, &pending.role, pending.new, request);
                 return answers::waiting(&self.authority, pending, refusal.retry_after());
             }
             super::est::report(&refusal, request, refusal.code.status(), &self.refusals);
@@ -309,7 +311,7 @@ impl Api {
             held => held,
         };
         let (lease, _) = held?;
-        let ended = self.ender.release(&lease.id, "client", &actor);
+        let ended = self.ender.release(&[lease.id], "client", &actor);
         Ok(answers::json(200, &ended.map_err(not_ended)?))
     }
 
@@ -367,11 +369,12 @@ impl Api {
 fn cancelled(id: String) -> Ended {
     Ended {
         revoked: 0,
-        leases: vec![id],
+        leases: Vec::new(),
         sas_closed: 0,
         crl_number: None,
         elapsed_ms: 0,
         already: false,
+        cancelled: vec![id],
         barred: Vec::new(),
         keys_barred: 0,
     }

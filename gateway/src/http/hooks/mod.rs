@@ -18,8 +18,10 @@ use crate::sys::clock;
 pub const OPENAPI: &str = include_str!("openapi.json");
 /// The largest delivery that is looked at, octets: a job with a hundred steps has a tenth of it.
 const MAX_BODY: usize = 512 * 1024;
-/// The largest that is received: what is larger than [`MAX_BODY`] counts as a request, too.
-pub const MAX_RECEIVED: usize = 2 * MAX_BODY;
+/// What is received at most: of what is too large just enough to see that.
+pub const MAX_RECEIVED: usize = MAX_BODY + 1;
+/// Connections at once: each may hold a body before anybody knows who sent it.
+pub const MAX_CONNECTIONS: usize = 64;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -74,6 +76,8 @@ enum Refused {
     TooLarge(usize),
     /// Another delivery had its name.
     NameTaken,
+    /// It came before and is being handled.
+    UnderWay,
     /// The leases could not be ended.
     NotEnded(EndError),
 }
@@ -132,13 +136,13 @@ impl Inner {
                 let why = "this delivery was handled before";
                 return Ok(told(200, "duplicate", Some(why), Ended::default()));
             }
+            Seen::UnderWay => return Err(Refused::UnderWay),
             Seen::OtherBody => return Err(Refused::NameTaken),
         }
-        let ended = self.end(source, &over, request, now);
-        if ended.is_err() {
-            self.seen().failed(issuer, delivery.body);
-        }
-        let ended = ended?;
+        let mut handling = Handling { inner: self, issuer, body: delivery.body, done: false };
+        let ended = self.end(source, &over, request, now)?;
+        handling.done = true;
+        drop(handling);
         tracing::info!(
             peer = %request.peer, request = %request.id, issuer, %over, leases = ended.leases.len(),
             "a job is over"
@@ -152,7 +156,8 @@ impl Inner {
         })
     }
 
-    /// Ends the leases of a job; each is tried, and then the first failure is told.
+    /// Ends the leases of a job, those that wait for an operator first; each is tried, and then the
+    /// first failure is told.
     fn end(
         &self,
         source: &hook::HookSource,
@@ -161,23 +166,23 @@ impl Inner {
         now: UnixTime,
     ) -> Result<Ended, Refused> {
         let actor = Actor::Peer(request.peer.ip());
-        let mut ended = Ended::default();
-        let mut failed = None;
-        for lease in self.authority.leases_of_job(source, over)? {
-            match self.ender.release(&lease.id, "job", &actor) {
-                Ok(done) => {
-                    ended.sas_closed += done.sas_closed;
-                    ended.leases.push(lease.id);
-                }
-                Err(error) => failed = failed.or(Some(error)),
-            }
-        }
-        if !ended.leases.is_empty() {
-            let reason = format!("{} lease(s) ended", ended.leases.len());
+        let mut leases = self.authority.cancel_of_job(source, over, &actor, now)?;
+        let live = self.authority.leases_of_job(source, over)?;
+        let live: Vec<String> = live.into_iter().map(|lease| lease.id).collect();
+        let done = match live.is_empty() {
+            true => Ok(0),
+            false => self.ender.release(&live, "job", &actor).map(|done| done.sas_closed),
+        };
+        leases.extend(live);
+        if !leases.is_empty() {
+            let reason = match &done {
+                Ok(_) => format!("{} lease(s) ended", leases.len()),
+                Err(error) => format!("{} lease(s) were to end: {error}", leases.len()),
+            };
             let event = AuditEvent::new("hook.job_over", &actor, now).object(over).reason(reason);
             self.authority.record_audit(&event)?;
         }
-        failed.map_or(Ok(ended), |error| Err(error.into()))
+        Ok(Ended { leases, sas_closed: done? })
     }
 
     fn refuse(&self, kind: HookKind, request: &Request, refused: &Refused) -> Reply {
@@ -195,6 +200,10 @@ impl Inner {
                 let detail = "another delivery had the same name with another body: somebody \
                               repeats deliveries, or the platform numbers them anew";
                 ("replayed", 409, detail.to_owned(), detail.to_owned())
+            }
+            Refused::UnderWay => {
+                let detail = "this delivery is being handled: deliver it again if that fails";
+                ("under_way", 503, detail.to_owned(), detail.to_owned())
             }
             Refused::NotEnded(error) => {
                 let public = "the leases could not be ended now; deliver it again".to_owned();
@@ -231,6 +240,24 @@ impl Inner {
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Deliveries> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A delivery that is being handled: it may come again unless that was done, whatever ended it.
+struct Handling<'a> {
+    inner: &'a Inner,
+    issuer: &'a str,
+    body: &'a [u8],
+    done: bool,
+}
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        let mut seen = self.inner.seen();
+        match self.done {
+            true => seen.done(self.issuer, self.body),
+            false => seen.failed(self.issuer, self.body),
+        }
     }
 }
 

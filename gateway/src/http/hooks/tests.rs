@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use pki::Lease;
 use pki::enrol::jwt::{ClaimPattern, ClaimRule, Issuer, IssuerKind, JwtAlgorithm, KeySource};
@@ -19,25 +20,41 @@ use crate::test_issuer as oidc;
 const SECRET: &[u8] = b"what the platform signs with";
 const AUDIENCE: &str = "https://gw.example.com:8443";
 
+/// Who ends leases says that it begins, and waits for a word.
+type Held = Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>;
+
 /// Ends leases without tunnels.
 struct Ender {
     authority: Arc<Authority>,
+    held: Held,
     broken: Arc<AtomicBool>,
 }
 
 impl EndLeases for Ender {
-    fn release(&self, lease: &str, cause: &str, actor: &Actor) -> Result<view::Ended, EndError> {
+    fn release(
+        &self,
+        leases: &[String],
+        cause: &str,
+        actor: &Actor,
+    ) -> Result<view::Ended, EndError> {
+        if let Some((begun, go_on)) = &*self.held.lock().unwrap() {
+            begun.send(()).unwrap();
+            go_on.recv().expect("the delivery was given up");
+        }
         if self.broken.load(Ordering::Relaxed) {
             return Err(EndError::NotConfirmed("the data plane does not answer".to_owned()));
         }
-        self.authority.release(lease, cause, actor, now())?;
+        for lease in leases {
+            self.authority.release(lease, cause, actor, now())?;
+        }
         Ok(view::Ended {
-            revoked: 1,
-            leases: vec![lease.to_owned()],
-            sas_closed: 1,
+            revoked: leases.len(),
+            leases: leases.to_vec(),
+            sas_closed: leases.len(),
             crl_number: Some(1),
             elapsed_ms: 1,
             already: false,
+            cancelled: Vec::new(),
             barred: Vec::new(),
             keys_barred: 0,
         })
@@ -52,6 +69,7 @@ struct Fixture {
     service: HookService,
     authority: Arc<Authority>,
     refusals: Arc<Refusals>,
+    held: Held,
     broken: Arc<AtomicBool>,
     runtime: tokio::runtime::Runtime,
     document: Value,
@@ -84,7 +102,12 @@ impl Fixture {
         let authority = Arc::new(authority);
         authority.jwt_keys_fetched(&github, Ok(oidc::jwks(&[&key])), now()).unwrap();
         let (refusals, broken) = (Arc::<Refusals>::default(), Arc::new(AtomicBool::new(false)));
-        let ender = Ender { authority: Arc::clone(&authority), broken: Arc::clone(&broken) };
+        let held = Held::default();
+        let ender = Ender {
+            authority: Arc::clone(&authority),
+            held: Arc::clone(&held),
+            broken: Arc::clone(&broken),
+        };
         let source = |kind: HookKind, iss: &str| HookSource {
             kind,
             issuer: kind.name().to_owned(),
@@ -103,6 +126,7 @@ impl Fixture {
             service,
             authority,
             refusals,
+            held,
             broken,
             runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap(),
             document: serde_json::from_str(OPENAPI).unwrap(),
@@ -206,6 +230,64 @@ fn completed(job: u64) -> Vec<u8> {
     let about = json!({"id": job, "run_id": 7001, "run_attempt": 1});
     let all = json!({"action": "completed", "workflow_job": about, "repository": {"id": 123456}});
     all.to_string().into_bytes()
+}
+
+fn delivered(body: &[u8]) -> Request {
+    let signature = sign(SECRET, body);
+    let headers = [("x-github-event", "workflow_job"), ("x-hub-signature-256", &signature)];
+    request("POST", "/v1/hooks/github", &headers, body)
+}
+
+#[test]
+fn a_delivery_that_is_being_handled_is_not_said_to_be_handled() {
+    let mut fixture = Fixture::new();
+    let (lease, job) = fixture.job();
+    let body = completed(job);
+    let (begun, has_begun) = mpsc::channel();
+    let (go_on, told) = mpsc::channel();
+    *fixture.held.lock().unwrap() = Some((begun, told));
+    let service = fixture.service.clone();
+    let deliver = |service: HookService| {
+        let request = delivered(&body);
+        fixture.runtime.spawn(async move { service.answer(request).await })
+    };
+    // The first never comes to an end: whoever handled it is gone.
+    let first = deliver(service.clone());
+    has_begun.recv().unwrap();
+    let meanwhile = fixture.runtime.block_on(service.answer(delivered(&body)));
+    assert_eq!(meanwhile.status, 503);
+    assert!(meanwhile.headers.iter().any(|(name, _)| *name == "retry-after"), "{meanwhile:?}");
+    drop(go_on);
+    assert_eq!(fixture.runtime.block_on(first).unwrap().status, 500);
+    assert!(fixture.state(&lease).state.is_live());
+    // So it may come again.
+    *fixture.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    fixture.held.clear_poison();
+    let (status, answer) = fixture.github("workflow_job", "d9", &body);
+    assert_eq!((status, &answer["outcome"]), (200, &json!("ended")), "{answer}");
+    assert!(!fixture.state(&lease).state.is_live());
+}
+
+#[test]
+fn a_job_that_is_over_waits_for_no_operator() {
+    let mut fixture = Fixture::new();
+    let mut settings = (*fixture.authority.settings()).clone();
+    settings.roles.get_mut("builder").unwrap().manual = true;
+    fixture.authority.reconfigure(settings).unwrap();
+    let token = fixture.key.sign(&oidc::github(now().secs(), AUDIENCE, "waits"));
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&rcgen::KeyPair::generate().unwrap())
+        .unwrap();
+    let csr = pki::enrol::est::parse_csr(csr.pem().unwrap().as_bytes()).unwrap();
+    let refused = fixture.authority.enrol_with_jwt(None, &token, &csr, None, now()).unwrap_err();
+    let id = refused.pending.unwrap().id;
+    // The job that the issuer for tests signs for.
+    let (status, answer) = fixture.github("workflow_job", "d1", &completed(88_001));
+    assert_eq!((status, &answer["outcome"]), (200, &json!("ended")), "{answer}");
+    assert_eq!(answer["leases"], json!([id]));
+    let pending = fixture.authority.pending_leases(now()).unwrap();
+    assert_eq!(pending[0].state(), "denied");
+    assert!(fixture.actions().iter().any(|(action, _)| action == "hook.job_over"));
 }
 
 #[test]

@@ -29,16 +29,27 @@ impl Authority {
     /// refused anyhow: strangers must not have us fetch for them.
     pub fn jwt_keys_wanted(&self, token: &str, now: UnixTime) -> KeysWanted {
         let settings = self.settings();
+        let text = token;
         let Ok(token) = jws::parse(token) else { return KeysWanted::No };
         let mut trace = Trace::default();
         let Ok(issuer) = recognise(&mut trace, &settings.issuers, &token) else {
             return KeysWanted::No;
         };
         let all = Claims::read(&token.claims);
-        let (verdicts, _) = claims::registered(&token.claims, &all, issuer, now);
-        let hopeless = verdicts.iter().any(|(step, _)| !step.ok)
-            || !issuer.algorithms.contains(&token.algorithm);
-        if hopeless {
+        let failed = |at| {
+            let (verdicts, _) = claims::registered(&token.claims, &all, issuer, at);
+            verdicts.into_iter().find(|(step, _)| !step.ok).map(|(_, code)| code)
+        };
+        let hopeless = match failed(now) {
+            None => false,
+            // Whoever waits for an operator may do so longer than the token lives.
+            Some(RefusalCode::JwtExpired) => match self.reserved_at(text, now) {
+                Ok(Some(at)) => failed(at).is_some(),
+                Ok(None) | Err(_) => true,
+            },
+            Some(_) => true,
+        };
+        if hopeless || !issuer.algorithms.contains(&token.algorithm) {
             return KeysWanted::No;
         }
         lock(&self.keyring).wanted(issuer, token.kid.as_deref(), token.algorithm, now)
@@ -171,14 +182,16 @@ impl Authority {
         let judged = self.jwt_examine(token, role, now);
         // Whoever waits for an operator may do so longer than the token lives: it is judged at the
         // time it was reserved.
-        let judged = match judged {
+        let (judged, reviewed) = match judged {
             Err(refusal) if refusal.code == RefusalCode::JwtExpired => {
                 match self.reserved_at(token, now)? {
-                    Some(at) => self.jwt_examine(token, role, at),
-                    None => Err(refusal),
+                    // Nobody confirms an expired token, and this one was reviewed when it was
+                    // reserved.
+                    Some(at) => (self.jwt_examine(token, role, at), true),
+                    None => (Err(refusal), false),
                 }
             }
-            judged => judged,
+            judged => (judged, false),
         };
         let judged = judged.or_else(|refusal| {
             if refusal.code == RefusalCode::JwtNoRule {
@@ -189,6 +202,9 @@ impl Authority {
             }
             Err(refusal)
         })?;
+        if reviewed {
+            return Ok(judged);
+        }
         self.pass_review(judged, token, &actor, now)
     }
 
@@ -203,11 +219,22 @@ impl Authority {
         client: Option<IpAddr>,
         now: UnixTime,
     ) -> Result<Enrolled, Refusal> {
-        let actor = client.map_or(Actor::System, Actor::Peer);
         // Requests with one token take turns: all but the first would sign in vain.
         let _turn = self.token_turn(&accepted.digest);
+        self.enrol_accepted_in_turn(accepted, csr, client, false, now)
+    }
+
+    /// The same while the token's turn is held. `counted`: the limits know of it already.
+    pub(in crate::enrol) fn enrol_accepted_in_turn(
+        &self,
+        accepted: &Accepted,
+        csr: &Csr,
+        client: Option<IpAddr>,
+        mut counted: bool,
+        now: UnixTime,
+    ) -> Result<Enrolled, Refusal> {
+        let actor = client.map_or(Actor::System, Actor::Peer);
         self.refuse_older(accepted, &csr.spki_sha256, &actor, now)?;
-        let mut counted = false;
         for _ in 0..ATTEMPTS {
             let reserved = if let Some(spent) = self.jwt_spend(&accepted.digest)? {
                 let own = spent.token.is_none() && spent.spki_sha256 == csr.spki_sha256;
@@ -222,14 +249,7 @@ impl Authority {
             } else {
                 None
             };
-            let grant = Grant {
-                role: accepted.role.clone(),
-                door: "jwt",
-                token: None,
-                jwt: Some(accepted),
-                reserved,
-                actor: actor.clone(),
-            };
+            let grant = Grant::of_job(accepted, reserved, actor.clone());
             match self.open_within_limits(&grant, &mut counted, csr, now) {
                 Ok(Some(enrolled)) => {
                     // The lease is durable: what is left over is forgotten another time.
@@ -239,7 +259,8 @@ impl Authority {
                 Ok(None) => {}
                 Err(refusal) => {
                     let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
-                    self.audit_denied(&name, role, csr, &actor, &refusal, now)?;
+                    let key = Some(csr.spki_sha256.as_str());
+                    self.audit_denied(&name, role, key, &actor, &refusal, now)?;
                     return Err(refusal);
                 }
             }

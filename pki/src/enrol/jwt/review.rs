@@ -18,8 +18,11 @@ use crate::time::UnixTime;
 
 /// An answer counts this long: a job that asks twice in a moment is not asked about twice.
 const KEPT: Duration = Duration::from_secs(10);
-/// So long nobody is asked again after there was no answer.
+/// So long nobody is asked again after there was no answer, about any token of the issuer.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// A token is judged by an answer this much longer than it keeps others from asking: between the
+/// two the request waits for its turn.
+const JUDGED_WITHIN: Duration = Duration::from_secs(20);
 /// Answers kept at most.
 const MAX_KEPT: usize = 4_096;
 /// Characters of the cluster's words that are shown.
@@ -78,31 +81,45 @@ pub fn answer(octets: &[u8], audience: &str) -> Reviewed {
     }
 }
 
-/// Answers that count now, by the digest of the token.
+/// Answers that count now.
 #[derive(Debug, Default)]
 pub(crate) struct Reviews {
+    /// By the digest of the token.
     kept: BTreeMap<String, (UnixTime, Reviewed)>,
+    /// By the name of the issuer: why its cluster gave none.
+    silent: BTreeMap<String, (UnixTime, String)>,
 }
 
 impl Reviews {
-    fn keep(&mut self, digest: String, reviewed: Reviewed, now: UnixTime) {
-        let time = match reviewed {
-            Reviewed::Unreachable(_) => LEFT_ALONE,
-            _ => KEPT,
-        };
-        if self.kept.len() >= MAX_KEPT {
-            self.kept.retain(|_, (until, _)| now < *until && *until <= now.plus(KEPT));
+    fn keep(&mut self, issuer: &str, digest: String, reviewed: Reviewed, now: UnixTime) {
+        if let Reviewed::Unreachable(why) = reviewed {
+            self.silent.insert(issuer.to_owned(), (now.plus(LEFT_ALONE), why));
+            return;
         }
-        if self.kept.len() < MAX_KEPT {
-            self.kept.insert(digest, (now.plus(time), reviewed));
+        self.silent.remove(issuer);
+        if self.kept.len() >= MAX_KEPT {
+            self.kept.retain(|_, (until, _)| counts(*until, JUDGED_WITHIN, now));
+        }
+        if self.kept.len() < MAX_KEPT || self.kept.contains_key(&digest) {
+            self.kept.insert(digest, (now.plus(KEPT), reviewed));
         }
     }
 
-    fn get(&self, digest: &str, now: UnixTime) -> Option<&Reviewed> {
-        // A clock that was set back must not keep an answer.
-        let fresh = |until: UnixTime| now < until && until <= now.plus(KEPT);
-        self.kept.get(digest).filter(|(until, _)| fresh(*until)).map(|(_, reviewed)| reviewed)
+    /// What is known of a token; what ended longer than `late` ago is not.
+    fn get(&self, issuer: &str, digest: &str, late: Duration, now: UnixTime) -> Option<Reviewed> {
+        let kept = self.kept.get(digest).filter(|(until, _)| counts(*until, late, now));
+        let silent = || {
+            let (_, why) =
+                self.silent.get(issuer).filter(|(until, _)| counts(*until, late, now))?;
+            Some(Reviewed::Unreachable(why.clone()))
+        };
+        kept.map(|(_, reviewed)| reviewed.clone()).or_else(silent)
     }
+}
+
+fn counts(until: UnixTime, late: Duration, now: UnixTime) -> bool {
+    // A clock that was set back must not keep an answer.
+    now < until.plus(late) && until <= now.plus(KEPT)
 }
 
 impl Authority {
@@ -117,13 +134,13 @@ impl Authority {
         let judged = genuine(&mut Trace::default(), &settings.issuers, keys, token, now);
         let Genuine { issuer, .. } = judged.ok()?;
         issuer.review.as_ref()?;
-        let known = lock(&self.reviews).get(&digest(token), now).is_some();
-        (!known).then(|| issuer.clone())
+        let known = lock(&self.reviews).get(&issuer.name, &digest(token), Duration::ZERO, now);
+        known.is_none().then(|| issuer.clone())
     }
 
-    /// Takes what the cluster said of a token.
-    pub fn jwt_reviewed(&self, token: &str, reviewed: Reviewed, now: UnixTime) {
-        lock(&self.reviews).keep(digest(token), reviewed, now);
+    /// Takes what the cluster of its issuer said of a token.
+    pub fn jwt_reviewed(&self, issuer: &Issuer, token: &str, reviewed: Reviewed, now: UnixTime) {
+        lock(&self.reviews).keep(&issuer.name, digest(token), reviewed, now);
     }
 
     /// Whether the cluster lets a token pass that is good otherwise.
@@ -139,7 +156,8 @@ impl Authority {
         let Some(review) = issuer.and_then(|issuer| issuer.review.as_ref()) else {
             return Ok(accepted);
         };
-        let reviewed = lock(&self.reviews).get(&digest(token), now).cloned();
+        let reviewed =
+            lock(&self.reviews).get(&accepted.issuer, &digest(token), JUDGED_WITHIN, now);
         let refused = |code, found: &str, detail: String| {
             let mut trace = Trace { issuer: Some(accepted.issuer.clone()), ..Trace::default() };
             trace.token.push(Step::new("signature", true, "by a key of the issuer", None));
@@ -147,7 +165,7 @@ impl Authority {
             trace.token.push(Step::new("review", false, "a token that the cluster knows", found));
             Refusal::new(code, detail).with_trace(trace)
         };
-        match reviewed {
+        match &reviewed {
             Some(Reviewed::Good) => Ok(accepted),
             Some(Reviewed::Denied(why)) => {
                 let detail = format!(
@@ -155,25 +173,26 @@ impl Authority {
                      account may be deleted; enrol from a pod that runs",
                     accepted.issuer
                 );
-                let refusal = refused(RefusalCode::JwtReviewDenied, &why, detail);
+                let refusal = refused(RefusalCode::JwtReviewDenied, why, detail);
                 let (name, role) = (accepted.name(), Some(accepted.role.as_str()));
                 self.audit_refusal("token.use", &name, role, None, actor, &refusal, now)?;
                 Err(refusal)
             }
-            unanswered => {
-                let why = match unanswered {
-                    Some(Reviewed::Unreachable(why)) => why,
-                    _ => "it was not asked".to_owned(),
+            Some(Reviewed::Unreachable(_)) | None if review.strict || reviewed.is_none() => {
+                let why = match &reviewed {
+                    Some(Reviewed::Unreachable(why)) => why.as_str(),
+                    // That is no reason to accept what it may have denied.
+                    _ => "it was not asked in time",
                 };
-                if review.strict {
-                    let detail = format!(
-                        "the cluster of issuer {} cannot be asked about the token ({why}): see that \
-                         the gateway reaches {}, or set unreachable = \"accept\"",
-                        accepted.issuer, review.url
-                    );
-                    return Err(refused(RefusalCode::JwtReviewUnavailable, "no answer", detail)
-                        .after(LEFT_ALONE));
-                }
+                let detail = format!(
+                    "the cluster of issuer {} does not answer about the token ({why}): see that the \
+                     gateway reaches {}, or set unreachable = \"accept\"",
+                    accepted.issuer, review.url
+                );
+                Err(refused(RefusalCode::JwtReviewUnavailable, "no answer", detail)
+                    .after(LEFT_ALONE))
+            }
+            Some(Reviewed::Unreachable(_)) | None => {
                 let event = AuditEvent::new("token.review", actor, now)
                     .object(&accepted.issuer)
                     .refused("unreachable");
@@ -227,13 +246,37 @@ mod tests {
     fn answers_count_briefly_and_are_bounded() {
         let at = UnixTime::from_secs;
         let mut reviews = Reviews::default();
-        reviews.keep("a".to_owned(), Reviewed::Good, at(100));
-        assert_eq!(reviews.get("a", at(109)), Some(&Reviewed::Good));
-        assert_eq!(reviews.get("a", at(110)), None);
-        assert_eq!(reviews.get("a", at(50)), None, "the clock was set back");
+        reviews.keep("k8s", "a".to_owned(), Reviewed::Good, at(100));
+        let asked = |reviews: &Reviews, now| reviews.get("k8s", "a", Duration::ZERO, now);
+        assert_eq!(asked(&reviews, at(109)), Some(Reviewed::Good));
+        assert_eq!(asked(&reviews, at(110)), None);
+        assert_eq!(asked(&reviews, at(50)), None, "the clock was set back");
+        // Whoever was told at the last moment that it is known is judged by it still.
+        let judged = |now| reviews.get("k8s", "a", JUDGED_WITHIN, now);
+        assert_eq!(judged(at(129)), Some(Reviewed::Good));
+        assert_eq!((judged(at(130)), judged(at(50))), (None, None));
         for n in 0..2 * MAX_KEPT {
-            reviews.keep(n.to_string(), Reviewed::Good, at(100));
+            reviews.keep("k8s", n.to_string(), Reviewed::Good, at(100));
         }
         assert!(reviews.kept.len() <= MAX_KEPT);
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_answer_is_left_alone_about_all_its_tokens() {
+        let at = UnixTime::from_secs;
+        let mut reviews = Reviews::default();
+        let denied = Reviewed::Denied("gone".to_owned());
+        let silent = Reviewed::Unreachable("no answer".to_owned());
+        reviews.keep("k8s", "gone".to_owned(), denied.clone(), at(100));
+        reviews.keep("k8s", "a".to_owned(), silent.clone(), at(101));
+        let get = |reviews: &Reviews, issuer, token, now| {
+            reviews.get(issuer, token, Duration::ZERO, at(now))
+        };
+        assert_eq!(get(&reviews, "k8s", "b", 105), Some(silent));
+        assert_eq!(get(&reviews, "k8s", "b", 106), None);
+        assert_eq!(get(&reviews, "other", "b", 105), None, "another cluster");
+        assert_eq!(get(&reviews, "k8s", "gone", 105), Some(denied), "what it said still counts");
+        reviews.keep("k8s", "c".to_owned(), Reviewed::Good, at(102));
+        assert_eq!(get(&reviews, "k8s", "b", 103), None, "it answers again");
     }
 }

@@ -232,7 +232,7 @@ fn already_spent(accepted: &Accepted, spent: &JwtSpend, asking: &str) -> Refusal
         Some(token) => format!("was exchanged for token {token} at {at}"),
         None => format!("opened lease {lease_id} at {at}"),
     };
-    let mut step = Step::new("spent", false, "a token that opened no lease", Some(found));
+    let mut step = Step::new("spent", false, "a token that opened no lease", Some(found.clone()));
     let refusal = if let Some(token) = spent.token.as_ref().filter(|_| spki_sha256 == asking) {
         step.hint = Some("use the token it was exchanged for".to_owned());
         Refusal::new(
@@ -253,14 +253,21 @@ fn already_spent(accepted: &Accepted, spent: &JwtSpend, asking: &str) -> Refusal
         )
     } else {
         // Which lease is no business of whoever copied the token.
-        step.found = Some(format!("opened a lease at {at}"));
+        step.found = Some(match &spent.token {
+            Some(_) => format!("was exchanged at {at}"),
+            None => format!("opened a lease at {at}"),
+        });
         step.hint = Some("another key asks".to_owned());
+        let asking = match asking {
+            "" => "for a key that is made here".to_owned(),
+            hash => format!("with key sha256:{hash}"),
+        };
         Refusal::new(
             RefusalCode::TokenReplay,
             format!(
-                "token {name} of issuer {} opened lease {lease_id} at {at} for key \
-                 sha256:{spki_sha256} and is now presented with key sha256:{asking}: somebody may have \
-                 copied it; look at what its job prints, or ask for one token for each key",
+                "token {name} of issuer {} {found} for key sha256:{spki_sha256} and is now presented \
+                 {asking}: somebody may have copied it; look at what its job prints, \
+                 or ask for one token for each key",
                 accepted.issuer
             ),
         )

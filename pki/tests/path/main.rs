@@ -1,13 +1,15 @@
 //! Path validation after RFC 5280 6.1, rule by rule, and beside webpki on what both can judge.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod alike;
+#[path = "../common/mod.rs"]
 mod common;
 
 use common::*;
 use pki::validate::verify_peer;
 use pki::*;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CidrSubnet, CustomExtension, DnType,
     ExtendedKeyUsagePurpose as Eku, GeneralSubtree, IsCa, KeyPair, KeyUsagePurpose,
     NameConstraints, SanType,
 };
@@ -254,8 +256,7 @@ fn name_constraints_of_every_form() {
         name.push(DnType::OrganizationName, organisation);
         GeneralSubtree::DirectoryName(name)
     };
-    let network =
-        || GeneralSubtree::IpAddress(rcgen::CidrSubnet::from_v4_prefix([10, 77, 0, 0], 16));
+    let network = || GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix([10, 77, 0, 0], 16));
     let ip = |text: &str| SanType::IpAddress(text.parse().unwrap());
     let email = |text: &str| SanType::Rfc822Name(text.try_into().unwrap());
     let uri = |text: &str| SanType::URI(text.try_into().unwrap());
@@ -483,133 +484,4 @@ fn rsa_chains() {
 fn real_now() -> UnixTime {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     UnixTime::from_secs(since.as_secs() as i64)
-}
-
-/// Some thousand decisions from one number.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-
-    fn once_in(&mut self, times: u64) -> bool {
-        self.roll(times) == 0
-    }
-}
-
-/// Every chain that webpki can judge gets the same verdict here. It does not look at key usage, key
-/// identifiers and an anchor's path length, and refuses critical policies: those are left out.
-#[test]
-fn what_webpki_judges_we_judge_alike() {
-    let mut dice = Dice(20_261_122);
-    let (mut accepted, mut refused) = (0, 0);
-    for round in 0..400 {
-        let root_ca = root(|p| limit(&mut dice, p));
-        let other = root(|_| {});
-        let depth = dice.roll(4) as usize;
-        let mut cas: Vec<Ca> = Vec::new();
-        for level in 0..depth {
-            let issuer = cas.last().unwrap_or(&root_ca);
-            let ca = below(issuer, &format!("CA {level}"), |p| spoil_ca(&mut dice, p));
-            cas.push(ca);
-        }
-        let leaf_der = leaf(cas.last().unwrap_or(&root_ca), |p| spoil_leaf(&mut dice, p));
-        let mut chain: Vec<Vec<u8>> =
-            std::iter::once(leaf_der).chain(cas.iter().rev().map(der)).collect();
-        if dice.once_in(8) {
-            chain.push(der(&root_ca));
-        }
-        if chain.len() > 2 && dice.once_in(4) {
-            let last = chain.len() - 1;
-            chain.swap(1, last);
-        }
-        if chain.len() > 1 && dice.once_in(16) {
-            chain.remove(1);
-        }
-        if dice.once_in(16) {
-            let victim = dice.roll(chain.len() as u64) as usize;
-            let position = chain[victim].len() - 1;
-            chain[victim][position] ^= 1;
-        }
-        let anchor = if dice.once_in(16) { &other } else { &root_ca };
-        let ours = verify(&chain, anchor);
-        let theirs = webpki_verdict(&chain, &der(anchor));
-        assert_eq!(ours.is_ok(), theirs.is_ok(), "round {round}: {ours:?}\n{theirs:?}");
-        if ours.is_ok() { accepted += 1 } else { refused += 1 }
-    }
-    assert!(accepted > 100 && refused > 100, "{accepted} accepted, {refused} refused");
-}
-
-/// Name constraints that the leaf may or may not meet.
-fn limit(dice: &mut Dice, params: &mut CertificateParams) {
-    if !dice.once_in(4) {
-        return;
-    }
-    let domain = ["example.com", "r-1.example.com", "example.org"][dice.roll(3) as usize];
-    let subtree = vec![GeneralSubtree::DnsName(domain.to_owned())];
-    params.name_constraints = Some(match dice.once_in(3) {
-        true => NameConstraints { permitted_subtrees: vec![], excluded_subtrees: subtree },
-        false => NameConstraints { permitted_subtrees: subtree, excluded_subtrees: vec![] },
-    });
-}
-
-fn spoil_ca(dice: &mut Dice, params: &mut CertificateParams) {
-    limit(dice, params);
-    if dice.once_in(4) {
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(dice.roll(3) as u8));
-    }
-    if dice.once_in(24) {
-        params.is_ca = IsCa::ExplicitNoCa;
-    }
-    if dice.once_in(8) {
-        let usages = [Eku::ClientAuth, Eku::ServerAuth, Eku::Any];
-        params.extended_key_usages = vec![usages[dice.roll(2) as usize].clone()];
-    }
-    if dice.once_in(24) {
-        params.not_after = params.not_before + std::time::Duration::from_secs(60);
-    }
-    if dice.once_in(24) {
-        unknown(dice, params);
-    }
-}
-
-fn spoil_leaf(dice: &mut Dice, params: &mut CertificateParams) {
-    if dice.once_in(12) {
-        params.extended_key_usages = vec![Eku::ServerAuth];
-    }
-    if dice.once_in(12) {
-        params.extended_key_usages.clear();
-    }
-    if dice.once_in(24) {
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    }
-    if dice.once_in(24) {
-        params.not_before = params.not_after - std::time::Duration::from_secs(60);
-    }
-    if dice.once_in(12) {
-        unknown(dice, params);
-    }
-}
-
-fn unknown(dice: &mut Dice, params: &mut CertificateParams) {
-    let mut extension = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 9999, 1], vec![5, 0]);
-    extension.set_criticality(dice.once_in(2));
-    params.custom_extensions = vec![extension];
-}
-
-fn webpki_verdict(chain: &[Vec<u8>], anchor: &[u8]) -> Result<(), webpki::Error> {
-    use rustls_pki_types::{CertificateDer, UnixTime as Time};
-    let ders: Vec<CertificateDer<'_>> =
-        chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
-    let anchor = CertificateDer::from(anchor);
-    let trust = [webpki::anchor_from_trusted_cert(&anchor)?];
-    let leaf = webpki::EndEntityCert::try_from(&ders[0])?;
-    let seconds = std::time::Duration::from_secs(NOW.secs().unsigned_abs());
-    let time = Time::since_unix_epoch(seconds);
-    let usage = webpki::KeyUsage::client_auth();
-    let algorithms = webpki::ALL_VERIFICATION_ALGS;
-    leaf.verify_for_usage(algorithms, &trust, &ders[1..], time, usage, None, None).map(drop)
 }

@@ -1,8 +1,9 @@
 //! Moves an installed child to other outer addresses (MOBIKE, NAT rebinding) without a packet
 //! lost or sent in clear.
 
+use super::KernelPlane;
+use super::apply::Step;
 use super::encode::{self, Half, Sequence};
-use super::{KernelPlane, Step};
 use crate::error::PlaneError;
 use crate::model::{ChildId, ChildSpec, Hosts};
 

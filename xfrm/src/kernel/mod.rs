@@ -17,36 +17,39 @@
 //! move of the peer: new outbound SA, policy, then the old one goes. Keys stay here for moves
 //! and are never read back from the kernel.
 
+mod apply;
+mod check;
 mod decode;
 mod encode;
 mod events;
 mod hosts;
+mod lifecycle;
+mod policies;
+mod stats;
 mod suites;
 #[cfg(any(test, feature = "fuzzing"))]
 mod targets;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use ipnet::IpNet;
 use ring::rand::{SecureRandom, SystemRandom};
 
-use self::decode::SaState;
+use self::apply::Step;
 use self::encode::{Context, Half, Sequence};
 use self::events::{Index, Threads};
+use self::policies::{Sender, inner_networks};
 pub(crate) use self::suites::try_esp;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use self::targets::kernel_message;
 #[cfg(test)]
 pub(crate) use self::targets::samples;
 use crate::Dataplane;
-use crate::dataplane::EventSink;
 use crate::error::PlaneError;
 use crate::model::{
-    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, Mode, PlaneKind, PlaneStats, Spi, Usage,
+    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, PlaneKind, PlaneStats, Spi, Usage,
 };
-use crate::netlink::{Message, Netlink, Protocol, Refusal};
+use crate::netlink::Netlink;
 use crate::route::RouteSocket;
 use crate::udp::UdpPort;
 
@@ -76,9 +79,6 @@ pub fn if_id_for(interface: &str) -> u32 {
     hash.max(1)
 }
 
-/// Prefixes behind one peer at most: each is a policy.
-const MAX_NETWORKS: usize = 128;
-
 /// The kernel data plane.
 #[derive(Debug)]
 pub struct KernelPlane {
@@ -96,350 +96,10 @@ pub struct KernelPlane {
     reserved: BTreeSet<Spi>,
 }
 
-/// Who sends to an inner address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sender {
-    child: ChildId,
-    policy: u32,
-}
-
-/// One request of a sequence, and how to take it back.
-struct Step {
-    what: String,
-    message: Message,
-    undo: Option<Message>,
-}
-
 impl KernelPlane {
-    /// Makes the xfrm interface (down; the tunnel's network brings it up), removes what a killed
-    /// instance with the same `if_id` left, and installs the inbound policies.
-    ///
-    /// # Errors
-    /// [`PlaneError::Unsupported`] when the kernel has no ESP; [`PlaneError::Conflict`] when the
-    /// interface name is somebody else's; otherwise the kernel's refusal.
-    pub fn open(config: KernelConfig, sink: &EventSink) -> Result<Self, PlaneError> {
-        let mut routes = RouteSocket::open()?;
-        if let Some(link) = routes.link(&config.interface)? {
-            if link.xfrm_if_id != Some(config.if_id) {
-                return Err(PlaneError::Conflict(format!(
-                    "interface {} exists and is not Runnel's; choose another name or remove it",
-                    config.interface
-                )));
-            }
-            routes.delete_link(&config.interface)?;
-        }
-        routes.add_xfrm_interface(&config.interface, config.if_id)?;
-        let interface = config.interface.clone();
-        match Self::on_interface(config, sink) {
-            Ok(mut plane) => {
-                plane.owns_interface = true;
-                if plane.suites.is_empty() {
-                    plane.shutdown()?;
-                    return Err(PlaneError::Unsupported {
-                        plane: PlaneKind::Kernel.name(),
-                        what: "encrypt".to_owned(),
-                        fix: "use a kernel with ESP and AES-GCM, or dataplane = \"userspace\"",
-                    });
-                }
-                Ok(plane)
-            }
-            Err(error) => {
-                if let Err(second) = routes.delete_link(&interface) {
-                    tracing::warn!(error = %second, "interface not removed after a failed start");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// As [`Self::open`], on an interface somebody else made and keeps. Works without ESP in the
-    /// kernel, with no suite then.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn on_interface(config: KernelConfig, sink: &EventSink) -> Result<Self, PlaneError> {
-        let mut netlink = Netlink::open(Protocol::Xfrm)?;
-        let sa_dir = matches!(
-            netlink.try_query(encode::ask_for_direction())?,
-            Err(refusal) if refusal.errno == libc::EINVAL
-        );
-        let context = Context { if_id: config.if_id, sa_dir };
-        let suites = suites::supported(&mut netlink, context)?;
-        let index = Index::default();
-        let threads = Threads::start(&index, config.if_id, config.ports, sink)?;
-        let mut plane = Self {
-            netlink,
-            context,
-            interface: config.interface,
-            owns_interface: false,
-            suites,
-            index,
-            threads: Some(threads),
-            children: BTreeMap::new(),
-            senders: BTreeMap::new(),
-            policies_made: 0,
-            reserved: BTreeSet::new(),
-        };
-        plane.purge()?;
-        let steps = encode::wide_policies(context)
-            .into_iter()
-            .map(|message| Step {
-                what: "install an inbound policy".to_owned(),
-                message,
-                undo: None,
-            })
-            .collect();
-        if let Err(error) = plane.run(steps) {
-            if let Err(second) = plane.purge() {
-                tracing::warn!(error = %second, "policies not removed after a failed start");
-            }
-            return Err(error);
-        }
-        Ok(plane)
-    }
-
-    /// Runs requests in one batch; after a refusal takes back, newest first, what took effect.
-    fn run(&mut self, steps: Vec<Step>) -> Result<(), PlaneError> {
-        let (mut whats, mut messages, mut undos) = (Vec::new(), Vec::new(), Vec::new());
-        for step in steps {
-            whats.push(step.what);
-            messages.push(step.message);
-            undos.push(step.undo);
-        }
-        let results = self.netlink.batch(messages)?;
-        let mut first = None;
-        let mut done = Vec::new();
-        for ((result, what), undo) in results.into_iter().zip(whats).zip(undos) {
-            match result {
-                Ok(()) => done.extend(undo),
-                Err(refusal) => {
-                    first.get_or_insert_with(|| refusal.into_error(what));
-                }
-            }
-        }
-        match first {
-            None => Ok(()),
-            Some(error) => {
-                done.reverse();
-                for result in self.netlink.batch(done)? {
-                    if let Err(refusal) = result {
-                        tracing::warn!(%refusal, "could not take back a part of a failed change");
-                    }
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Runs deletions; what is gone already is as good.
-    fn run_deletions(&mut self, what: &str, messages: Vec<Message>) -> Result<(), PlaneError> {
-        let gone = |refusal: &Refusal| matches!(refusal.errno, libc::ESRCH | libc::ENOENT);
-        let results = self.netlink.batch(messages)?;
-        match results.into_iter().filter_map(Result::err).find(|refusal| !gone(refusal)) {
-            Some(refusal) => Err(refusal.into_error(what)),
-            None => Ok(()),
-        }
-    }
-
-    /// Removes every policy and SA with our `if_id`; returns how many there were.
-    fn purge(&mut self) -> Result<usize, PlaneError> {
-        let ours = self.context.if_id;
-        let policies =
-            self.netlink.dump("list policies", &encode::dump_policies(), |_, payload| {
-                decode::policy(payload).map(|policy| (policy.if_id == ours).then_some(policy))
-            })?;
-        let sas = self.dump_sas()?;
-        let found = policies.len() + sas.len();
-        let mut messages: Vec<Message> = policies
-            .into_iter()
-            .map(|policy| encode::delete_policy_by_index(self.context, policy.index))
-            .collect();
-        messages.extend(sas.into_iter().map(|sa| encode::delete_sa(sa.destination, sa.spi)));
-        self.run_deletions("remove an SA or policy", messages)?;
-        Ok(found)
-    }
-
-    fn dump_sas(&mut self) -> Result<Vec<SaState>, PlaneError> {
-        let ours = self.context.if_id;
-        self.netlink.dump("list SAs", &encode::dump_sas(), |_, payload| {
-            decode::sa(payload).map(|sa| (sa.if_id == ours).then_some(sa))
-        })
-    }
-
-    /// One SA's state; `None` when the kernel no longer has it.
-    fn state(&mut self, destination: IpAddr, spi: Spi) -> Result<Option<SaState>, PlaneError> {
-        match self.netlink.try_query(encode::get_sa(destination, spi))? {
-            Ok((_, payload)) => decode::sa(&payload).map(Some),
-            Err(refusal) if refusal.errno == libc::ESRCH => Ok(None),
-            Err(refusal) => Err(refusal.into_error(format!("show SA {spi}"))),
-        }
-    }
-
     fn known(&self, child: ChildId) -> Result<&ChildSpec, PlaneError> {
         self.children.get(&child).ok_or_else(|| PlaneError::Unknown(format!("child {}", child.0)))
     }
-
-    /// The requests that make a child the sender for its inner addresses, each with its reversal,
-    /// and who sends then.
-    fn policy_steps(
-        &mut self,
-        spec: &ChildSpec,
-        hosts: &Hosts,
-        inners: &[IpNet],
-    ) -> (Vec<Step>, Vec<(IpNet, Sender)>) {
-        let mut steps = Vec::with_capacity(inners.len());
-        let mut senders = Vec::with_capacity(inners.len());
-        for &inner in inners {
-            let former = self.senders.get(&inner).copied();
-            let policy = former.map_or_else(|| self.next_index(), |sender| sender.policy);
-            let before = former.and_then(|sender| self.children.get(&sender.child));
-            let undo = match before {
-                Some(before) => encode::outbound_policy(
-                    self.context,
-                    before,
-                    &before.hosts,
-                    inner,
-                    policy,
-                    true,
-                ),
-                None => encode::delete_outbound_policy(self.context, inner),
-            };
-            let message =
-                encode::outbound_policy(self.context, spec, hosts, inner, policy, before.is_some());
-            let what = format!("install the outbound policy for {inner}");
-            steps.push(Step { what, message, undo: Some(undo) });
-            senders.push((inner, Sender { child: spec.id, policy }));
-        }
-        (steps, senders)
-    }
-
-    fn next_index(&mut self) -> u32 {
-        self.policies_made = self.policies_made.wrapping_add(1);
-        encode::outbound_index(self.policies_made)
-    }
-
-    /// Inner addresses of a child for which it is the sender now.
-    fn sends_to(&self, spec: &ChildSpec) -> Vec<IpNet> {
-        let mut inners = inner_networks(spec);
-        inners.retain(|inner| self.senders.get(inner).is_some_and(|s| s.child == spec.id));
-        inners
-    }
-
-    /// Deletes the outbound policies of inner addresses.
-    fn delete_policies(&mut self, inners: &[IpNet]) -> Result<(), PlaneError> {
-        const WHAT: &str = "remove an outbound policy";
-        let doomed: Vec<(IpNet, u32)> = inners
-            .iter()
-            .filter_map(|inner| self.senders.get(inner).map(|sender| (*inner, sender.policy)))
-            .collect();
-        let messages = doomed
-            .iter()
-            .map(|(_, index)| encode::delete_policy_by_index(self.context, *index))
-            .collect();
-        for (result, (inner, _)) in self.netlink.batch(messages)?.into_iter().zip(&doomed) {
-            match result {
-                Ok(()) => {}
-                // The index was a stranger's already, so the kernel chose another.
-                Err(refusal) if refusal.errno == libc::ENOENT => {
-                    let message = encode::delete_outbound_policy(self.context, *inner);
-                    self.run_deletions(WHAT, vec![message])?;
-                }
-                Err(refusal) => return Err(refusal.into_error(WHAT)),
-            }
-            self.senders.remove(inner);
-        }
-        Ok(())
-    }
-
-    fn check(&self, spec: &ChildSpec) -> Result<(), PlaneError> {
-        let unsupported = |what: String, fix| PlaneError::Unsupported {
-            plane: PlaneKind::Kernel.name(),
-            what,
-            fix,
-        };
-        if self.children.contains_key(&spec.id) {
-            return Err(PlaneError::Conflict(format!("child {} is already installed", spec.id.0)));
-        }
-        if self.index.is_inbound(spec.spi_in) {
-            return Err(PlaneError::Conflict(format!("inbound SPI {} is in use", spec.spi_in)));
-        }
-        for keys in [&spec.keys_in, &spec.keys_out] {
-            if (keys.encr.len(), keys.integ.len()) != spec.suite.key_lengths() {
-                return Err(PlaneError::Conflict(format!(
-                    "keys of child {} do not have the lengths of {}",
-                    spec.id.0,
-                    spec.suite.name()
-                )));
-            }
-        }
-        if spec.hosts.local.is_ipv4() != spec.hosts.remote.is_ipv4() {
-            return Err(PlaneError::Conflict(format!(
-                "outer addresses {} and {} are of different families",
-                spec.hosts.local, spec.hosts.remote
-            )));
-        }
-        if spec.mode != Mode::Tunnel {
-            return Err(unsupported("do transport mode".to_owned(), "negotiate tunnel mode"));
-        }
-        if spec.replay_window > MAX_WINDOW {
-            return Err(unsupported(
-                format!("keep a replay window of {}", spec.replay_window),
-                "choose at most 4096",
-            ));
-        }
-        if inner_networks(spec).len() > MAX_NETWORKS {
-            return Err(unsupported(
-                format!("route more than {MAX_NETWORKS} networks to one peer"),
-                "name whole networks instead of odd ranges",
-            ));
-        }
-        Ok(())
-    }
-
-    fn usage_of(&mut self, spec: &ChildSpec) -> Result<Usage, PlaneError> {
-        let inbound = self.state(spec.hosts.local.ip(), spec.spi_in)?;
-        let outbound = self.state(spec.hosts.remote.ip(), spec.spi_out)?;
-        Ok(usage(inbound.as_ref(), outbound.as_ref()))
-    }
-}
-
-fn usage(inbound: Option<&SaState>, outbound: Option<&SaState>) -> Usage {
-    let mut usage = Usage::default();
-    if let Some(sa) = inbound {
-        usage.bytes_in = sa.bytes;
-        usage.packets_in = sa.packets;
-        usage.drops_replay = sa.drops_replay;
-        usage.drops_auth = sa.drops_auth;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        usage.idle_in_micros =
-            sa.last_used.map(|at| now.saturating_sub(at).saturating_mul(1_000_000));
-    }
-    if let Some(sa) = outbound {
-        usage.bytes_out = sa.bytes;
-        usage.packets_out = sa.packets;
-        usage.seq_out = sa.sequence.sent;
-    }
-    usage
-}
-
-/// The peer's inner addresses as the prefixes that policies are made of.
-fn inner_networks(spec: &ChildSpec) -> Vec<IpNet> {
-    let mut networks: Vec<IpNet> = Vec::new();
-    for selector in &spec.remote_selectors {
-        match (selector.start, selector.end) {
-            (IpAddr::V4(start), IpAddr::V4(end)) => {
-                networks.extend(Ipv4Subnets::new(start, end, 0).map(IpNet::V4));
-            }
-            (IpAddr::V6(start), IpAddr::V6(end)) => {
-                networks.extend(Ipv6Subnets::new(start, end, 0).map(IpNet::V6));
-            }
-            // Mixed families match nothing.
-            _ => {}
-        }
-    }
-    networks.sort();
-    networks.dedup();
-    networks
 }
 
 impl Dataplane for KernelPlane {
@@ -576,7 +236,7 @@ impl Dataplane for KernelPlane {
     fn stats(&self) -> PlaneStats {
         // Of the whole namespace: the kernel has no finer ones.
         let text = std::fs::read_to_string("/proc/thread-self/net/xfrm_stat").unwrap_or_default();
-        PlaneStats { drops: parse_stats(&text) }
+        PlaneStats { drops: stats::parse_stats(&text) }
     }
 
     fn shutdown(&mut self) -> Result<(), PlaneError> {
@@ -594,41 +254,6 @@ impl Dataplane for KernelPlane {
         }
         Ok(())
     }
-}
-
-/// Turns `/proc/net/xfrm_stat` into drop counters by reason; several of the kernel's counters
-/// make one of ours.
-fn parse_stats(text: &str) -> Vec<(&'static str, u64)> {
-    let mut drops: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(name), Some(value)) = (words.next(), words.next()) else {
-            continue;
-        };
-        let reason = match name {
-            "XfrmInNoStates" | "XfrmOutNoStates" | "XfrmAcquireError" => "no_sa",
-            "XfrmInStateSeqError" | "XfrmOutStateSeqError" => "replay",
-            "XfrmInStateProtoError" | "XfrmOutStateProtoError" => "auth",
-            "XfrmInHdrError" | "XfrmInBufferError" => "malformed",
-            "XfrmInStateMismatch" => "ts",
-            "XfrmInTmplMismatch" | "XfrmInNoPols" | "XfrmInPolBlock" | "XfrmInPolError"
-            | "XfrmOutPolBlock" | "XfrmOutPolError" | "XfrmFwdHdrError" => "policy",
-            "XfrmInStateExpired"
-            | "XfrmOutStateExpired"
-            | "XfrmInStateInvalid"
-            | "XfrmOutStateInvalid" => "expired",
-            "XfrmInError"
-            | "XfrmOutError"
-            | "XfrmOutBundleGenError"
-            | "XfrmOutBundleCheckError"
-            | "XfrmOutStateModeError"
-            | "XfrmInStateModeError" => "other",
-            _ => continue,
-        };
-        let count = drops.entry(reason).or_default();
-        *count = count.saturating_add(value.parse().unwrap_or_default());
-    }
-    drops.into_iter().collect()
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! The plane on a real kernel, as far as it needs no ESP there.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::stats::parse_stats;
 use super::*;
-use crate::dataplane::PlaneEvent;
+use crate::dataplane::{EventSink, PlaneEvent};
 use crate::model::{Limits, Mode, SaKeys, Selector};
+use crate::netlink::Message;
 use crate::netns::in_fresh_namespace;
 
 /// Runs a test in a fresh namespace with a plane on its `lo` (this needs no xfrm interface).

@@ -1,5 +1,6 @@
 //! The contract every data plane keeps.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -42,13 +43,15 @@ pub enum PlaneEvent {
         /// The new outer address and port of the peer.
         remote: SocketAddr,
     },
-    /// A packet matched an outbound policy that has no SA.
+    /// A packet matched an outbound policy that has no SA: the sender's outbound half is gone, or
+    /// is being replaced at this moment. [`Dataplane::resync`] tells which.
     Acquire {
+        /// Whose policy it is, when that is known.
+        child: Option<ChildId>,
         /// Inner destination.
         destination: IpAddr,
     },
-    /// Events may have been lost (ENOBUFS); the control plane must compare its state with
-    /// [`Dataplane::children`].
+    /// Events may have been lost (ENOBUFS); [`Dataplane::resync`] makes up for them.
     Lost,
 }
 
@@ -87,14 +90,39 @@ pub trait Dataplane: Send {
 
     /// Takes over a child that an earlier run of this instance installed under the same keys: what it
     /// sends goes on above every sequence number used, and what was accepted is not accepted again.
+    /// Where the SAs themselves outlived the process (in the kernel) they stay: only what differs
+    /// from `spec` is changed, the outer addresses and who sends; `first_seq_out` and `limits` have no
+    /// effect then.
     ///
-    /// `false` when nothing is left of it, or when this plane keeps nothing beyond its process.
+    /// `false` when nothing is left of it, or no whole child (what was there is gone then), or when
+    /// this plane keeps nothing beyond its process.
     ///
     /// # Errors
     /// As [`Dataplane::install`]; nothing of the child stays then.
     fn adopt(&mut self, spec: &ChildSpec) -> Result<bool, PlaneError> {
         let _ = spec;
         Ok(false)
+    }
+
+    /// Ends the taking over: removes what an earlier run left and nobody adopted, and returns how
+    /// many SAs and policies that were.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn reconcile(&mut self) -> Result<usize, PlaneError> {
+        Ok(0)
+    }
+
+    /// Makes up for events that were lost: compares every child with what is really installed and
+    /// returns what should have been reported. A child past its limits, or gone, is
+    /// [`PlaneEvent::Expire`] again at each call until the control plane has acted on it. Mappings
+    /// are not among them: they are repeated for as long as packets come from the new address. A
+    /// plane whose events come from its own threads loses none.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn resync(&mut self) -> Result<Vec<PlaneEvent>, PlaneError> {
+        Ok(Vec::new())
     }
 
     /// Makes this child the one that sends for its inner addresses.
@@ -120,6 +148,24 @@ pub trait Dataplane: Send {
     /// # Errors
     /// [`PlaneError::Unknown`].
     fn usage(&mut self, child: ChildId) -> Result<Usage, PlaneError>;
+
+    /// Counters of several children, those that are installed. Cheaper than asking for each.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn usages(&mut self, children: &[ChildId]) -> Result<BTreeMap<ChildId, Usage>, PlaneError> {
+        let mut usages = BTreeMap::new();
+        for child in children {
+            match self.usage(*child) {
+                Ok(usage) => {
+                    usages.insert(*child, usage);
+                }
+                Err(PlaneError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usages)
+    }
 
     /// Children installed now, in order of their id.
     fn children(&self) -> Vec<ChildId>;

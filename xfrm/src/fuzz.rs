@@ -4,17 +4,19 @@
 
 pub use crate::kernel::kernel_message;
 pub use crate::nft::nft_message;
+pub use crate::route::route_message;
 pub use crate::user::{esp_packet, inner_packet};
 
 /// A target's name and function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets of this crate.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("esp", esp_packet),
     ("inner-packet", inner_packet),
     ("kernel-message", kernel_message),
     ("nft-message", nft_message),
+    ("route-message", route_message),
 ];
 
 #[cfg(test)]
@@ -49,7 +51,8 @@ mod tests {
     fn the_corpus_is_what_its_generators_make() {
         let corpus = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
         let samples = crate::user::samples().into_iter().chain(crate::kernel::samples());
-        for (target, name, octets) in samples.chain(crate::nft::samples()) {
+        let samples = samples.chain(crate::nft::samples()).chain(crate::route::samples());
+        for (target, name, octets) in samples {
             let path = corpus.join(target).join(name);
             if std::env::var_os("BLESS").is_some() {
                 std::fs::create_dir_all(corpus.join(target)).expect("a folder");

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Dataplane;
+use crate::dataplane::PlaneEvent;
 use crate::enforcer::{PacketFilter, TunnelAddressing};
 use crate::error::PlaneError;
 use crate::model::{
@@ -56,6 +57,10 @@ pub enum MockOp {
     InstallIn(ChildId, Spi),
     /// The outbound half went in.
     InstallOut(ChildId, Spi),
+    /// A child of an earlier run was taken over.
+    Adopt(ChildId),
+    /// What was left of an earlier run went.
+    Reconcile,
     /// The child became the one that sends.
     Activate(ChildId),
     /// The child moved.
@@ -112,6 +117,8 @@ struct Inner {
     next_spi: u32,
     bound: BTreeMap<u32, LeaseFilter>,
     roles: Option<BTreeSet<String>>,
+    left: BTreeMap<Spi, ChildSpec>,
+    missed: Vec<PlaneEvent>,
 }
 
 /// Shared view of a mock: what was recorded, what to fail next. Clones share one state.
@@ -154,6 +161,16 @@ impl MockHandle {
         self.lock().usage.insert(child, usage);
     }
 
+    /// Leaves a child as a killed instance does, for [`Dataplane::adopt`].
+    pub fn leave(&self, spec: &ChildSpec) {
+        self.lock().left.insert(spec.spi_in, spec.clone());
+    }
+
+    /// An event that was lost, for [`Dataplane::resync`].
+    pub fn miss(&self, event: PlaneEvent) {
+        self.lock().missed.push(event);
+    }
+
     /// The specification a child was installed with, hosts as last updated.
     pub fn child(&self, child: ChildId) -> Option<ChildSpec> {
         self.lock().children.get(&child).cloned()
@@ -187,6 +204,32 @@ impl Inner {
 
     fn known(&self, child: ChildId) -> Result<&ChildSpec, PlaneError> {
         self.children.get(&child).ok_or_else(|| PlaneError::Unknown(format!("child {}", child.0)))
+    }
+
+    fn refuse(&self, spec: &ChildSpec) -> Result<(), PlaneError> {
+        if self.children.contains_key(&spec.id) {
+            return Err(PlaneError::Conflict(format!("child {} is already installed", spec.id.0)));
+        }
+        if self.children.values().any(|other| other.spi_in == spec.spi_in) {
+            return Err(PlaneError::Conflict(format!("inbound SPI {} is in use", spec.spi_in)));
+        }
+        if (spec.keys_in.encr.len(), spec.keys_in.integ.len()) != spec.suite.key_lengths()
+            || (spec.keys_out.encr.len(), spec.keys_out.integ.len()) != spec.suite.key_lengths()
+        {
+            return Err(PlaneError::Conflict(format!(
+                "keys of child {} do not have the lengths of {}",
+                spec.id.0,
+                spec.suite.name()
+            )));
+        }
+        if spec.replay_window > MAX_WINDOW {
+            return Err(PlaneError::Unsupported {
+                plane: PlaneKind::Mock.name(),
+                what: format!("keep a replay window of {}", spec.replay_window),
+                fix: "choose at most 4096",
+            });
+        }
+        Ok(())
     }
 
     fn activate(&mut self, child: ChildId) {
@@ -253,28 +296,7 @@ impl Dataplane for MockPlane {
 
     fn install(&mut self, spec: &ChildSpec) -> Result<(), PlaneError> {
         let mut inner = self.handle.lock();
-        if inner.children.contains_key(&spec.id) {
-            return Err(PlaneError::Conflict(format!("child {} is already installed", spec.id.0)));
-        }
-        if inner.children.values().any(|other| other.spi_in == spec.spi_in) {
-            return Err(PlaneError::Conflict(format!("inbound SPI {} is in use", spec.spi_in)));
-        }
-        if (spec.keys_in.encr.len(), spec.keys_in.integ.len()) != spec.suite.key_lengths()
-            || (spec.keys_out.encr.len(), spec.keys_out.integ.len()) != spec.suite.key_lengths()
-        {
-            return Err(PlaneError::Conflict(format!(
-                "keys of child {} do not have the lengths of {}",
-                spec.id.0,
-                spec.suite.name()
-            )));
-        }
-        if spec.replay_window > MAX_WINDOW {
-            return Err(PlaneError::Unsupported {
-                plane: PlaneKind::Mock.name(),
-                what: format!("keep a replay window of {}", spec.replay_window),
-                fix: "choose at most 4096",
-            });
-        }
+        inner.refuse(spec)?;
         inner.check(MockCall::InstallIn)?;
         inner.ops.push(MockOp::InstallIn(spec.id, spec.spi_in));
         if let Err(error) = inner.check(MockCall::InstallOut) {
@@ -288,6 +310,32 @@ impl Dataplane for MockPlane {
             inner.activate(spec.id);
         }
         Ok(())
+    }
+
+    fn adopt(&mut self, spec: &ChildSpec) -> Result<bool, PlaneError> {
+        let mut inner = self.handle.lock();
+        inner.refuse(spec)?;
+        if inner.left.get(&spec.spi_in).is_none_or(|left| left.reqid != spec.reqid) {
+            return Ok(false);
+        }
+        inner.left.remove(&spec.spi_in);
+        inner.children.insert(spec.id, spec.clone());
+        inner.ops.push(MockOp::Adopt(spec.id));
+        if spec.outbound_active {
+            inner.activate(spec.id);
+        }
+        Ok(true)
+    }
+
+    fn reconcile(&mut self) -> Result<usize, PlaneError> {
+        let mut inner = self.handle.lock();
+        let left = std::mem::take(&mut inner.left);
+        inner.ops.push(MockOp::Reconcile);
+        Ok(left.len())
+    }
+
+    fn resync(&mut self) -> Result<Vec<PlaneEvent>, PlaneError> {
+        Ok(std::mem::take(&mut self.handle.lock().missed))
     }
 
     fn activate_outbound(&mut self, child: ChildId) -> Result<(), PlaneError> {

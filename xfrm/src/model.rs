@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -195,6 +196,10 @@ pub struct Limits {
     pub soft_packets: Option<u64>,
     /// Packets until it stops.
     pub hard_packets: Option<u64>,
+    /// How long it works after its installation (whole seconds, rounded up) in a plane that goes on
+    /// when its process is killed: nobody else would end it then. A plane that ends with its
+    /// process takes no notice.
+    pub hard_time: Option<Duration>,
 }
 
 /// One child SA, both halves.
@@ -228,7 +233,7 @@ pub struct ChildSpec {
     pub replay_window: u32,
     /// Sequence number the outbound half starts after (0 for a new SA; a jump after a restart).
     pub first_seq_out: u64,
-    /// Byte and packet limits. Time limits are the control plane's.
+    /// Byte and packet limits, and the end that needs nobody.
     pub limits: Limits,
     /// Whether the outbound half sends at once (see [`crate::Dataplane::install`]).
     pub outbound_active: bool,
@@ -262,6 +267,9 @@ pub struct Usage {
 pub struct PlaneStats {
     /// Dropped packets by reason (`replay`, `auth`, `policy`, `no_sa`, `ts`, `malformed`, ...).
     pub drops: Vec<(&'static str, u64)>,
+    /// What the kernel itself counted behind them, by its own names (`XfrmInNoStates`, ...), where
+    /// it is not zero. They are of the whole network namespace.
+    pub counters: Vec<(String, u64)>,
 }
 
 /// Address ranges handed to peers and the gateway's own address inside each.

@@ -8,6 +8,8 @@
 
 mod forwarding;
 mod ops;
+#[cfg(any(test, feature = "fuzzing"))]
+mod targets;
 
 use std::net::IpAddr;
 
@@ -15,6 +17,10 @@ use ipnet::IpNet;
 
 use self::ops::Target;
 pub use self::ops::{Link, RouteSocket};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use self::targets::route_message;
+#[cfg(test)]
+pub(crate) use self::targets::samples;
 use crate::enforcer::TunnelAddressing;
 use crate::error::PlaneError;
 use crate::kernel::if_id_for;

@@ -61,7 +61,7 @@ type Case = fn(&mut dyn Dataplane);
 
 /// The suite. `make` makes a fresh plane with nothing installed.
 fn conforms(mut make: impl FnMut() -> Box<dyn Dataplane>) {
-    let cases: [(&str, Case); 10] = [
+    let cases: [(&str, Case); 11] = [
         ("SPIs are usable and different", spis),
         ("children come and go", children_come_and_go),
         ("what is not there is unknown", unknown),
@@ -71,6 +71,7 @@ fn conforms(mut make: impl FnMut() -> Box<dyn Dataplane>) {
         ("undeclared capabilities are refused", undeclared),
         ("a rekey prepares, switches, removes", rekey),
         ("a child moves", moves),
+        ("a fresh plane has nothing to take over", nothing_left),
         ("a shut down plane is empty", shut_down),
     ];
     for (name, case) in cases {
@@ -213,6 +214,18 @@ fn moves(plane: &mut dyn Dataplane) {
     plane.update_hosts(spec.id, &Hosts { local, ..spec.hosts }).unwrap();
     assert_eq!(plane.children(), [spec.id]);
     plane.remove(spec.id).unwrap();
+}
+
+fn nothing_left(plane: &mut dyn Dataplane) {
+    let spec = child(plane, 1);
+    assert!(!plane.adopt(&spec).unwrap());
+    assert_eq!(plane.reconcile().unwrap(), 0);
+    assert_eq!(plane.resync().unwrap(), []);
+    plane.install(&spec).unwrap();
+    assert_eq!(plane.reconcile().unwrap(), 0, "what is in use is not left over");
+    assert_eq!(plane.resync().unwrap(), []);
+    assert!(matches!(plane.adopt(&spec), Ok(false) | Err(PlaneError::Conflict(_))));
+    assert_eq!(plane.children(), [spec.id]);
 }
 
 fn shut_down(plane: &mut dyn Dataplane) {

@@ -18,7 +18,7 @@ pub(crate) const VARIABLE: &str = "RUNNEL_GUEST_DIR";
 const META_PACKAGE: &str = "linux-image-amd64";
 
 /// Integration tests of the `xfrm` crate that the guest runs again.
-const TESTS: [&str; 3] = ["conformance", "kernel_route", "nft_filter"];
+const TESTS: [&str; 4] = ["conformance", "kernel_esp", "kernel_route", "nft_filter"];
 
 /// The folder.
 pub(crate) fn folder() -> PathBuf {

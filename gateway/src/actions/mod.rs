@@ -22,7 +22,7 @@ pub use eap::EapServer;
 pub use externals::{ExternalPeer, Externals, spki_sha1};
 pub use keys::PeerKeys;
 pub use peers::{Decision, Peers};
-pub use plane::{Confirmation, PlaneHandle, PlaneThread};
+pub use plane::{Confirmation, PlaneHandle, PlaneThread, report};
 pub use translate::suite as plane_suite;
 pub use workers::{Rank, Workers};
 

@@ -2,12 +2,13 @@
 //! Netlink blocks, so nothing else shares the thread.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use ike::io::{Action, ChildSaId, Completion, Token};
-use xfrm::model::{Capabilities, ChildId, RoleFilter, SiteFilter, SiteRoute, Usage};
-use xfrm::{Enforcer, PlaneError};
+use ike::io::{Action, ChildSaId, Completion, DataplaneEvent, Token};
+use xfrm::model::{Capabilities, ChildId, PlaneStats, RoleFilter, SiteFilter, SiteRoute, Usage};
+use xfrm::{Enforcer, PlaneError, PlaneEvent};
 
 use super::translate;
 use crate::driver::{EngineHandle, Message};
@@ -16,6 +17,9 @@ use crate::sys::queue::Queue;
 /// The firewall is looked after this often.
 const ENSURE_EVERY: Duration = Duration::from_secs(1);
 
+/// Earliest removal of what an earlier process left: the engine asks for its own children at once.
+const RECONCILE_AFTER: Duration = Duration::from_secs(5);
+
 /// Final counters of children that ended with their lease, kept until the engine asks.
 const KEPT_COUNTERS: usize = 4096;
 
@@ -23,6 +27,7 @@ enum Job {
     Action(Token, Action),
     EndLease(u32, mpsc::Sender<Result<(), String>>),
     Call(Box<dyn FnOnce(&mut Enforcer) + Send>),
+    Resync,
     Shutdown(mpsc::Sender<Result<(), String>>),
     Detach(mpsc::Sender<Result<(), String>>),
 }
@@ -31,6 +36,8 @@ enum Job {
 #[derive(Clone)]
 pub struct PlaneHandle {
     queue: Arc<Queue<Job>>,
+    /// A comparison is asked for and has not begun.
+    resync: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for PlaneHandle {
@@ -65,7 +72,7 @@ impl<T> Confirmation<T> {
 
 impl Default for PlaneHandle {
     fn default() -> Self {
-        Self { queue: Arc::new(Queue::new(&[])) }
+        Self { queue: Arc::new(Queue::new(&[])), resync: Arc::default() }
     }
 }
 
@@ -98,19 +105,28 @@ impl PlaneHandle {
     /// Counters of children, those that are installed.
     pub fn usages(&self, children: Vec<ChildSaId>) -> Confirmation<BTreeMap<u64, Usage>> {
         self.call(move |enforcer| {
-            let mut usages = BTreeMap::new();
-            for child in children {
-                if let Ok(usage) = enforcer.plane().usage(ChildId(child.0)) {
-                    usages.insert(child.0, usage);
-                }
-            }
-            Ok(usages)
+            let children: Vec<ChildId> = children.iter().map(|child| ChildId(child.0)).collect();
+            let usages = enforcer.plane().usages(&children).map_err(|error| error.to_string())?;
+            Ok(usages.into_iter().map(|(child, usage)| (child.0, usage)).collect())
         })
+    }
+
+    /// Packets dropped by the plane.
+    pub fn stats(&self) -> Confirmation<PlaneStats> {
+        self.call(|enforcer| Ok(enforcer.plane().stats()))
     }
 
     /// Children installed, whoever knows of them.
     pub fn children(&self) -> Confirmation<Vec<ChildId>> {
         self.call(|enforcer| Ok(enforcer.plane().children()))
+    }
+
+    /// Has every child compared with what is really installed; the engine hears of those that are
+    /// gone or past a limit. Asked for any number of times before it begins, it is done once.
+    pub fn resync(&self) {
+        if !self.resync.swap(true, Ordering::AcqRel) {
+            let _ = self.queue.push(Job::Resync);
+        }
     }
 
     /// Removes everything and ends the thread.
@@ -144,24 +160,40 @@ impl PlaneHandle {
 /// The thread's state.
 pub struct PlaneThread {
     queue: Arc<Queue<Job>>,
+    resync: Arc<AtomicBool>,
     enforcer: Enforcer,
     capabilities: Capabilities,
     engine: EngineHandle,
+    /// See [`PlaneThread::new`].
+    life: Box<dyn Fn() -> Duration + Send>,
     ended: BTreeMap<ChildId, Usage>,
     ensured: Instant,
+    started: Instant,
+    reconciled: bool,
 }
 
 impl PlaneThread {
-    /// Takes over the enforcer; requests come through `handle`.
-    pub fn new(handle: &PlaneHandle, mut enforcer: Enforcer, engine: EngineHandle) -> Self {
+    /// Takes over the enforcer; requests come through `handle`. `life` is how long a new child may
+    /// work at most: far longer than until it is rekeyed, so that it ends only children that nobody
+    /// looks after any more.
+    pub fn new(
+        handle: &PlaneHandle,
+        mut enforcer: Enforcer,
+        engine: EngineHandle,
+        life: impl Fn() -> Duration + Send + 'static,
+    ) -> Self {
         let capabilities = enforcer.plane().capabilities();
         Self {
             queue: Arc::clone(&handle.queue),
+            resync: Arc::clone(&handle.resync),
             enforcer,
             capabilities,
             engine,
+            life: Box::new(life),
             ended: BTreeMap::new(),
             ensured: Instant::now(),
+            started: Instant::now(),
+            reconciled: false,
         }
     }
 
@@ -177,6 +209,7 @@ impl PlaneThread {
                     let _ = answer.send(self.end_lease(reqid));
                 }
                 Some(Job::Call(job)) => job(&mut self.enforcer),
+                Some(Job::Resync) => self.compare(),
                 Some(Job::Shutdown(answer)) => {
                     self.queue.close();
                     let leftovers = self.enforcer.shutdown();
@@ -190,9 +223,36 @@ impl PlaneThread {
                     let _ = answer.send(self.enforcer.detach().map_err(|e| e.to_string()));
                     return;
                 }
-                None => {}
+                None => self.reconcile(),
             }
             self.look_after();
+        }
+    }
+
+    /// Once nothing has been asked for a while: what children went on are taken over by now, and
+    /// what is left of the earlier process goes. Until then the firewall stops it.
+    fn reconcile(&mut self) {
+        if self.reconciled || self.started.elapsed() < RECONCILE_AFTER {
+            return;
+        }
+        match self.enforcer.plane().reconcile() {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "what an earlier process left was removed"),
+            // It is tried again.
+            Err(error) => {
+                tracing::error!(%error, "what an earlier process left could not be removed");
+                return;
+            }
+        }
+        self.reconciled = true;
+    }
+
+    fn compare(&mut self) {
+        // Before the look: what happens during it deserves another.
+        self.resync.store(false, Ordering::Release);
+        match self.enforcer.plane().resync() {
+            Ok(events) => events.iter().for_each(|event| report(&self.engine, event)),
+            Err(error) => tracing::error!(%error, "cannot compare with what is installed"),
         }
     }
 
@@ -216,8 +276,8 @@ impl PlaneThread {
                 self.enforcer.plane().alloc_spi().map(|spi| spi.0).map_err(|e| e.to_string()),
             ),
             Action::InstallChild(request) => {
-                let result =
-                    translate::child(&request, &self.capabilities).and_then(|(spec, filter)| {
+                let result = translate::child(&request, &self.capabilities, (self.life)())
+                    .and_then(|(spec, filter)| {
                         match request.restored {
                             true => self.enforcer.adopt_child(&spec, &filter),
                             false => self.enforcer.install_child(&spec, &filter),
@@ -288,6 +348,22 @@ impl PlaneThread {
     }
 }
 
+/// Tells the engine what happened to a child, or of an SPI that nobody has. Other events are not
+/// the engine's.
+pub fn report(engine: &EngineHandle, event: &PlaneEvent) {
+    let event = match *event {
+        PlaneEvent::NoSa { spi, local: _, remote } => DataplaneEvent::NoSa { spi: spi.0, remote },
+        PlaneEvent::Expire { child, hard } => {
+            DataplaneEvent::Expire { child: ChildSaId(child.0), hard }
+        }
+        PlaneEvent::Mapping { child, remote } => {
+            DataplaneEvent::Mapping { child: ChildSaId(child.0), remote }
+        }
+        PlaneEvent::Ike { .. } | PlaneEvent::Acquire { .. } | PlaneEvent::Lost => return,
+    };
+    engine.post(Message::Dataplane(event));
+}
+
 #[cfg(test)]
 mod tests {
     use ike::crypto::EspSuite;
@@ -300,6 +376,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
     const REQID: u32 = 0x4000;
+    const LIFE: Duration = Duration::from_secs(4500);
 
     fn started(mock: &MockHandle) -> (PlaneHandle, EngineHandle, std::thread::JoinHandle<()>) {
         let setup = TunnelSetup {
@@ -318,7 +395,7 @@ mod tests {
         )
         .unwrap();
         let (plane, engine) = (PlaneHandle::default(), EngineHandle::default());
-        let thread = PlaneThread::new(&plane, enforcer, engine.clone());
+        let thread = PlaneThread::new(&plane, enforcer, engine.clone(), || LIFE);
         (plane, engine, std::thread::spawn(move || thread.run()))
     }
 
@@ -368,6 +445,7 @@ mod tests {
         plane.action(Token(1), install(9));
         assert_eq!(completion(&engine), Completion::InstallChild(Ok(())));
         assert_eq!(mock.bound().len(), 1);
+        assert_eq!(mock.child(ChildId(9)).unwrap().limits.hard_time, Some(LIFE));
         let usage = Usage { bytes_in: 42, ..Usage::default() };
         mock.set_usage(ChildId(9), usage);
 
@@ -399,5 +477,35 @@ mod tests {
         plane.shutdown().wait(PATIENCE).unwrap();
         thread.join().unwrap();
         assert!(plane.children().wait(PATIENCE).is_err(), "nobody answers after the end");
+    }
+
+    #[test]
+    fn lost_events_are_made_up_for_once_however_often_it_is_asked() {
+        let mock = MockHandle::new();
+        let (plane, engine, thread) = started(&mock);
+        let (hold, held) = mpsc::channel::<()>();
+        // The thread is busy, so that both requests wait.
+        let busy = plane.call(move |_| held.recv().map_err(|error| error.to_string()));
+        plane.resync();
+        plane.resync();
+        for hard in [true, false] {
+            mock.miss(PlaneEvent::Expire { child: ChildId(9), hard });
+        }
+        hold.send(()).unwrap();
+        busy.wait(PATIENCE).unwrap();
+        for hard in [true, false] {
+            match engine.next(PATIENCE) {
+                Some(Message::Dataplane(DataplaneEvent::Expire { child, hard: told })) => {
+                    assert_eq!((child, told), (ChildSaId(9), hard));
+                }
+                _ => panic!("an expiry was expected"),
+            }
+        }
+        // What is asked for after it began is done again.
+        mock.miss(PlaneEvent::Expire { child: ChildId(10), hard: true });
+        plane.resync();
+        assert!(matches!(engine.next(PATIENCE), Some(Message::Dataplane(_))));
+        plane.shutdown().wait(PATIENCE).unwrap();
+        thread.join().unwrap();
     }
 }

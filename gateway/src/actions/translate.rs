@@ -29,13 +29,15 @@ pub fn suite(suite: &EspSuite) -> Option<model::EspSuite> {
     })
 }
 
-/// A child SA and its lease's filter.
+/// A child SA, which a plane that goes on without this process ends after `life`, and its lease's
+/// filter.
 ///
 /// # Errors
 /// A sentence when the plane has no such suite.
 pub(super) fn child(
     request: &InstallChild,
     capabilities: &model::Capabilities,
+    life: Duration,
 ) -> Result<(model::ChildSpec, model::LeaseFilter), String> {
     let suite = suite(&request.suite)
         .filter(|suite| capabilities.suites.contains(suite))
@@ -60,6 +62,7 @@ pub(super) fn child(
             hard_bytes: request.limits.hard_bytes,
             soft_packets: request.limits.soft_packets,
             hard_packets: request.limits.hard_packets,
+            hard_time: Some(life),
         },
         outbound_active: request.outbound_active,
     };

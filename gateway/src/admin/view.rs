@@ -1,5 +1,7 @@
 //! What listings show. Field names are a contract with scripts; times are RFC 3339 in UTC.
 
+use std::collections::BTreeMap;
+
 use pki::CiRef;
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +135,11 @@ pub struct DataplaneStatus {
     pub interface: String,
     /// Why this one.
     pub why: String,
+    /// Packets it dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// What the kernel counted behind them, by its own names; of everything in the network
+    /// namespace. Empty with the userspace plane.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One served address.
@@ -475,6 +482,12 @@ pub struct Child {
     pub idle_seconds: Option<u64>,
     /// Packets dropped: replayed, forged, or not of this SA.
     pub drops: u64,
+    /// Of these, replayed or too old.
+    pub drops_replay: u64,
+    /// Of these, with a wrong integrity check.
+    pub drops_auth: u64,
+    /// Of these, with inner addresses or ports that are not this SA's.
+    pub drops_selector: u64,
     /// Installed.
     pub installed: String,
 }

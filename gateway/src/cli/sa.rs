@@ -96,13 +96,41 @@ fn list(sas: &[Sa]) -> String {
                 sa.children.len().to_string(),
                 bytes_in.to_string(),
                 bytes_out.to_string(),
+                packets(sa),
+                sa.children.iter().map(|child| child.drops).sum::<u64>().to_string(),
+                last(sa.children.iter().filter_map(|child| child.idle_seconds).min()),
                 sa.established.clone(),
             ]
         })
         .collect();
-    let header =
-        ["ID", "LEASE", "ROLE", "PEER", "ADDRESSES", "CHILDREN", "IN", "OUT", "ESTABLISHED"];
+    let header = [
+        "ID",
+        "LEASE",
+        "ROLE",
+        "PEER",
+        "ADDRESSES",
+        "CHILDREN",
+        "IN",
+        "OUT",
+        "PACKETS",
+        "DROPPED",
+        "LAST",
+        "ESTABLISHED",
+    ];
     table(&header, &rows)
+}
+
+/// Packets in and out.
+fn packets(sa: &Sa) -> String {
+    let children = sa.children.iter();
+    let (packets_in, packets_out) =
+        children.fold((0u64, 0u64), |(i, o), c| (i + c.packets_in, o + c.packets_out));
+    format!("{packets_in}/{packets_out}")
+}
+
+/// When the last packet came from the peer.
+fn last(idle_seconds: Option<u64>) -> String {
+    idle_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds} s ago"))
 }
 
 fn show(sa: &Sa) -> String {
@@ -122,7 +150,7 @@ fn show(sa: &Sa) -> String {
         ("NAT", sa.nat.clone()),
     ]);
     for child in &sa.children {
-        let idle = child.idle_seconds.map_or_else(|| "never".to_owned(), |s| format!("{s} s ago"));
+        let idle = last(child.idle_seconds);
         text.push_str(&format!("\nchild {}\n", child.id));
         text.push_str(&pairs(&[
             ("  SPIs", format!("in {} out {}", child.spi_in, child.spi_out)),
@@ -131,7 +159,13 @@ fn show(sa: &Sa) -> String {
             ("  peer's side", child.ts_remote.clone()),
             ("  in", format!("{} bytes, {} packets, {idle}", child.bytes_in, child.packets_in)),
             ("  out", format!("{} bytes, {} packets", child.bytes_out, child.packets_out)),
-            ("  dropped", child.drops.to_string()),
+            (
+                "  dropped",
+                format!(
+                    "{} (replayed {}, forged {}, not of this SA {})",
+                    child.drops, child.drops_replay, child.drops_auth, child.drops_selector
+                ),
+            ),
         ]));
     }
     if !sa.timers.is_empty() {

@@ -1,9 +1,11 @@
 //! `runnel status`
 
+use std::collections::BTreeMap;
+
 use super::output::{OutputArg, pairs};
 use super::{Context, Failure};
 use crate::admin::proto::Request;
-use crate::admin::view::Status;
+use crate::admin::view::{DataplaneStatus, Status};
 use crate::sys::clock::human;
 
 const EXAMPLES: &str = "\
@@ -23,6 +25,18 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
     let status: Status = context.client()?.ask(Request::Status)?;
     args.output.print(&status, text);
     Ok(())
+}
+
+/// Packets the data plane dropped, by reason and by the kernel's counters.
+fn drops(plane: &DataplaneStatus) -> String {
+    let list = |counts: &BTreeMap<String, u64>| {
+        let counts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        counts.join(", ")
+    };
+    if plane.counters.is_empty() {
+        return list(&plane.drops);
+    }
+    format!("{} ({})", list(&plane.drops), list(&plane.counters))
 }
 
 fn text(status: &Status) -> String {
@@ -63,6 +77,9 @@ fn text(status: &Status) -> String {
         ("refused", format!("{} (see `runnel doctor`)", status.refusals)),
         ("CA", format!("until {}, CRL number {}", status.ca_expires, status.crl_number)),
     ];
+    if !status.dataplane.drops.is_empty() {
+        rows.push(("dropped", drops(&status.dataplane)));
+    }
     if !status.limits_met.is_empty() {
         let met: Vec<_> =
             status.limits_met.iter().map(|(limit, count)| format!("{limit} {count}")).collect();

@@ -1,10 +1,21 @@
 //! What an operator should know first when something does not work.
 
-use super::{Instance, now, views};
+use super::{Instance, PATIENCE, now, views};
 use crate::admin::view;
 use crate::policy;
 
 impl Instance {
+    /// The data plane, with its counters where it answers.
+    pub(super) fn dataplane(&self) -> view::DataplaneStatus {
+        let mut status = self.facts.dataplane.clone();
+        if let Ok(stats) = self.plane.stats().wait(PATIENCE) {
+            let counted = stats.drops.into_iter().filter(|(_, count)| *count > 0);
+            status.drops = counted.map(|(reason, count)| (reason.to_owned(), count)).collect();
+            status.counters = stats.counters.into_iter().collect();
+        }
+        status
+    }
+
     pub(super) fn doctor(&self) -> view::Doctor {
         let config = self.config.get();
         let mut checks = Vec::new();

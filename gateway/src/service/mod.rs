@@ -368,7 +368,7 @@ impl Instance {
             uptime_seconds: u64::try_from(uptime).unwrap_or(0),
             config: config.source.as_ref().map(|path| path.display().to_string()),
             state: self.facts.state.clone(),
-            dataplane: self.facts.dataplane.clone(),
+            dataplane: self.dataplane(),
             listeners: self.facts.listeners.clone(),
             pools: config.pools.iter().map(views::pool).collect(),
             leases: view::LeaseCounts {

@@ -277,6 +277,9 @@ fn view_child(child: &ChildView, usage: Usage) -> view::Child {
             .drops_replay
             .saturating_add(usage.drops_auth)
             .saturating_add(usage.drops_selector),
+        drops_replay: usage.drops_replay,
+        drops_auth: usage.drops_auth,
+        drops_selector: usage.drops_selector,
         installed: since(child.installed_at),
     }
 }

@@ -10,6 +10,7 @@ mod plane;
 mod preflight;
 mod threads;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -168,7 +169,8 @@ async fn start(
         }
     };
     let sequences = checkpoints.sequences();
-    let mut enforcer = plane::bring_up(config, &preflight, &engine_handle, sequences)?;
+    let mut enforcer =
+        plane::bring_up(config, &preflight, &engine_handle, &plane_handle, sequences)?;
     failpoint::hit("up.after_bring_up");
     let capabilities = enforcer.plane().capabilities();
     let interface = enforcer.plane().interface().to_owned();
@@ -317,6 +319,8 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
             kind: kind.name().to_owned(),
             interface: parts.interface,
             why,
+            drops: BTreeMap::new(),
+            counters: BTreeMap::new(),
         },
         capabilities: parts.capabilities,
         crash_secret,

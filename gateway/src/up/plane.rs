@@ -1,10 +1,9 @@
 //! Creates the chosen data plane and puts the firewall around it.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ike::io::{ChildSaId, Datagram, DataplaneEvent};
+use ike::io::Datagram;
 use xfrm::kernel::{KernelConfig, KernelPlane, if_id_for};
 use xfrm::model::PlaneKind;
 use xfrm::user::{TunSource, UserPlane, UserPlaneConfig};
@@ -12,8 +11,9 @@ use xfrm::{Dataplane, Enforcer, EventSink, PlaneEvent};
 
 use super::UpError;
 use super::preflight::Preflight;
+use crate::actions::{PlaneHandle, report};
 use crate::config::Config;
-use crate::driver::{EngineHandle, Message, NAT_PORT};
+use crate::driver::{EngineHandle, NAT_PORT};
 use crate::policy;
 
 /// The default interface's name; only another one makes a second instance on one machine.
@@ -24,9 +24,10 @@ pub(super) fn bring_up(
     config: &Config,
     preflight: &Preflight,
     engine: &EngineHandle,
+    thread: &PlaneHandle,
     sequences: Option<PathBuf>,
 ) -> Result<Enforcer, UpError> {
-    let sink = sink(engine.clone());
+    let sink = sink(engine.clone(), thread.clone());
     let sockets = preflight.sockets.of_port(NAT_PORT)?;
     let interface = config.gateway.interface.clone();
     let mtu = xfrm::user::mtu::interface_mtu(PATH_MTU, false);
@@ -44,7 +45,11 @@ pub(super) fn bring_up(
         PlaneKind::Kernel => {
             let if_id = if_id_for(&interface);
             let config = KernelConfig { interface, if_id, ports: sockets };
-            Box::new(KernelPlane::open(config, &sink)?)
+            // What a former process left is looked after only when its state was kept too.
+            Box::new(match sequences {
+                Some(_) => KernelPlane::resume(config, &sink)?,
+                None => KernelPlane::open(config, &sink)?,
+            })
         }
         PlaneKind::Mock => {
             return Err(UpError::Other("the recording data plane is for tests".to_owned()));
@@ -85,33 +90,26 @@ fn instance(interface: &str) -> String {
 }
 
 /// Hands events to the engine. Runs on the plane's threads and never blocks.
-fn sink(engine: EngineHandle) -> EventSink {
+fn sink(engine: EngineHandle, thread: PlaneHandle) -> EventSink {
     Arc::new(move |event| match event {
         PlaneEvent::Ike { local, remote, payload } => {
             engine.datagram(Datagram { local, remote, encap: true, payload });
         }
-        PlaneEvent::NoSa { spi, local: _, remote } => {
-            dataplane(&engine, DataplaneEvent::NoSa { spi: spi.0, remote });
-        }
-        PlaneEvent::Expire { child, hard } => {
-            dataplane(&engine, DataplaneEvent::Expire { child: ChildSaId(child.0), hard });
-        }
-        PlaneEvent::Mapping { child, remote } => mapping(&engine, child.0, remote),
-        PlaneEvent::Acquire { destination } => {
-            tracing::debug!(%destination, "packet for a client without tunnel");
+        PlaneEvent::Acquire { child, destination } => {
+            tracing::debug!(?child, %destination, "packet for a client without tunnel");
+            // It may have lost its SA, or be moving at this moment: the thread's order tells.
+            if child.is_some() {
+                thread.resync();
+            }
         }
         PlaneEvent::Lost => {
-            tracing::warn!("events of the data plane were lost; its counters are still right");
+            tracing::warn!("events of the data plane were lost; comparing with what is installed");
+            thread.resync();
+        }
+        PlaneEvent::NoSa { .. } | PlaneEvent::Expire { .. } | PlaneEvent::Mapping { .. } => {
+            report(&engine, &event);
         }
     })
-}
-
-fn mapping(engine: &EngineHandle, child: u64, remote: SocketAddr) {
-    dataplane(engine, DataplaneEvent::Mapping { child: ChildSaId(child), remote });
-}
-
-fn dataplane(engine: &EngineHandle, event: DataplaneEvent) {
-    engine.post(Message::Dataplane(event));
 }
 
 #[cfg(test)]

@@ -20,6 +20,10 @@ use crate::site;
 /// Longest wait for the data plane to remove everything.
 const PLANE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a child outlives the time of its rekeying before a data plane that goes on without this
+/// process ends it: rekeying is tried again many times before.
+const LIVES: u32 = 3;
+
 /// Longest wait for the last audit records to be delivered.
 const COURIER_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -56,7 +60,9 @@ impl Threads {
         engine: &EngineHandle,
         instance: &Arc<Instance>,
     ) -> Result<(), UpError> {
-        let thread = PlaneThread::new(handle, enforcer, engine.clone());
+        let config = instance.config.clone();
+        let life = move || config.get().ike.child.saturating_mul(LIVES);
+        let thread = PlaneThread::new(handle, enforcer, engine.clone(), life);
         let end = EndOfService(Arc::clone(instance));
         self.plane = Some(spawn("plane", move || {
             let _end = end;

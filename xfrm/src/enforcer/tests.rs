@@ -222,3 +222,25 @@ fn a_role_changes_in_place() {
     assert_eq!(mock.bound()[0].role, "deployer");
     assert!(matches!(enforcer.change_role(9, "x"), Err(PlaneError::Unknown(_))));
 }
+
+#[test]
+fn a_child_of_an_earlier_run_has_its_filter_before_it_is_taken_over() {
+    let (mut enforcer, mock) = enforcer();
+    let spec = child(1);
+    // Not there: the filter is closed again, and the child may be installed anew.
+    let missing = enforcer.adopt_child(&spec, &lease());
+    assert!(matches!(missing, Err(PlaneError::Unknown(_))), "{missing:?}");
+    let bind = MockOp::Bind { reqid: 7, role: "builder".to_owned() };
+    assert_eq!(mock.take_ops(), [bind.clone(), MockOp::Unbind { reqid: 7 }]);
+    assert_eq!(mock.bound(), []);
+
+    mock.leave(&spec);
+    mock.leave(&child(2));
+    enforcer.adopt_child(&spec, &lease()).unwrap();
+    assert_eq!(mock.take_ops(), [bind, MockOp::Adopt(spec.id)]);
+    assert_eq!(mock.sender_to("10.77.0.2".parse().unwrap()), Some(spec.id));
+    assert_eq!(enforcer.plane().reconcile().unwrap(), 1, "the other one");
+    // From here on it is like any child.
+    enforcer.remove_child(spec.id).unwrap();
+    assert_eq!(mock.bound(), []);
+}

@@ -3,11 +3,14 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::KernelPlane;
-use super::decode::{self, SaState};
-use super::encode;
+use super::decode::{self, PolicyState, SaState};
+use super::encode::{self, Half, Sequence};
+use super::policies::{Sender, inner_networks};
 use crate::error::PlaneError;
-use crate::model::Spi;
+use crate::model::{ChildSpec, Spi};
 use crate::netlink::{Message, Refusal};
 
 /// One request of a sequence, and how to take it back.
@@ -15,21 +18,64 @@ pub(super) struct Step {
     pub(super) what: String,
     pub(super) message: Message,
     pub(super) undo: Option<Message>,
+    /// For a new SA whose name a larval one may have taken: how it takes its place.
+    pub(super) over: Option<Over>,
+}
+
+/// See [`Step::over`].
+pub(super) struct Over {
+    pub(super) destination: IpAddr,
+    pub(super) spi: Spi,
+    pub(super) message: Message,
 }
 
 impl KernelPlane {
+    /// What installs a child, and who sends then.
+    pub(super) fn installation(&mut self, spec: &ChildSpec) -> (Vec<Step>, Vec<(IpNet, Sender)>) {
+        let fresh = Sequence::default();
+        let sent = Sequence { sent: spec.first_seq_out, ..Sequence::default() };
+        let (context, hosts, suite) = (self.context, &spec.hosts, spec.suite.name());
+        let mut steps = vec![
+            Step {
+                what: format!("install the inbound SA {} ({suite})", spec.spi_in),
+                message: encode::new_sa(context, spec, hosts, Half::In, &fresh),
+                undo: Some(encode::delete_sa(hosts.local.ip(), spec.spi_in)),
+                over: None,
+            },
+            Step {
+                what: format!("install the outbound SA {} ({suite})", spec.spi_out),
+                message: encode::new_sa(context, spec, hosts, Half::Out, &sent),
+                undo: Some(encode::delete_sa(hosts.remote.ip(), spec.spi_out)),
+                over: None,
+            },
+        ];
+        let mut senders = Vec::new();
+        if spec.outbound_active {
+            let (policies, theirs) = self.policy_steps(spec, hosts, &inner_networks(spec));
+            steps.extend(policies);
+            senders = theirs;
+        }
+        (steps, senders)
+    }
+
     /// Runs requests in one batch; after a refusal takes back, newest first, what took effect.
     pub(super) fn run(&mut self, steps: Vec<Step>) -> Result<(), PlaneError> {
-        let (mut whats, mut messages, mut undos) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rest = Vec::with_capacity(steps.len());
+        let mut messages = Vec::with_capacity(steps.len());
         for step in steps {
-            whats.push(step.what);
             messages.push(step.message);
-            undos.push(step.undo);
+            rest.push((step.what, step.undo, step.over));
         }
         let results = self.netlink.batch(messages)?;
         let mut first = None;
         let mut done = Vec::new();
-        for ((result, what), undo) in results.into_iter().zip(whats).zip(undos) {
+        for (mut result, (what, undo, over)) in results.into_iter().zip(rest) {
+            if let (Err(refusal), Some(over)) = (&result, over)
+                && refusal.errno == libc::EEXIST
+                && self.is_larval(over.destination, over.spi)?
+            {
+                result = self.netlink.try_request(over.message)?;
+            }
             match result {
                 Ok(()) => done.extend(undo),
                 Err(refusal) => {
@@ -65,6 +111,15 @@ impl KernelPlane {
         }
     }
 
+    /// Policies with our `if_id`.
+    pub(super) fn dump_policies(&mut self) -> Result<Vec<PolicyState>, PlaneError> {
+        let ours = self.context.if_id;
+        self.netlink.dump("list policies", &encode::dump_policies(), |_, payload| {
+            decode::policy(payload).map(|policy| (policy.if_id == ours).then_some(policy))
+        })
+    }
+
+    /// SAs with our `if_id`, larval ones among them.
     pub(super) fn dump_sas(&mut self) -> Result<Vec<SaState>, PlaneError> {
         let ours = self.context.if_id;
         self.netlink.dump("list SAs", &encode::dump_sas(), |_, payload| {
@@ -78,6 +133,16 @@ impl KernelPlane {
         destination: IpAddr,
         spi: Spi,
     ) -> Result<Option<SaState>, PlaneError> {
+        Ok(self.found(destination, spi)?.filter(|sa| !sa.larval))
+    }
+
+    /// Whether a larval SA, which a packet without an SA or an allocation made, has this name.
+    fn is_larval(&mut self, destination: IpAddr, spi: Spi) -> Result<bool, PlaneError> {
+        let ours = self.context.if_id;
+        Ok(self.found(destination, spi)?.is_some_and(|sa| sa.larval && sa.if_id == ours))
+    }
+
+    fn found(&mut self, destination: IpAddr, spi: Spi) -> Result<Option<SaState>, PlaneError> {
         match self.netlink.try_query(encode::get_sa(destination, spi))? {
             Ok((_, payload)) => decode::sa(&payload).map(Some),
             Err(refusal) if refusal.errno == libc::ESRCH => Ok(None),

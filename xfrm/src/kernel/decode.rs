@@ -5,14 +5,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netlink_packet_xfrm::constants::{
     AF_INET, AF_INET6, IPPROTO_ESP, XFRM_MSG_ACQUIRE, XFRM_MSG_EXPIRE, XFRM_MSG_MAPPING,
-    XFRMA_IF_ID, XFRMA_LASTUSED, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL,
+    XFRMA_ALG_AEAD, XFRMA_ALG_AUTH, XFRMA_ALG_COMP, XFRMA_ALG_CRYPT, XFRMA_ENCAP, XFRMA_IF_ID,
+    XFRMA_LASTUSED, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL, XFRMA_TMPL,
 };
 use netlink_packet_xfrm::{
-    Address, UserAcquire, UserExpire, UserMapping, UserPolicyInfo, UserSaInfo,
-    XFRM_USER_ACQUIRE_LEN, XFRM_USER_EXPIRE_LEN, XFRM_USER_MAPPING_LEN, XFRM_USER_POLICY_INFO_LEN,
-    XFRM_USER_SA_INFO_LEN,
+    Address, EncapTmpl, UserAcquire, UserExpire, UserMapping, UserPolicyInfo, UserSaInfo,
+    UserTemplate, XFRM_ENCAP_TMPL_LEN, XFRM_USER_ACQUIRE_LEN, XFRM_USER_EXPIRE_LEN,
+    XFRM_USER_MAPPING_LEN, XFRM_USER_POLICY_INFO_LEN, XFRM_USER_SA_INFO_LEN,
+    XFRM_USER_TEMPLATE_LEN,
 };
 
 use super::encode::Sequence;
@@ -36,22 +39,39 @@ pub(super) struct SaState {
     /// Seconds of the wall clock.
     pub(super) last_used: Option<u64>,
     pub(super) sequence: Sequence,
+    /// UDP ports of its packets, source and destination.
+    pub(super) encap: Option<(u16, u16)>,
+    /// It only holds a place until somebody installs a real one: it has no algorithm.
+    pub(super) larval: bool,
 }
 
-/// One policy, as far as needed to tell and delete it.
+/// One policy, as far as needed to tell, take over and delete it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PolicyState {
     pub(super) direction: u8,
     pub(super) index: u32,
     pub(super) if_id: u32,
+    /// The destinations it selects, when that is a network.
+    pub(super) inner: Option<IpNet>,
+    /// The SA it demands, when that is one.
+    pub(super) sender: Option<Wanted>,
+}
+
+/// The outbound SA that a policy demands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) spi: Spi,
+    pub(super) reqid: u32,
 }
 
 /// An event, not yet matched to a child.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Occurrence {
     Expire { destination: IpAddr, spi: Spi, hard: bool, if_id: u32 },
-    Mapping { spi: Spi, address: IpAddr, port: u16 },
-    Acquire { destination: IpAddr, if_id: u32 },
+    Mapping { local: IpAddr, spi: Spi, address: IpAddr, port: u16 },
+    Acquire { destination: IpAddr, sender: Option<Wanted>, if_id: u32 },
 }
 
 fn short(what: &str, length: usize) -> PlaneError {
@@ -99,6 +119,8 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
         drops_auth: u64::from(info.stats.integrity_failed),
         last_used: None,
         sequence: Sequence::default(),
+        encap: None,
+        larval: true,
     };
     for attr in Attrs::new(attrs) {
         let attr = attr?;
@@ -110,6 +132,11 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
             }
             XFRMA_REPLAY_VAL => state.sequence = replay(&words(attr.value)?)?,
             XFRMA_REPLAY_ESN_VAL => state.sequence = replay_esn(&words(attr.value)?)?,
+            XFRMA_ENCAP => state.encap = Some(ports(attr.value)?),
+            // What they hold are keys.
+            XFRMA_ALG_AEAD | XFRMA_ALG_AUTH | XFRMA_ALG_CRYPT | XFRMA_ALG_COMP => {
+                state.larval = false;
+            }
             _ => {}
         }
     }
@@ -118,6 +145,12 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
 
 fn words(value: &[u8]) -> Result<Vec<u32>, PlaneError> {
     value.chunks(4).map(attr_u32).collect()
+}
+
+fn ports(value: &[u8]) -> Result<(u16, u16), PlaneError> {
+    let (fixed, _) = split("encapsulation", value, XFRM_ENCAP_TMPL_LEN)?;
+    let template = EncapTmpl::parse(fixed).map_err(|error| refuse("encapsulation", &error))?;
+    Ok((template.encap_sport, template.encap_dport))
 }
 
 /// struct xfrm_replay_state: oseq, seq, bitmap.
@@ -145,7 +178,32 @@ fn replay_esn(words: &[u32]) -> Result<Sequence, PlaneError> {
 pub(super) fn policy(payload: &[u8]) -> Result<PolicyState, PlaneError> {
     let (fixed, attrs) = split("policy", payload, XFRM_USER_POLICY_INFO_LEN)?;
     let info = UserPolicyInfo::parse(fixed).map_err(|error| refuse("policy", &error))?;
-    Ok(PolicyState { direction: info.direction, index: info.index, if_id: if_id(attrs)? })
+    let selector = &info.selector;
+    Ok(PolicyState {
+        direction: info.direction,
+        index: info.index,
+        if_id: if_id(attrs)?,
+        inner: address(selector.family, &selector.daddr)
+            .ok()
+            .and_then(|to| IpNet::new(to, selector.prefixlen_d).ok()),
+        sender: sender(attrs)?,
+    })
+}
+
+/// Strangers' policies may have several templates, or odd ones; ours have one.
+fn sender(attrs: &[u8]) -> Result<Option<Wanted>, PlaneError> {
+    let templates = Attrs::find_kind(attrs, XFRMA_TMPL)?;
+    let Some(value) = templates.filter(|value| value.len() == XFRM_USER_TEMPLATE_LEN) else {
+        return Ok(None);
+    };
+    let template = UserTemplate::parse(value).map_err(|error| refuse("template", &error))?;
+    let at = |octets| address(template.family, octets).ok();
+    Ok(at(&template.saddr).zip(at(&template.id.daddr)).map(|(source, destination)| Wanted {
+        source,
+        destination,
+        spi: Spi(template.id.spi),
+        reqid: template.reqid,
+    }))
 }
 
 fn if_id(attrs: &[u8]) -> Result<u32, PlaneError> {
@@ -171,6 +229,7 @@ pub(super) fn occurrence(kind: u16, payload: &[u8]) -> Result<Option<Occurrence>
             let event =
                 UserMapping::parse(fixed).map_err(|error| refuse("mapping event", &error))?;
             Some(Occurrence::Mapping {
+                local: address(event.id.family, &event.id.daddr)?,
                 spi: Spi(event.id.spi),
                 address: address(event.id.family, &event.new_saddr)?,
                 port: event.new_sport,
@@ -183,6 +242,7 @@ pub(super) fn occurrence(kind: u16, payload: &[u8]) -> Result<Option<Occurrence>
             let selector = &event.selector;
             Some(Occurrence::Acquire {
                 destination: address(selector.family, &selector.daddr)?,
+                sender: sender(attrs)?,
                 if_id: if_id(attrs)?,
             })
         }
@@ -196,6 +256,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kernel::recorded::{ACQUIRE, EXPIRE, octets};
+
+    #[test]
+    fn a_recorded_acquire_names_the_packet_and_the_missing_sa() {
+        let read = occurrence(XFRM_MSG_ACQUIRE, &octets(ACQUIRE)).unwrap();
+        let sender = Wanted {
+            source: "192.0.2.1".parse().unwrap(),
+            destination: "198.51.100.2".parse().unwrap(),
+            spi: Spi(0xd00d_0003),
+            reqid: 78,
+        };
+        let destination = "10.77.0.3".parse().unwrap();
+        let whole = Occurrence::Acquire { destination, sender: Some(sender), if_id: 0 };
+        assert_eq!(read, Some(whole));
+        let short = occurrence(XFRM_MSG_ACQUIRE, &octets(ACQUIRE)[..279]);
+        assert!(matches!(short, Err(PlaneError::Malformed(_))), "{short:?}");
+    }
+
+    #[test]
+    fn a_recorded_expiry_names_the_sa() {
+        let read = occurrence(XFRM_MSG_EXPIRE, &octets(EXPIRE)).unwrap();
+        let destination = "198.51.100.2".parse().unwrap();
+        let spi = Spi(0xd00d_0003);
+        assert_eq!(read, Some(Occurrence::Expire { destination, spi, hard: true, if_id: 0 }));
+    }
 
     proptest! {
         #[test]

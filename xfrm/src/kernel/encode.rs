@@ -4,6 +4,7 @@
 //! zeroized on drop, and wiped from the packet crate's structures as soon as they are written.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
@@ -80,6 +81,18 @@ pub(super) fn new_sa(
 /// keys and counters of an established SA as they are.
 pub(super) fn update_sa(context: Context, spec: &ChildSpec, hosts: &Hosts, half: Half) -> Message {
     emit_sa(XFRM_MSG_UPDSA, sa(context, spec, hosts, half, &Sequence::default()))
+}
+
+/// `XFRM_MSG_UPDSA` that puts a whole SA in the place of a larval one. The kernel makes such when
+/// a packet finds no SA for its policy, and NEWSA would then be refused (EEXIST).
+pub(super) fn fill_sa(
+    context: Context,
+    spec: &ChildSpec,
+    hosts: &Hosts,
+    half: Half,
+    sequence: &Sequence,
+) -> Message {
+    emit_sa(XFRM_MSG_UPDSA, sa(context, spec, hosts, half, sequence))
 }
 
 fn emit_sa(kind: u16, mut message: ModifyMessage) -> Message {
@@ -253,6 +266,12 @@ pub(super) fn outbound_index(number: u32) -> u32 {
     (number & 0x0fff_ffff | 0x1000_0000) << 3 | u32::from(XFRM_POLICY_OUT)
 }
 
+/// The number that [`outbound_index`] made an index of; `None` for one that the kernel chose.
+pub(super) fn outbound_number(index: u32) -> Option<u32> {
+    let number = index >> 3;
+    (number & 0x1000_0000 != 0).then_some(number & 0x0fff_ffff)
+}
+
 fn delete_policy(context: Context, selector: XfrmSelector, index: u32, direction: u8) -> Message {
     let message = PolicyDelGetMessage {
         user_policy_id: UserPolicyId { selector, index, direction },
@@ -343,8 +362,14 @@ fn lifetime(spec: &ChildSpec) -> LifetimeConfig {
         hard_byte_limit: limits.hard_bytes.unwrap_or(XFRM_INF),
         soft_packet_limit: limits.soft_packets.unwrap_or(XFRM_INF),
         hard_packet_limit: limits.hard_packets.unwrap_or(XFRM_INF),
+        hard_add_expires_seconds: limits.hard_time.map_or(0, seconds),
         ..LifetimeConfig::default()
     }
+}
+
+/// Rounded up: 0 would be no limit.
+fn seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).max(1)
 }
 
 fn replay(half: Half, sequence: &Sequence) -> Replay {

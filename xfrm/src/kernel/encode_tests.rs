@@ -76,6 +76,42 @@ fn the_fixed_part_is_where_the_kernel_reads_it() {
 }
 
 #[test]
+fn limits_are_in_bytes_packets_and_seconds() {
+    let limits = Limits {
+        soft_bytes: Some(1),
+        hard_bytes: Some(2),
+        soft_packets: Some(3),
+        hard_packets: Some(4),
+        hard_time: Some(std::time::Duration::from_millis(5_500)),
+    };
+    let limited = build(CONTEXT, &ChildSpec { limits, ..spec() }, Half::Out);
+    let words: Vec<u64> =
+        limited[96..160].chunks(8).map(|w| u64::from_ne_bytes(w.try_into().unwrap())).collect();
+    // xfrm_lifetime_cfg: bytes, packets, seconds since installation, seconds since first use.
+    assert_eq!(words, [1, 2, 3, 4, 0, 6, 0, 0]);
+    assert_eq!(build(CONTEXT, &spec(), Half::Out)[128..160], [0; 32], "no time limit");
+}
+
+#[test]
+fn chacha20_poly1305_is_an_aead_with_a_four_byte_salt() {
+    let suite = EspSuite::ChaCha20Poly1305;
+    let alg = attr(&build(CONTEXT, &ChildSpec { suite, ..spec() }, Half::In), 18).unwrap();
+    assert!(alg.starts_with(b"rfc7539esp(chacha20,poly1305)\0"));
+    assert_eq!(alg[64..72], [288_u32.to_ne_bytes(), 128_u32.to_ne_bytes()].concat());
+    assert_eq!(alg[72..], [0xa1; 36]);
+}
+
+#[test]
+fn a_larval_sa_is_filled_by_what_would_install_a_new_one() {
+    let spec = ChildSpec { esn: true, ..spec() };
+    let sequence = Sequence { sent: 9, ..Sequence::default() };
+    let new = new_sa(CONTEXT, &spec, &spec.hosts, Half::Out, &sequence);
+    let fill = fill_sa(CONTEXT, &spec, &spec.hosts, Half::Out, &sequence);
+    assert_eq!((new.kind(), fill.kind()), (XFRM_MSG_NEWSA, XFRM_MSG_UPDSA));
+    assert_eq!(payload(&new), payload(&fill));
+}
+
+#[test]
 fn aead_key_salt_and_tag_length() {
     let inbound = build(CONTEXT, &spec(), Half::In);
     let alg = attr(&inbound, 18).unwrap();
@@ -181,6 +217,7 @@ fn an_sa_reads_back_without_its_keys() {
     assert_eq!(state.source, spec.hosts.remote.ip());
     assert_eq!((state.spi, state.reqid, state.if_id), (spec.spi_in, 77, CONTEXT.if_id));
     assert_eq!(state.sequence, sequence);
+    assert_eq!((state.encap, state.larval), (Some((4500, 4500)), false));
     assert!(!format!("{state:?}").contains("161"), "0xa1 is a key byte");
     assert!(!format!("{message:?}").contains("161"));
 }
@@ -231,6 +268,14 @@ fn an_outbound_policy_names_the_client() {
     let read = decode::policy(&payload(&message)).unwrap();
     assert_eq!((read.direction, read.if_id, read.index), (1, CONTEXT.if_id, index));
     assert_eq!(index & 7, 1, "the direction is in the low bits");
+    assert_eq!((outbound_number(index), outbound_number(9)), (Some(5), None));
+    assert_eq!(read.inner, Some(inner));
+    let sender = read.sender.unwrap();
+    assert_eq!(
+        (sender.source, sender.destination),
+        (spec.hosts.local.ip(), spec.hosts.remote.ip())
+    );
+    assert_eq!((sender.spi, sender.reqid), (spec.spi_out, 77));
     let delete = delete_policy_by_index(CONTEXT, read.index);
     let delete = PolicyDelGetMessage::parse(&payload(&delete)).unwrap();
     assert_eq!((delete.user_policy_id.index, delete.user_policy_id.direction), (index, 1));

@@ -78,15 +78,20 @@ impl Index {
                 let child = inbound.or_else(outbound)?.child;
                 Some(PlaneEvent::Expire { child, hard })
             }
-            Occurrence::Mapping { spi, address, port } => {
-                let known = inner.inbound.get(&spi)?;
+            Occurrence::Mapping { local, spi, address, port } => {
+                let known = inner.inbound.get(&spi).filter(|k| k.hosts.local.ip() == local)?;
                 let remote = SocketAddr::new(address, port);
                 // Repeated while an inbound SA keeps the address it was installed with.
                 (known.hosts.remote != remote)
                     .then_some(PlaneEvent::Mapping { child: known.child, remote })
             }
-            Occurrence::Acquire { destination, if_id } if if_id == ours => {
-                Some(PlaneEvent::Acquire { destination })
+            Occurrence::Acquire { destination, sender, if_id } if if_id == ours => {
+                let child = sender.and_then(|wanted| {
+                    let same_spi = inner.outbound.get(&wanted.spi)?;
+                    let to = |k: &&Known| k.hosts.remote.ip() == wanted.destination;
+                    same_spi.iter().find(to).map(|known| known.child)
+                });
+                Some(PlaneEvent::Acquire { child, destination })
             }
             Occurrence::Expire { .. } | Occurrence::Acquire { .. } => None,
         }
@@ -237,6 +242,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::kernel::decode::Wanted;
 
     fn hosts() -> Hosts {
         Hosts {
@@ -277,6 +283,7 @@ mod tests {
     fn a_mapping_is_news_once() {
         let index = index();
         let mapping = |port| Occurrence::Mapping {
+            local: "192.0.2.1".parse().unwrap(),
             spi: Spi(0x100),
             address: "198.51.100.2".parse().unwrap(),
             port,
@@ -287,5 +294,25 @@ mod tests {
         assert_eq!(index.resolve(&mapping(2048), 5), moved);
         index.insert(ChildId(1), Spi(0x100), Spi(0x200), Hosts { remote, ..hosts() });
         assert_eq!(index.resolve(&mapping(2048), 5), None);
+    }
+
+    #[test]
+    fn an_acquire_names_the_child_whose_sa_is_missing() {
+        let index = index();
+        let destination = "10.77.0.2".parse().unwrap();
+        let acquire = |spi, if_id| Occurrence::Acquire {
+            destination,
+            sender: Some(Wanted {
+                source: "192.0.2.1".parse().unwrap(),
+                destination: "198.51.100.2".parse().unwrap(),
+                spi: Spi(spi),
+                reqid: 1,
+            }),
+            if_id,
+        };
+        let event = |child| Some(PlaneEvent::Acquire { child, destination });
+        assert_eq!(index.resolve(&acquire(0x200, 5), 5), event(Some(ChildId(1))));
+        assert_eq!(index.resolve(&acquire(0x201, 5), 5), event(None));
+        assert_eq!(index.resolve(&acquire(0x200, 6), 5), None, "another instance");
     }
 }

@@ -2,7 +2,7 @@
 //! lost or sent in clear.
 
 use super::KernelPlane;
-use super::apply::Step;
+use super::apply::{Over, Step};
 use super::encode::{self, Half, Sequence};
 use crate::error::PlaneError;
 use crate::model::{ChildId, ChildSpec, Hosts};
@@ -77,7 +77,7 @@ impl KernelPlane {
     }
 
     /// Ports change in place; nothing else does.
-    fn update_ports(
+    pub(super) fn update_ports(
         &mut self,
         spec: &ChildSpec,
         hosts: &Hosts,
@@ -94,30 +94,45 @@ impl KernelPlane {
 
     /// Another encapsulation or address of ours: a new inbound SA that goes on with the replay
     /// window of the old one.
-    fn replace_inbound(&mut self, spec: &ChildSpec, hosts: &Hosts) -> Result<(), PlaneError> {
+    pub(super) fn replace_inbound(
+        &mut self,
+        spec: &ChildSpec,
+        hosts: &Hosts,
+    ) -> Result<(), PlaneError> {
         let (old, new) = (spec.hosts.local.ip(), hosts.local.ip());
-        let sequence =
-            self.state(old, spec.spi_in)?.map_or_else(Sequence::default, |state| state.sequence);
-        let sequence = Sequence { sent: 0, ..sequence };
+        let Some(state) = self.state(old, spec.spi_in)? else {
+            return Err(expired(spec));
+        };
+        let sequence = Sequence { sent: 0, ..state.sequence };
         let what = format!("move the inbound SA {}", spec.spi_in);
         let restore = encode::new_sa(self.context, spec, &spec.hosts, Half::In, &sequence);
         let install = Step {
             what: what.clone(),
             message: encode::new_sa(self.context, spec, hosts, Half::In, &sequence),
             undo: Some(encode::delete_sa(new, spec.spi_in)),
+            over: None,
         };
-        let delete =
-            Step { what, message: encode::delete_sa(old, spec.spi_in), undo: Some(restore) };
+        let delete = Step {
+            what,
+            message: encode::delete_sa(old, spec.spi_in),
+            undo: Some(restore),
+            over: None,
+        };
         // With the same address the two cannot coexist: SPI and address name an SA.
         self.run(if old == new { vec![delete, install] } else { vec![install, delete] })
     }
 
     /// Another destination: a new outbound SA at a higher counter, the policy, then the old one.
-    fn replace_outbound(&mut self, spec: &ChildSpec, hosts: &Hosts) -> Result<(), PlaneError> {
+    pub(super) fn replace_outbound(
+        &mut self,
+        spec: &ChildSpec,
+        hosts: &Hosts,
+    ) -> Result<(), PlaneError> {
         let (old, new) = (spec.hosts.remote.ip(), hosts.remote.ip());
-        let sent =
-            self.state(old, spec.spi_out)?.map_or(spec.first_seq_out, |state| state.sequence.sent);
-        let jumped = sent.saturating_add(COUNTER_JUMP);
+        let Some(state) = self.state(old, spec.spi_out)? else {
+            return Err(expired(spec));
+        };
+        let jumped = state.sequence.sent.saturating_add(COUNTER_JUMP);
         if !spec.esn && jumped > u64::from(u32::MAX) {
             return Err(PlaneError::Conflict(format!(
                 "child {} has used up its sequence numbers; rekey it instead of moving it",
@@ -130,6 +145,12 @@ impl KernelPlane {
             what: what.clone(),
             message: encode::new_sa(self.context, spec, hosts, Half::Out, &sequence),
             undo: Some(encode::delete_sa(new, spec.spi_out)),
+            // A packet between the deletion and this leaves a larval SA.
+            over: Some(Over {
+                destination: new,
+                spi: spec.spi_out,
+                message: encode::fill_sa(self.context, spec, hosts, Half::Out, &sequence),
+            }),
         };
         let inners = self.sends_to(spec);
         let (policies, _) = self.policy_steps(spec, hosts, &inners);
@@ -138,11 +159,23 @@ impl KernelPlane {
             // two the policy finds no SA and holds packets back; nothing leaves in clear.
             let restored = Sequence { sent: jumped.saturating_add(COUNTER_JUMP), ..sequence };
             let restore = encode::new_sa(self.context, spec, &spec.hosts, Half::Out, &restored);
-            let delete =
-                Step { what, message: encode::delete_sa(old, spec.spi_out), undo: Some(restore) };
+            let delete = Step {
+                what,
+                message: encode::delete_sa(old, spec.spi_out),
+                undo: Some(restore),
+                over: None,
+            };
             return self.run([delete, install].into_iter().chain(policies).collect());
         }
         self.run(std::iter::once(install).chain(policies).collect())?;
         self.run_deletions("remove a former SA", vec![encode::delete_sa(old, spec.spi_out)])
     }
+}
+
+/// Its counters went with it, so a new one under the same keys would repeat sequence numbers.
+fn expired(spec: &ChildSpec) -> PlaneError {
+    PlaneError::Conflict(format!(
+        "child {} has expired in the kernel; rekey it instead of moving it",
+        spec.id.0
+    ))
 }

@@ -2,16 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::adopt::Left;
 use super::apply::Step;
 use super::encode::{self, Context};
 use super::events::{Index, Threads};
-use super::{KernelConfig, KernelPlane, decode, suites};
+use super::{KernelConfig, KernelPlane, suites};
 use crate::Dataplane;
 use crate::dataplane::EventSink;
 use crate::error::PlaneError;
 use crate::model::PlaneKind;
 use crate::netlink::{Message, Netlink, Protocol};
 use crate::route::RouteSocket;
+
+/// What happens to SAs and policies that a killed instance left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Former {
+    Remove,
+    Keep,
+}
 
 impl KernelPlane {
     /// Makes the xfrm interface (down; the tunnel's network brings it up), removes what a killed
@@ -21,19 +29,39 @@ impl KernelPlane {
     /// [`PlaneError::Unsupported`] when the kernel has no ESP; [`PlaneError::Conflict`] when the
     /// interface name is somebody else's; otherwise the kernel's refusal.
     pub fn open(config: KernelConfig, sink: &EventSink) -> Result<Self, PlaneError> {
+        Self::begin(config, sink, Former::Remove)
+    }
+
+    /// As [`Self::open`], but what a killed instance with the same `if_id` left stays in force:
+    /// interface, SAs and policies. Take its children over with [`Dataplane::adopt`], then let
+    /// [`Dataplane::reconcile`] remove the others.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn resume(config: KernelConfig, sink: &EventSink) -> Result<Self, PlaneError> {
+        Self::begin(config, sink, Former::Keep)
+    }
+
+    fn begin(config: KernelConfig, sink: &EventSink, former: Former) -> Result<Self, PlaneError> {
         let mut routes = RouteSocket::open()?;
-        if let Some(link) = routes.link(&config.interface)? {
+        let interface = config.interface.clone();
+        let mut exists = false;
+        if let Some(link) = routes.link(&interface)? {
             if link.xfrm_if_id != Some(config.if_id) {
                 return Err(PlaneError::Conflict(format!(
-                    "interface {} exists and is not Runnel's; choose another name or remove it",
-                    config.interface
+                    "interface {interface} exists and is not Runnel's; choose another name or \
+                     remove it"
                 )));
             }
-            routes.delete_link(&config.interface)?;
+            exists = former == Former::Keep;
+            if !exists {
+                routes.delete_link(&interface)?;
+            }
         }
-        routes.add_xfrm_interface(&config.interface, config.if_id)?;
-        let interface = config.interface.clone();
-        match Self::on_interface(config, sink) {
+        if !exists {
+            routes.add_xfrm_interface(&interface, config.if_id)?;
+        }
+        match Self::start(config, sink, former) {
             Ok(mut plane) => {
                 plane.owns_interface = true;
                 if plane.suites.is_empty() {
@@ -61,6 +89,18 @@ impl KernelPlane {
     /// # Errors
     /// The kernel's refusal.
     pub fn on_interface(config: KernelConfig, sink: &EventSink) -> Result<Self, PlaneError> {
+        Self::start(config, sink, Former::Remove)
+    }
+
+    /// As [`Self::on_interface`], keeping what a killed instance left as [`Self::resume`] does.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn resume_on_interface(config: KernelConfig, sink: &EventSink) -> Result<Self, PlaneError> {
+        Self::start(config, sink, Former::Keep)
+    }
+
+    fn start(config: KernelConfig, sink: &EventSink, former: Former) -> Result<Self, PlaneError> {
         let mut netlink = Netlink::open(Protocol::Xfrm)?;
         let sa_dir = matches!(
             netlink.try_query(encode::ask_for_direction())?,
@@ -79,17 +119,25 @@ impl KernelPlane {
             index,
             threads: Some(threads),
             children: BTreeMap::new(),
+            carriers: BTreeMap::new(),
             senders: BTreeMap::new(),
             policies_made: 0,
             reserved: BTreeSet::new(),
+            left: Left::default(),
         };
-        plane.purge()?;
+        match former {
+            Former::Remove => {
+                plane.purge()?;
+            }
+            Former::Keep => plane.find_left()?,
+        }
         let steps = encode::wide_policies(context)
             .into_iter()
             .map(|message| Step {
                 what: "install an inbound policy".to_owned(),
                 message,
                 undo: None,
+                over: None,
             })
             .collect();
         if let Err(error) = plane.run(steps) {
@@ -103,11 +151,7 @@ impl KernelPlane {
 
     /// Removes every policy and SA with our `if_id`; returns how many there were.
     pub(super) fn purge(&mut self) -> Result<usize, PlaneError> {
-        let ours = self.context.if_id;
-        let policies =
-            self.netlink.dump("list policies", &encode::dump_policies(), |_, payload| {
-                decode::policy(payload).map(|policy| (policy.if_id == ours).then_some(policy))
-            })?;
+        let policies = self.dump_policies()?;
         let sas = self.dump_sas()?;
         let found = policies.len() + sas.len();
         let mut messages: Vec<Message> = policies

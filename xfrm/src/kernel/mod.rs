@@ -17,6 +17,7 @@
 //! move of the peer: new outbound SA, policy, then the old one goes. Keys stay here for moves
 //! and are never read back from the kernel.
 
+mod adopt;
 mod apply;
 mod check;
 mod decode;
@@ -25,6 +26,8 @@ mod events;
 mod hosts;
 mod lifecycle;
 mod policies;
+#[cfg(test)]
+mod recorded;
 mod stats;
 mod suites;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -35,8 +38,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 use ring::rand::{SecureRandom, SystemRandom};
 
-use self::apply::Step;
-use self::encode::{Context, Half, Sequence};
+use self::adopt::Left;
+use self::encode::Context;
 use self::events::{Index, Threads};
 use self::policies::{Sender, inner_networks};
 pub(crate) use self::suites::try_esp;
@@ -45,6 +48,7 @@ pub use self::targets::kernel_message;
 #[cfg(test)]
 pub(crate) use self::targets::samples;
 use crate::Dataplane;
+use crate::dataplane::PlaneEvent;
 use crate::error::PlaneError;
 use crate::model::{
     Capabilities, ChildId, ChildSpec, EspSuite, Hosts, PlaneKind, PlaneStats, Spi, Usage,
@@ -90,15 +94,37 @@ pub struct KernelPlane {
     index: Index,
     threads: Option<Threads>,
     children: BTreeMap<ChildId, ChildSpec>,
+    /// Children by the inner addresses they can carry.
+    carriers: BTreeMap<IpNet, BTreeSet<ChildId>>,
     /// Which child sends to an inner address, and its policy's index.
     senders: BTreeMap<IpNet, Sender>,
     policies_made: u32,
     reserved: BTreeSet<Spi>,
+    left: Left,
 }
 
 impl KernelPlane {
     fn known(&self, child: ChildId) -> Result<&ChildSpec, PlaneError> {
         self.children.get(&child).ok_or_else(|| PlaneError::Unknown(format!("child {}", child.0)))
+    }
+
+    fn enlist(&mut self, spec: ChildSpec) {
+        for inner in inner_networks(&spec) {
+            self.carriers.entry(inner).or_default().insert(spec.id);
+        }
+        self.children.insert(spec.id, spec);
+    }
+
+    fn strike(&mut self, child: ChildId) {
+        let Some(spec) = self.children.remove(&child) else { return };
+        for inner in inner_networks(&spec) {
+            if let Some(carriers) = self.carriers.get_mut(&inner) {
+                carriers.remove(&child);
+                if carriers.is_empty() {
+                    self.carriers.remove(&inner);
+                }
+            }
+        }
     }
 }
 
@@ -148,27 +174,7 @@ impl Dataplane for KernelPlane {
 
     fn install(&mut self, spec: &ChildSpec) -> Result<(), PlaneError> {
         self.check(spec)?;
-        let fresh = Sequence::default();
-        let sent = Sequence { sent: spec.first_seq_out, ..Sequence::default() };
-        let (context, hosts) = (self.context, &spec.hosts);
-        let mut steps = vec![
-            Step {
-                what: format!("install the inbound SA {}", spec.spi_in),
-                message: encode::new_sa(context, spec, hosts, Half::In, &fresh),
-                undo: Some(encode::delete_sa(hosts.local.ip(), spec.spi_in)),
-            },
-            Step {
-                what: format!("install the outbound SA {}", spec.spi_out),
-                message: encode::new_sa(context, spec, hosts, Half::Out, &sent),
-                undo: Some(encode::delete_sa(hosts.remote.ip(), spec.spi_out)),
-            },
-        ];
-        let mut senders = Vec::new();
-        if spec.outbound_active {
-            let (policies, theirs) = self.policy_steps(spec, hosts, &inner_networks(spec));
-            steps.extend(policies);
-            senders = theirs;
-        }
+        let (steps, senders) = self.installation(spec);
         // Before the SAs, so that not even their first event finds nobody.
         self.index.insert(spec.id, spec.spi_in, spec.spi_out, spec.hosts);
         if let Err(error) = self.run(steps) {
@@ -177,8 +183,20 @@ impl Dataplane for KernelPlane {
         }
         self.reserved.remove(&spec.spi_in);
         self.senders.extend(senders);
-        self.children.insert(spec.id, spec.clone());
+        self.enlist(spec.clone());
         Ok(())
+    }
+
+    fn adopt(&mut self, spec: &ChildSpec) -> Result<bool, PlaneError> {
+        self.adopt_child(spec)
+    }
+
+    fn reconcile(&mut self) -> Result<usize, PlaneError> {
+        self.remove_left()
+    }
+
+    fn resync(&mut self) -> Result<Vec<PlaneEvent>, PlaneError> {
+        self.missed()
     }
 
     fn activate_outbound(&mut self, child: ChildId) -> Result<(), PlaneError> {
@@ -195,22 +213,21 @@ impl Dataplane for KernelPlane {
 
     fn remove(&mut self, child: ChildId) -> Result<Usage, PlaneError> {
         let spec = self.known(child)?.clone();
+        let mut orphans = Vec::new();
         for inner in self.sends_to(&spec) {
             // The newest other child that carries the address goes on sending.
-            let heir = self
-                .children
-                .values()
-                .rev()
-                .find(|other| other.id != child && inner_networks(other).contains(&inner));
-            match heir.cloned() {
+            let carriers = self.carriers.get(&inner).into_iter().flatten();
+            let heir = carriers.rev().find(|other| **other != child);
+            match heir.and_then(|heir| self.children.get(heir)).cloned() {
                 Some(heir) => {
                     let (steps, senders) = self.policy_steps(&heir, &heir.hosts, &[inner]);
                     self.run(steps)?;
                     self.senders.extend(senders);
                 }
-                None => self.delete_policies(&[inner])?,
+                None => orphans.push(inner),
             }
         }
+        self.delete_policies(&orphans)?;
         let usage = self.usage_of(&spec)?;
         self.run_deletions(
             "remove an SA",
@@ -219,7 +236,7 @@ impl Dataplane for KernelPlane {
                 encode::delete_sa(spec.hosts.local.ip(), spec.spi_in),
             ],
         )?;
-        self.children.remove(&child);
+        self.strike(child);
         self.index.remove(child, spec.spi_in, spec.spi_out);
         Ok(usage)
     }
@@ -229,6 +246,10 @@ impl Dataplane for KernelPlane {
         self.usage_of(&spec)
     }
 
+    fn usages(&mut self, children: &[ChildId]) -> Result<BTreeMap<ChildId, Usage>, PlaneError> {
+        self.usages_of(children)
+    }
+
     fn children(&self) -> Vec<ChildId> {
         self.children.keys().copied().collect()
     }
@@ -236,7 +257,15 @@ impl Dataplane for KernelPlane {
     fn stats(&self) -> PlaneStats {
         // Of the whole namespace: the kernel has no finer ones.
         let text = std::fs::read_to_string("/proc/thread-self/net/xfrm_stat").unwrap_or_default();
-        PlaneStats { drops: stats::parse_stats(&text) }
+        stats::parse_stats(&text)
+    }
+
+    /// The kernel goes on by itself, interface included.
+    fn detach(&mut self) -> Result<(), PlaneError> {
+        if let Some(mut threads) = self.threads.take() {
+            threads.stop();
+        }
+        Ok(())
     }
 
     fn shutdown(&mut self) -> Result<(), PlaneError> {
@@ -244,8 +273,10 @@ impl Dataplane for KernelPlane {
             threads.stop();
         }
         self.children.clear();
+        self.carriers.clear();
         self.senders.clear();
         self.reserved.clear();
+        self.left = Left::default();
         self.index = Index::default();
         self.purge()?;
         if self.owns_interface {

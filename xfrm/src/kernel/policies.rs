@@ -30,7 +30,10 @@ impl KernelPlane {
         let mut senders = Vec::with_capacity(inners.len());
         for &inner in inners {
             let former = self.senders.get(&inner).copied();
-            let policy = former.map_or_else(|| self.next_index(), |sender| sender.policy);
+            // An earlier run's policy is replaced in place, so that it is never missing.
+            let left = self.left.policies.remove(&inner).map(|policy| policy.index);
+            let index = former.map(|sender| sender.policy).or(left);
+            let policy = index.unwrap_or_else(|| self.next_index());
             let before = former.and_then(|sender| self.children.get(&sender.child));
             let undo = match before {
                 Some(before) => encode::outbound_policy(
@@ -44,9 +47,9 @@ impl KernelPlane {
                 None => encode::delete_outbound_policy(self.context, inner),
             };
             let message =
-                encode::outbound_policy(self.context, spec, hosts, inner, policy, before.is_some());
+                encode::outbound_policy(self.context, spec, hosts, inner, policy, index.is_some());
             let what = format!("install the outbound policy for {inner}");
-            steps.push(Step { what, message, undo: Some(undo) });
+            steps.push(Step { what, message, undo: Some(undo), over: None });
             senders.push((inner, Sender { child: spec.id, policy }));
         }
         (steps, senders)

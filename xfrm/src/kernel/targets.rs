@@ -2,7 +2,7 @@
 //! here only that an unknown one, or one with other structures, ends nothing.
 
 use super::decode;
-use crate::netlink::{Attrs, Frames, attr_u32, attr_u32_be, attr_u64_be};
+use crate::netlink::{Attrs, Frames, Protocol, Refusal, attr_u32, attr_u32_be, attr_u64_be};
 
 /// A datagram of messages: each is read as everything it could be.
 pub fn kernel_message(data: &[u8]) {
@@ -13,6 +13,14 @@ pub fn kernel_message(data: &[u8]) {
         let _ = decode::sa(frame.payload);
         let _ = decode::policy(frame.payload);
         let _ = decode::occurrence(frame.kind, frame.payload);
+        // Of a refusal, the request it answers may be anything too.
+        for flags in [frame.flags, u16::MAX] {
+            let read = Refusal::parse(frame.payload, flags, data, Protocol::Xfrm);
+            if let Ok(Some(refusal)) = read {
+                let sentence = refusal.into_error("do something").to_string();
+                assert!(!sentence.is_empty());
+            }
+        }
         attributes(frame.payload, 0);
     }
     assert!(seen <= data.len(), "messages hold more than their datagram");
@@ -50,7 +58,24 @@ pub(crate) fn samples() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         message.seal(0, 1);
         message.bytes().to_vec()
     };
+    let recorded = |kind: u16, text: &str| {
+        let mut message = Message::new(kind, 0, &super::recorded::octets(text));
+        message.seal(0, 1);
+        message.bytes().to_vec()
+    };
+    // NLMSG_ERROR with an extended acknowledgement: errno, the request's header, the text, where.
+    let mut refusal = Vec::from((-libc::EINVAL).to_ne_bytes());
+    refusal.extend([0; 16]);
+    let mut refusal = Message::new(2, 0x300, &refusal)
+        .attr_str(1, "Requested AEAD algorithm not found.")
+        .attr(2, &20_u32.to_ne_bytes());
+    refusal.seal(0x300, 1);
+    let acquire = recorded(XFRM_MSG_ACQUIRE, super::recorded::ACQUIRE);
+    let expire = recorded(XFRM_MSG_EXPIRE, super::recorded::EXPIRE);
     vec![
+        ("kernel-message", "acquire-recorded", acquire),
+        ("kernel-message", "expire-recorded", expire),
+        ("kernel-message", "refusal", refusal.bytes().to_vec()),
         ("kernel-message", "policies", policies),
         ("kernel-message", "sa", event(XFRM_MSG_NEWSA, 224)),
         ("kernel-message", "expire", event(XFRM_MSG_EXPIRE, 232)),

@@ -256,7 +256,12 @@ fn names_give_stable_different_identifiers() {
 }
 
 #[test]
-fn counters_are_summed_by_reason() {
-    let text = "XfrmInNoStates 3\nXfrmOutNoStates 2\nXfrmInStateSeqError 1\nXfrmNew 9\nbad\n";
-    assert_eq!(parse_stats(text), [("no_sa", 5), ("replay", 1)]);
+fn counters_are_summed_by_reason_and_kept_by_name() {
+    let text = "XfrmInNoStates 3\nXfrmOutNoStates 2\nXfrmInStateSeqError 1\nXfrmInError 0\n\
+                XfrmNew 9\nbad\nXfrmInHdrError x\n";
+    let stats = parse_stats(text);
+    assert_eq!(stats.drops, [("no_sa", 5), ("other", 9), ("replay", 1)]);
+    let kept = [("XfrmInNoStates", 3), ("XfrmOutNoStates", 2), ("XfrmInStateSeqError", 1)];
+    let kept = kept.into_iter().chain([("XfrmNew", 9)]);
+    assert_eq!(stats.counters, kept.map(|(n, v)| (n.to_owned(), v)).collect::<Vec<_>>());
 }

@@ -48,7 +48,7 @@ impl Refusal {
     ///
     /// # Errors
     /// When it is too short to hold an errno.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         payload: &[u8],
         flags: u16,
         request: &[u8],

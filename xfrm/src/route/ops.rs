@@ -315,7 +315,7 @@ fn full_length(address: IpAddr) -> u8 {
     }
 }
 
-fn address_message(index: u32, address: IpAddr) -> AddressMessage {
+pub(super) fn address_message(index: u32, address: IpAddr) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address);
     message.header.prefix_len = full_length(address);
@@ -329,7 +329,7 @@ fn address_message(index: u32, address: IpAddr) -> AddressMessage {
     message
 }
 
-fn route_message(network: IpNet, target: Target) -> RouteMessage {
+pub(super) fn route_message(network: IpNet, target: Target) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(network.addr());
     message.header.destination_prefix_length = network.prefix_len();
@@ -376,7 +376,7 @@ fn ip(value: &[u8]) -> Result<IpAddr, PlaneError> {
         .map_err(|_| PlaneError::Malformed(format!("address of {} bytes", value.len())))
 }
 
-fn parse_link(payload: &[u8]) -> Result<Link, PlaneError> {
+pub(super) fn parse_link(payload: &[u8]) -> Result<Link, PlaneError> {
     let (head, attrs) = fixed(payload, LINK_FIXED)?;
     let mut link = Link {
         index: number(head, 4)?,
@@ -410,7 +410,7 @@ fn parse_xfrm_info(info: &[u8]) -> Result<Option<u32>, PlaneError> {
     }
 }
 
-fn parse_address(payload: &[u8]) -> Result<(u32, IpAddr), PlaneError> {
+pub(super) fn parse_address(payload: &[u8]) -> Result<(u32, IpAddr), PlaneError> {
     let (head, attrs) = fixed(payload, ADDRESS_FIXED)?;
     let index = number(head, 4)?;
     let mut found = None;
@@ -428,7 +428,7 @@ fn parse_address(payload: &[u8]) -> Result<(u32, IpAddr), PlaneError> {
 }
 
 /// A unicast or unreachable route of the main table; others are skipped.
-fn parse_route(payload: &[u8]) -> Result<Option<Route>, PlaneError> {
+pub(super) fn parse_route(payload: &[u8]) -> Result<Option<Route>, PlaneError> {
     let (head, attrs) = fixed(payload, ROUTE_FIXED)?;
     let (Some(&family), Some(&length), Some(&table), Some(&protocol), Some(&kind)) =
         (head.first(), head.get(1), head.get(4), head.get(5), head.get(7))
@@ -467,7 +467,7 @@ fn parse_route(payload: &[u8]) -> Result<Option<Route>, PlaneError> {
     }))
 }
 
-fn parse_decision(payload: &[u8]) -> Result<Decision, PlaneError> {
+pub(super) fn parse_decision(payload: &[u8]) -> Result<Decision, PlaneError> {
     let (head, attrs) = fixed(payload, ROUTE_FIXED)?;
     let kind = head.get(7).copied().unwrap_or_default();
     let mut decision =

@@ -395,7 +395,7 @@ impl Dataplane for UserPlane {
     }
 
     fn stats(&self) -> PlaneStats {
-        PlaneStats { drops: self.shared.drops.snapshot() }
+        PlaneStats { drops: self.shared.drops.snapshot(), counters: Vec::new() }
     }
 
     fn shutdown(&mut self) -> Result<(), PlaneError> {

@@ -8,8 +8,12 @@ use anyhow::{Context, Result, bail};
 use crate::lab::{Lab, cmd};
 
 /// Test programs, as `cargo xtask` names them, and the tests of each to run.
-const PROGRAMS: [(&str, &[&str]); 3] =
-    [("conformance", &["kernel"]), ("kernel_route", &[]), ("nft_filter", &["kernel"])];
+const PROGRAMS: [(&str, &[&str]); 4] = [
+    ("conformance", &["kernel"]),
+    ("kernel_esp", &[]),
+    ("kernel_route", &[]),
+    ("nft_filter", &["kernel"]),
+];
 
 /// What a test prints when it finds no ESP; here that is a failure.
 const SKIPPED: &str = "skipped:";

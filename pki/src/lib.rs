@@ -46,6 +46,7 @@ mod time;
 pub mod validate;
 
 pub use audit::chain::{ChainFault, ChainReport, FaultKind};
+pub use audit::checkpoint::CheckpointVerifier;
 pub use audit::{Actor, AuditEvent, AuditOutcome, AuditRecord, Carried, TunnelFacts};
 pub use authority::{Access, AccessError, Authority, Startup};
 pub use backup::{BackupHead, BackupKey, restore};

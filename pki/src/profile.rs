@@ -166,8 +166,6 @@ pub struct Settings {
     /// Base URL of the CRL and OCSP service over plain HTTP, such as `http://gw.example:8080`;
     /// certificates name it when it is set.
     pub status_url: Option<String>,
-    /// Recorded in leases, so that audit shows which policy they were opened under.
-    pub policy_version: u64,
 }
 
 impl Settings {
@@ -183,7 +181,6 @@ impl Settings {
             timers: LeaseTimers::default(),
             keep_ended: Duration::from_secs(7 * 86_400),
             status_url: None,
-            policy_version: 0,
         }
     }
 

@@ -59,6 +59,8 @@ pub(crate) mod key {
     pub(crate) const JWT_DUE: &str = "jwt-due/";
     /// Tokens of CI platforms that were issued before are refused.
     pub(crate) const JWT_FLOOR: &str = "jwt-floor";
+    /// The policy in force, and how many there were before it.
+    pub(crate) const POLICY: &str = "policy/current";
     /// Which revocation journal belongs to the store.
     pub(crate) const JOURNAL: &str = "journal/epoch";
     /// Where the journal was kept the last time.

@@ -12,6 +12,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
 use zeroize::Zeroizing;
 
+use crate::audit::checkpoint::CheckpointKey;
 use crate::entropy::Entropy;
 use crate::error::Error;
 use crate::failpoint;
@@ -38,6 +39,8 @@ pub(crate) struct Sealer {
     logs: LogSeal,
     /// What secrets are made of that need no keeping.
     secrets: hmac::Key,
+    /// What signs the checkpoints of the audit trail.
+    checkpoints: CheckpointKey,
     /// Where the CA's keys are made and reached, when not here.
     token: Option<TokenUri>,
 }
@@ -59,6 +62,7 @@ impl Sealer {
             aead: LessSafeKey::new(aead),
             mac: of(b"runnel tags"),
             logs: LogSeal::derive(key),
+            checkpoints: CheckpointKey::derive(key)?,
             secrets: of(b"runnel secrets"),
             token: None,
         })
@@ -94,6 +98,11 @@ impl Sealer {
     /// What the ends of the store's logs are sealed with.
     pub(crate) fn log_seal(&self) -> LogSeal {
         self.logs.clone()
+    }
+
+    /// What signs the checkpoints of the audit trail.
+    pub(crate) fn checkpoints(&self) -> &CheckpointKey {
+        &self.checkpoints
     }
 
     pub(crate) fn seal(

@@ -285,6 +285,41 @@ fn events_carry_lease_job_and_operator() {
     assert_eq!(value["runnel.vip"][0], enrolled.lease.addresses[0].to_string());
 }
 
+/// The number says under which policy a lease was opened, and the trail what that was.
+#[test]
+fn each_policy_has_a_number_that_its_leases_carry() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = open(directory.path());
+    assert_eq!(authority.policy_version(), 0);
+    assert_eq!(authority.adopt_policy("role builder", &Actor::System, NOW).unwrap(), 1);
+    assert_eq!(enrolled(&authority).1.lease.policy_version, 1);
+    assert_eq!(authority.adopt_policy("role builder", &OPERATOR, after(1)).unwrap(), 1);
+    assert_eq!(authority.adopt_policy("role deployer", &OPERATOR, after(2)).unwrap(), 2);
+    let (_, second) = enrolled(&authority);
+    assert_eq!(second.lease.policy_version, 2);
+    drop(authority);
+    let authority = open(directory.path());
+    assert_eq!(authority.policy_version(), 2, "before anybody says what it is");
+    // What was in force before is another policy than the one between.
+    assert_eq!(authority.adopt_policy("role builder", &OPERATOR, after(3)).unwrap(), 3);
+    let records = authority.audit(0, 1_000).unwrap();
+    let updates: Vec<_> = records
+        .iter()
+        .filter(|record| record.event.action == "policy.update")
+        .map(|record| (record.event.policy_version, record.event.object.clone().unwrap()))
+        .collect();
+    assert_eq!(updates.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(
+        updates[0].1 == updates[2].1 && updates[0].1 != updates[1].1 && updates[0].1.len() == 64
+    );
+    let created = records.iter().rfind(|record| record.event.action == "lease.create").unwrap();
+    let value: serde_json::Value = serde_json::from_str(&created.line).unwrap();
+    assert_eq!(value["runnel.policy_version"], 2);
+    assert_eq!(value["x509.serial_number"], second.lease.cert().unwrap().serial.to_string());
+    assert_eq!(value["x509.subject.distinguished_name"], second.lease.subject);
+    assert!(value["x509.not_after"].as_str().unwrap().starts_with("2026-11-22T"));
+}
+
 #[derive(Clone, Debug)]
 enum Mutation {
     Remove(usize),

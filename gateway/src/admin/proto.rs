@@ -242,6 +242,8 @@ pub enum Request {
     Doctor,
     /// Whether anything was done to the audit trail since it was written.
     AuditVerify,
+    /// The public key that the trail's checkpoints are signed with.
+    AuditKey,
     /// Events of the audit trail, oldest first.
     AuditTail {
         /// Those after this position; none: the latest.

@@ -563,15 +563,38 @@ pub struct AuditPart {
     pub hash: String,
     /// Whether its end was compared with the seal that only the gateway can make.
     pub sealed: bool,
+    /// The last signed checkpoint, when there was a key to verify it with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<AuditSigned>,
     /// What is wrong with it.
     pub faults: Vec<AuditFault>,
+}
+
+/// A checkpoint whose signature was verified.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditSigned {
+    /// The record that is the checkpoint.
+    pub checkpoint: u64,
+    /// The last record it stands for.
+    pub record: u64,
+    /// When it was signed, RFC 3339.
+    pub time: String,
+}
+
+/// `runnel audit key`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditKey {
+    /// Its short name, as checkpoints name it.
+    pub id: String,
+    /// Ed25519, PEM.
+    pub pem: String,
 }
 
 /// Something that was done to a trail.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditFault {
     /// `edited`, `rewritten`, `missing`, `misplaced`, `truncated`, `added`, `unsealed`,
-    /// `unreadable` or `differs`.
+    /// `unreadable`, `differs`, `forged`, `unsigned` or `stale`.
     pub kind: String,
     /// The record concerned, or the first of several.
     pub record: u64,

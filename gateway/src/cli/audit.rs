@@ -1,6 +1,7 @@
 //! `runnel audit`
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::Value;
@@ -9,8 +10,9 @@ use super::output::{OutputArg, table};
 use super::sealing::SealKeyArg;
 use super::{Context, Failure};
 use crate::admin::proto::Request;
-use crate::admin::view::{AuditPart, AuditVerdict};
-use crate::service::{verify_audit_file, verify_audit_offline};
+use crate::admin::view::{AuditKey, AuditPart, AuditSigned, AuditVerdict};
+use crate::service::{OffMachine, audit_key_offline, verify_audit_files, verify_audit_offline};
+use crate::sys::clock::parse_duration;
 
 const TAIL: &str = "\
 Examples:
@@ -22,10 +24,17 @@ const VERIFY: &str = "\
 Examples:
   runnel audit verify                          the trail of this gateway and its copy audit.jsonl
   runnel audit verify --file audit.jsonl.1     a rotated or shipped copy by itself
+  runnel audit verify --file audit.jsonl.1 --file audit.jsonl --key audit.pub --max-age 2h
+                                               on another machine: what runnel audit key gave
   runnel audit verify --seal-key /etc/runnel/seal.key    while the gateway does not run
 
 Finds every edit, removal, addition and change of order, and says at which record. Exit code 1 when
 there is one.";
+const KEY: &str = "\
+Examples:
+  runnel audit key > audit.pub                 keep it on another machine, for runnel audit verify --key
+
+The trail is signed with it at every start and stop, every hour and when its file is rotated.";
 
 /// The audit trail: what changed, by whom, for which job
 #[derive(Debug, Subcommand)]
@@ -51,9 +60,23 @@ pub(super) enum Command {
     /// See whether anything was done to the trail since it was written
     #[command(after_help = VERIFY)]
     Verify {
-        /// A copy of the trail instead of the trail itself
+        /// A copy of the trail instead of the trail itself; several files, the oldest first
         #[arg(long, value_name = "FILE", conflicts_with = "seal_key")]
-        file: Option<PathBuf>,
+        file: Vec<PathBuf>,
+        /// The gateway's public key, which signed the checkpoints
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// The copy's last checkpoint is not older: nothing is missing at its end
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "key", requires = "file")]
+        max_age: Option<Duration>,
+        #[command(flatten)]
+        sealing: SealKeyArg,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+    /// The public key that proves the trail on other machines
+    #[command(after_help = KEY)]
+    Key {
         #[command(flatten)]
         sealing: SealKeyArg,
         #[command(flatten)]
@@ -69,29 +92,44 @@ pub(super) fn run(context: &Context, command: Command) -> Result<(), Failure> {
             output.print(&events, |events| list(events));
             Ok(())
         }
-        Command::Verify { file, sealing, output } => {
-            let verdict = verify(context, file, &sealing)?;
+        Command::Verify { file, key, max_age, sealing, output } => {
+            let wanted = OffMachine { key: key.as_deref(), max_age };
+            let verdict = verify(context, &file, &sealing, &wanted)?;
             output.print(&verdict, verdict_text);
             match verdict.ok {
                 true => Ok(()),
                 false => Err(Failure::failed("the audit trail was tampered with")),
             }
         }
+        Command::Key { sealing, output } => {
+            let key: AuditKey = match context.client() {
+                Ok(mut client) => client.ask(Request::AuditKey)?,
+                Err(Failure::NotRunning(_)) => {
+                    audit_key_offline(&context.state, sealing.file().as_deref())
+                        .map_err(Failure::failed)?
+                }
+                Err(other) => return Err(other),
+            };
+            output.print(&key, |key| key.pem.clone());
+            Ok(())
+        }
     }
 }
 
 fn verify(
     context: &Context,
-    file: Option<PathBuf>,
+    files: &[PathBuf],
     sealing: &SealKeyArg,
+    wanted: &OffMachine<'_>,
 ) -> Result<AuditVerdict, Failure> {
-    if let Some(file) = file {
-        return verify_audit_file(&file).map_err(Failure::failed);
+    if !files.is_empty() {
+        return verify_audit_files(files, wanted).map_err(Failure::failed);
     }
     match context.client() {
         Ok(mut client) => Ok(client.ask(Request::AuditVerify)?),
         Err(Failure::NotRunning(_)) => {
-            verify_audit_offline(&context.state, sealing.file().as_deref()).map_err(Failure::failed)
+            verify_audit_offline(&context.state, sealing.file().as_deref(), wanted)
+                .map_err(Failure::failed)
         }
         Err(other) => Err(other),
     }
@@ -134,12 +172,16 @@ fn verdict_text(verdict: &AuditVerdict) -> String {
 }
 
 fn part_text(part: &AuditPart) -> String {
-    let AuditPart { name, records, first, last, hash, sealed, faults } = part;
+    let AuditPart { name, records, first, last, hash, sealed, signed, faults } = part;
     let end = if *sealed { "its end is sealed" } else { "its end was not compared with a seal" };
     let mut text = match records {
         0 => format!("{name}: empty\n"),
         _ => format!("{name}: {records} record(s), {first} to {last}, {end}\n  last hash {hash}\n"),
     };
+    if let Some(signed) = signed {
+        let AuditSigned { checkpoint, record, time } = signed;
+        text.push_str(&format!("  signed up to record {record} at {time} (record {checkpoint})\n"));
+    }
     for fault in faults {
         let line = fault.line.map(|line| format!("line {line}: ")).unwrap_or_default();
         text.push_str(&format!("  {}: {line}{}\n", fault.kind, fault.what));

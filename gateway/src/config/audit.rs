@@ -10,13 +10,29 @@ use super::value;
 /// Port of syslog over TLS (RFC 5425 4.1).
 const SYSLOG_PORT: u16 = 6514;
 
+/// Octets of a file before it is put aside, when nothing is said.
+const FILE_SIZE: u64 = 64 << 20;
+
+/// Files put aside that are kept, when nothing is said.
+const FILES: u64 = 15;
+
 /// The audit trail.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
     /// No access is opened or prolonged while the trail cannot be written.
     pub required: bool,
+    /// The file beside the store is put aside when it has so many octets.
+    pub file_size: u64,
+    /// So many that were put aside are kept.
+    pub files: u64,
     /// Places elsewhere that take it.
     pub sinks: Vec<AuditSink>,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { required: false, file_size: FILE_SIZE, files: FILES, sinks: Vec::new() }
+    }
 }
 
 /// A place elsewhere that takes the audit trail.
@@ -80,6 +96,8 @@ pub enum AuditBody {
 
 pub(super) fn audit(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> Audit {
     let required = section.boolean("required", found).unwrap_or(false);
+    let file_size = section.size("file_size", 1 << 20..=1 << 40, found).unwrap_or(FILE_SIZE);
+    let files = section.number("files", 1..=1_000, found).unwrap_or(FILES);
     let mut sinks: Vec<AuditSink> = Vec::new();
     for section in section.tables("sink", "[[audit.sink]]", found).unwrap_or_default() {
         let at = section.offset;
@@ -92,7 +110,7 @@ pub(super) fn audit(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> A
         }
     }
     section.finish(&[], found);
-    Audit { required, sinks }
+    Audit { required, file_size, files, sinks }
 }
 
 fn sink(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> Option<AuditSink> {
@@ -247,7 +265,7 @@ mod tests {
 
     #[test]
     fn sinks_of_both_kinds_are_read() {
-        let text = "[audit]\nrequired = true\n\
+        let text = "[audit]\nrequired = true\nfile_size = \"10MB\"\nfiles = 3\n\
             [[audit.sink]]\nname = \"siem\"\nkind = \"syslog\"\naddress = \"siem.example.com\"\n\
             format = \"cef\"\nca = \"/etc/siem.pem\"\n\
             [[audit.sink]]\nname = \"splunk\"\nkind = \"https\"\n\
@@ -255,6 +273,7 @@ mod tests {
             header_file = \"/etc/splunk.header\"\ncertificate = \"/c\"\nkey = \"/k\"\n";
         let audit = Config::parse(text, "f").unwrap().audit;
         assert!(audit.required);
+        assert_eq!((audit.file_size, audit.files), (10_000_000, 3));
         let [siem, splunk] = audit.sinks.as_slice() else { panic!("{audit:?}") };
         assert_eq!((siem.host.as_str(), siem.port), ("siem.example.com", 6514));
         assert_eq!((siem.format, &siem.target), (AuditFormat::Cef, &AuditTarget::Syslog));

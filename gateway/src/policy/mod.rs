@@ -13,7 +13,7 @@ use xfrm::model::{AllowRule, RoleFilter, TunnelNetwork};
 pub use selectors::{MAX_SELECTORS, allowed_selectors};
 pub use sites::{selectors, site_filters, site_of_role, site_role, site_routes};
 
-use crate::config::{AllowEntry, Config, Pool, Role};
+use crate::config::{AllowEntry, Config, Pool, Role, Site};
 
 /// What a role may reach: its allow list and its pool's DNS servers.
 pub fn reach(role: &Role, pool: &Pool) -> Vec<AllowEntry> {
@@ -31,6 +31,41 @@ pub fn reach(role: &Role, pool: &Pool) -> Vec<AllowEntry> {
     entries.sort();
     entries.dedup();
     entries
+}
+
+/// The policy as text, one thing a line: equal texts mean the same access for everybody. Names no
+/// secret. What only describes the gateway itself (listeners, timers, proposals) is not in it.
+pub fn text(config: &Config) -> String {
+    let mut lines = Vec::new();
+    for role in &config.roles {
+        let Role { name, pool, ttl, max_lease, keys, server_keys, .. } = role;
+        let Role { max_leases, rate, manual, allow, matches, claims, .. } = role;
+        lines.push(format!("role {name} {pool} {ttl:?} {max_lease:?} {keys:?} {server_keys}"));
+        lines.push(format!("role {name} limits {max_leases:?} {rate:?} manual {manual}"));
+        let mut allow = allow.clone();
+        allow.sort();
+        lines.extend(allow.iter().map(|entry| format!("role {name} allow {entry}")));
+        lines.extend(matches.iter().map(|rule| format!("role {name} match {rule:?}")));
+        lines.extend(claims.iter().map(|rule| format!("role {name} claims {rule:?}")));
+    }
+    for pool in &config.pools {
+        let Pool { name, addresses, dns, masquerade, .. } = pool;
+        lines.push(format!("pool {name} {addresses:?} {dns:?} {masquerade}"));
+    }
+    for issuer in &config.issuers {
+        lines.push(format!("issuer {} {} {}", issuer.name, issuer.issuer, issuer.audience));
+    }
+    for ca in &config.cas {
+        lines.push(format!("ca {} {} {:?}", ca.name, ca.certificate.display(), ca.revocation));
+    }
+    for client in &config.psks {
+        lines.push(format!("psk {:?} {}", client.id, client.role));
+    }
+    for site in &config.sites {
+        let Site { name, id, local, networks, allow, .. } = site;
+        lines.push(format!("site {name} {id} {local:?} {networks:?} {allow:?}"));
+    }
+    lines.join("\n")
 }
 
 /// Everything on our side that a tunnel may lead to.

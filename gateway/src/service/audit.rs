@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use pki::audit::chain;
-use pki::{AuditRecord, ChainReport};
+use pki::audit::chain::{self, Wanted};
+use pki::{AuditRecord, ChainReport, CheckpointVerifier};
 use serde_json::Value;
 
 use super::{Instance, pki_error};
 use crate::admin::proto::AdminError;
 use crate::admin::view;
+use crate::obs::audit::kept_files;
 
 /// The copy of the trail in the state directory.
 pub const FILE: &str = "audit.jsonl";
@@ -40,6 +42,22 @@ impl Instance {
         }
     }
 
+    /// Signs the trail when that is due.
+    ///
+    /// # Errors
+    /// A sentence of the store.
+    pub fn sign_audit(&self) -> Result<bool, String> {
+        self.authority.checkpoint_when_due(super::now()).map_err(|error| error.to_string())
+    }
+
+    /// Signs the trail for a reason in one word.
+    ///
+    /// # Errors
+    /// As [`sign_audit`](Self::sign_audit).
+    pub fn sign_audit_because(&self, why: &str) -> Result<(), String> {
+        self.authority.checkpoint(why, super::now()).map_err(|error| error.to_string())
+    }
+
     /// What the operator must know about sinks.
     pub(super) fn audit_warnings(&self) -> Result<Vec<String>, pki::Error> {
         let end = self.authority.audit_end()?;
@@ -53,12 +71,17 @@ impl Instance {
 
     pub(super) fn audit_verify(&self) -> Result<view::AuditVerdict, AdminError> {
         let mut parts = vec![part("trail", self.authority.verify_audit().map_err(pki_error)?)];
-        let path = Path::new(&self.facts.state).join(FILE);
-        if let Ok(file) = File::open(&path) {
-            let copy = self.authority.verify_audit_copy(BufReader::new(file));
-            parts.push(part(&path.display().to_string(), copy.map_err(pki_error)?));
+        for path in kept_files(&Path::new(&self.facts.state).join(FILE)) {
+            if let Ok(file) = File::open(&path) {
+                let copy = self.authority.verify_audit_copy(BufReader::new(file));
+                parts.push(part(&path.display().to_string(), copy.map_err(pki_error)?));
+            }
         }
         Ok(verdict(parts))
+    }
+
+    pub(super) fn audit_key(&self) -> view::AuditKey {
+        key_view(&self.authority.checkpoint_key())
     }
 
     /// Events as their lines say them, oldest first.
@@ -112,30 +135,84 @@ fn lines<'a>(records: impl IntoIterator<Item = &'a AuditRecord>) -> Vec<Value> {
     records.into_iter().map(parsed).collect()
 }
 
-/// Verifies the trail of a gateway that does not run, and its copy.
+/// What a copy is compared with where the gateway is not.
+#[derive(Debug, Default)]
+pub struct OffMachine<'a> {
+    /// File with the public key that [`key_offline`] or the running gateway gave.
+    pub key: Option<&'a Path>,
+    /// The last checkpoint is no older.
+    pub max_age: Option<Duration>,
+}
+
+impl OffMachine<'_> {
+    fn verifier(&self) -> Result<Option<CheckpointVerifier>, String> {
+        let Some(path) = self.key else { return Ok(None) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let key = CheckpointVerifier::from_pem(&text);
+        key.map(Some).map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+/// Verifies the trail of a gateway that does not run, and its copies.
 ///
 /// # Errors
 /// One sentence.
-pub fn verify_offline(state: &Path, seal_key: Option<&Path>) -> Result<view::AuditVerdict, String> {
-    let trail = pki::audit::offline::Trail::open(state, seal_key).map_err(|e| e.to_string())?;
+pub fn verify_offline(
+    state: &Path,
+    seal_key: Option<&Path>,
+    wanted: &OffMachine<'_>,
+) -> Result<view::AuditVerdict, String> {
+    let mut trail = pki::audit::offline::Trail::open(state, seal_key).map_err(|e| e.to_string())?;
+    if let Some(key) = wanted.verifier()? {
+        trail = trail.signed_by(key);
+    }
     let mut parts = vec![part("trail", trail.verify().map_err(|e| e.to_string())?)];
-    let path = state.join(FILE);
-    if let Ok(file) = File::open(&path) {
-        let copy = trail.verify_copy(BufReader::new(file)).map_err(|e| e.to_string())?;
-        parts.push(part(&path.display().to_string(), copy));
+    for path in kept_files(&state.join(FILE)) {
+        if let Ok(file) = File::open(&path) {
+            let copy = trail.verify_copy(BufReader::new(file)).map_err(|e| e.to_string())?;
+            parts.push(part(&path.display().to_string(), copy));
+        }
     }
     Ok(verdict(parts))
 }
 
-/// Verifies a copy by itself.
+/// Verifies a copy by itself: its files, the oldest first.
 ///
 /// # Errors
 /// One sentence.
-pub fn verify_file(path: &Path) -> Result<view::AuditVerdict, String> {
-    let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let file = File::open(path).map_err(unreadable)?;
-    let report = chain::verify_lines(BufReader::new(file)).map_err(unreadable)?;
-    Ok(verdict(vec![part(&path.display().to_string(), report)]))
+pub fn verify_files(
+    paths: &[PathBuf],
+    wanted: &OffMachine<'_>,
+) -> Result<view::AuditVerdict, String> {
+    let open = |path: &PathBuf| {
+        let file = File::open(path);
+        file.map(BufReader::new).map_err(|e| format!("cannot read {}: {e}", path.display()))
+    };
+    let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let names = names.join(", ");
+    let now = super::now();
+    let wanted = Wanted { key: wanted.verifier()?, fresh: wanted.max_age.map(|most| (most, now)) };
+    let report = chain::verify_files(files, &wanted)
+        .map_err(|error| format!("cannot read {names}: {error}"))?;
+    Ok(verdict(vec![part(&names, report)]))
+}
+
+/// The public key of the checkpoints of a gateway that does not run.
+///
+/// # Errors
+/// One sentence.
+pub fn key_offline(state: &Path, seal_key: Option<&Path>) -> Result<view::AuditKey, String> {
+    let trail = pki::audit::offline::Trail::open(state, seal_key).map_err(|e| e.to_string())?;
+    let key = trail.checkpoint_key().ok_or_else(|| {
+        "the sealing key is not in the state directory: name it with --seal-key".to_owned()
+    })?;
+    Ok(key_view(&key))
+}
+
+fn key_view(key: &CheckpointVerifier) -> view::AuditKey {
+    view::AuditKey { id: key.id(), pem: key.pem() }
 }
 
 fn verdict(parts: Vec<view::AuditPart>) -> view::AuditVerdict {
@@ -156,6 +233,11 @@ fn part(name: &str, report: ChainReport) -> view::AuditPart {
         last: report.last,
         hash: report.hash,
         sealed: report.sealed,
+        signed: report.signed.map(|signed| view::AuditSigned {
+            checkpoint: signed.checkpoint,
+            record: signed.record,
+            time: signed.at.to_string(),
+        }),
         faults: faults.collect(),
     }
 }
@@ -176,5 +258,66 @@ mod tests {
         assert_eq!(unwritable(None, &[None, trouble()]), None);
         let told = unwritable(None, &[trouble(), trouble()]).unwrap();
         assert_eq!(told, "no audit sink takes records: away");
+    }
+
+    /// What an operator does on another machine: the file, the key that was printed, and openssl.
+    #[test]
+    fn a_copy_is_proven_by_the_printed_key_and_by_openssl() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, now) = (dir.path().join("state"), super::super::now());
+        let options = pki::Options::new(pki::Settings::new("ci.example.com"));
+        let authority = pki::Authority::open(&state, options, now).unwrap();
+        authority.checkpoint("stop", now).unwrap();
+        let records = authority.audit(0, 1_000).unwrap();
+        drop(authority);
+        let lines: String = records.iter().map(|record| format!("{}\n", record.line)).collect();
+        let (copy, key) = (dir.path().join("copy"), dir.path().join("audit.pub"));
+        std::fs::write(&copy, &lines).unwrap();
+        std::fs::write(&key, key_offline(&state, None).unwrap().pem).unwrap();
+        let kinds = |wanted: &OffMachine<'_>| {
+            let verdict = verify_files(std::slice::from_ref(&copy), wanted).unwrap();
+            let faults = verdict.parts.into_iter().flat_map(|part| part.faults);
+            faults.map(|fault| fault.kind).collect::<Vec<_>>()
+        };
+        let hour = Some(Duration::from_secs(3_600));
+        let wanted = OffMachine { key: Some(&key), max_age: hour };
+        assert!(kinds(&wanted).is_empty());
+        let trail = verify_offline(&state, None, &OffMachine::default()).unwrap();
+        assert_eq!(trail.parts[0].signed.as_ref().unwrap().checkpoint, records.last().unwrap().seq);
+
+        let last = records.last().unwrap();
+        let signed = last.event.checkpoint.as_ref().unwrap();
+        let text = pki::audit::checkpoint::Checkpoint::text(signed.record, &signed.hash, now);
+        let line: Value = serde_json::from_str(&last.line).unwrap();
+        assert!(text.contains(line["@timestamp"].as_str().unwrap()), "all of it is on the line");
+        let (said, signature) = (dir.path().join("text"), dir.path().join("signature"));
+        std::fs::write(&said, &text).unwrap();
+        use base64::Engine as _;
+        let octets = base64::engine::general_purpose::STANDARD.decode(&signed.signature).unwrap();
+        std::fs::write(&signature, octets).unwrap();
+        let openssl = std::process::Command::new("openssl")
+            .args(["pkeyutl", "-verify", "-rawin", "-pubin", "-inkey"])
+            .arg(&key)
+            .arg("-in")
+            .arg(&said)
+            .arg("-sigfile")
+            .arg(&signature)
+            .output()
+            .unwrap();
+        assert!(openssl.status.success(), "{openssl:?}");
+
+        // Without its last line nothing is signed; of another gateway nothing fits.
+        let cut = lines.trim_end().rsplit_once('\n').unwrap().0;
+        std::fs::write(&copy, format!("{cut}\n")).unwrap();
+        assert_eq!(kinds(&wanted), ["unsigned"]);
+        std::fs::write(&copy, &lines).unwrap();
+        let other = dir.path().join("other");
+        let options = pki::Options::new(pki::Settings::new("ci.example.com"));
+        drop(pki::Authority::open(&other, options, now).unwrap());
+        std::fs::write(&key, key_offline(&other, None).unwrap().pem).unwrap();
+        assert_eq!(kinds(&wanted), ["forged", "unsigned"]);
+        std::fs::write(&key, "no key").unwrap();
+        let error = verify_files(std::slice::from_ref(&copy), &wanted).unwrap_err();
+        assert!(error.contains("audit.pub") && error.contains("runnel audit key"), "{error}");
     }
 }

@@ -28,7 +28,8 @@ use tokio::sync::watch;
 use xfrm::model::Capabilities;
 
 pub use audit::{
-    FILE as AUDIT_FILE, verify_file as verify_audit_file, verify_offline as verify_audit_offline,
+    FILE as AUDIT_FILE, OffMachine, key_offline as audit_key_offline,
+    verify_files as verify_audit_files, verify_offline as verify_audit_offline,
 };
 pub(crate) use ca::ca_change;
 pub use drain::{gateway as redirect_gateway, host as redirect_host};
@@ -226,6 +227,7 @@ impl Instance {
             Request::SiteConnect { name } => value(self.site_connect(actor, &name)?),
             Request::Doctor => value(self.doctor()),
             Request::AuditVerify => value(self.audit_verify()?),
+            Request::AuditKey => value(self.audit_key()),
             Request::AuditTail { after, last, lease, action } => {
                 value(self.audit_tail(after, last, lease.as_deref(), action.as_deref())?)
             }

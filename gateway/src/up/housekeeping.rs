@@ -36,6 +36,7 @@ pub(super) fn run(instance: &Arc<Instance>, mut audit: AuditFile, stop: &AtomicB
     tokens.probe(instance);
     while !stop.load(Ordering::Relaxed) {
         troubled.say("leases", instance.ender.expire().map_err(|e| e.to_string()));
+        troubled.say("checkpoint", instance.sign_audit());
         let followed = audit.follow(&instance.authority);
         instance.gate_issuance(followed.as_ref().err());
         troubled.say("audit", followed);
@@ -59,6 +60,7 @@ pub(super) fn run(instance: &Arc<Instance>, mut audit: AuditFile, stop: &AtomicB
         }
         std::thread::sleep(TICK);
     }
+    troubled.say("checkpoint", instance.sign_audit_because("stop"));
     troubled.say("audit", audit.finish(&instance.authority, LAST_RECORDS));
 }
 

@@ -30,7 +30,7 @@ use crate::driver::{EngineHandle, EventLoop, Message};
 use crate::hooks::HookSources;
 use crate::lease::{Follower, LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
-use crate::obs::audit::Courier;
+use crate::obs::audit::{AuditFile, Bounds, Courier};
 use crate::obs::{Journal, Lives, Refusals};
 use crate::restart::{self, Checkpoints};
 use crate::revocation::RevocationChecks;
@@ -139,6 +139,7 @@ async fn start(
     pki_options.token = config.pki.ca_token.clone();
     pki_options.journal = config.pki.journal.clone();
     let authority = Arc::new(Authority::open(state.path(), pki_options, now)?);
+    authority.adopt_policy(&crate::policy::text(config), &pki::Actor::System, now)?;
     failpoint::hit("up.after_authority");
     if let Some(changes) = authority.startup().replayed {
         tracing::warn!(
@@ -351,8 +352,8 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     });
     // Before anybody can ask for a lease: whether the trail can be written where it must be.
     let path = state.path().join(service::AUDIT_FILE);
-    let mut audit =
-        crate::obs::audit::AuditFile::open(&path, &authority).map_err(UpError::Other)?;
+    let bounds = Bounds { size: options.config.audit.file_size, files: options.config.audit.files };
+    let mut audit = AuditFile::open(&path, bounds, &authority).map_err(UpError::Other)?;
     instance.gate_issuance(audit.follow(&authority).err().as_ref());
     listeners::serve(&instance, enrol, status, page, &stopped)?;
     if let Some((listener, certificate)) = hooks {

@@ -6,11 +6,14 @@
 //! store.
 
 use std::io::BufRead;
+use std::time::Duration;
 
 use super::LOG;
+use super::checkpoint::{Broken, CheckpointVerifier, Checkpoints, Signed};
 use crate::error::Error;
 use crate::issue::hex;
 use crate::store::{LogEntry, LogHead, LogSeal, Store};
+use crate::time::UnixTime;
 
 /// Records read at once.
 const PAGE: usize = 1_000;
@@ -44,6 +47,12 @@ pub enum FaultKind {
     Unreadable,
     /// A copy's record is not the trail's.
     Differs,
+    /// A checkpoint is not signed by this gateway.
+    Forged,
+    /// Nothing is signed by this gateway.
+    Unsigned,
+    /// The last checkpoint is older than it may be: the end is missing, or the gateway is down.
+    Stale,
 }
 
 impl FaultKind {
@@ -59,6 +68,9 @@ impl FaultKind {
             Self::Unsealed => "unsealed",
             Self::Unreadable => "unreadable",
             Self::Differs => "differs",
+            Self::Forged => "forged",
+            Self::Unsigned => "unsigned",
+            Self::Stale => "stale",
         }
     }
 }
@@ -89,6 +101,8 @@ pub struct ChainReport {
     pub hash: String,
     /// Whether the end was compared with its seal.
     pub sealed: bool,
+    /// The last checkpoint, when there was a key to verify it with.
+    pub signed: Option<Signed>,
     /// What is wrong; empty: nothing was touched.
     pub faults: Vec<ChainFault>,
 }
@@ -154,14 +168,20 @@ fn octets(text: &str) -> Option<[u8; 32]> {
 struct Walk {
     report: ChainReport,
     last_hash: [u8; 32],
+    checkpoints: Checkpoints,
 }
 
 impl Walk {
+    fn with(verifier: Option<CheckpointVerifier>) -> Self {
+        Self { checkpoints: Checkpoints::with(verifier), ..Self::default() }
+    }
+
     fn record(&mut self, entry: &LogEntry, line: Option<u64>) {
         let seq = entry.seq;
         let last = self.report.last;
         self.report.records += 1;
-        if LogEntry::expected_hash(&entry.prev, seq, &entry.value) != entry.hash {
+        let whole = LogEntry::expected_hash(&entry.prev, seq, &entry.value) == entry.hash;
+        if !whole {
             let what = format!("record {seq} was edited: its hash is not that of what it says");
             self.report.fault(FaultKind::Edited, seq, line, what);
         } else if seq == last + 1
@@ -186,11 +206,26 @@ impl Walk {
         }
         if self.report.first == 0 {
             self.report.first = seq;
+            if seq > 1 {
+                self.checkpoints.passed(seq - 1, entry.prev);
+            }
         }
         if seq > last + 1 && (self.report.records > 1 || line.is_none()) {
             let what = missing(last + 1, seq - 1);
             self.report.fault(FaultKind::Missing, last + 1, line, what);
         }
+        if whole && Checkpoints::is_one(&entry.value) {
+            match self.checkpoints.met(seq, &entry.value) {
+                Ok(()) => {}
+                Err(Broken::Forged(what)) => {
+                    self.report.fault(FaultKind::Forged, seq, line, what);
+                }
+                Err(Broken::Other(what)) => {
+                    self.report.fault(FaultKind::Rewritten, seq, line, what);
+                }
+            }
+        }
+        self.checkpoints.passed(seq, entry.hash);
         self.report.last = seq;
         self.last_hash = entry.hash;
     }
@@ -233,6 +268,7 @@ impl Walk {
         if self.report.last > 0 {
             self.report.hash = hex(&self.last_hash);
         }
+        self.report.signed = self.checkpoints.signed;
         self.report
     }
 }
@@ -249,8 +285,12 @@ fn missing(first: u64, last: u64) -> String {
 ///
 /// # Errors
 /// When the store fails.
-pub fn verify_store(store: &dyn Store, seal: Option<&LogSeal>) -> Result<ChainReport, Error> {
-    let mut walk = Walk::default();
+pub fn verify_store(
+    store: &dyn Store,
+    seal: Option<&LogSeal>,
+    key: Option<CheckpointVerifier>,
+) -> Result<ChainReport, Error> {
+    let mut walk = Walk::with(key);
     let mut position = 0;
     let mut look = 0;
     loop {
@@ -271,20 +311,68 @@ pub fn verify_store(store: &dyn Store, seal: Option<&LogSeal>) -> Result<ChainRe
     }
 }
 
+/// What the signed checkpoints of a copy must show.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The gateway's public key; without one checkpoints are only compared with the records.
+    pub key: Option<CheckpointVerifier>,
+    /// The last checkpoint is no older at this instant.
+    pub fresh: Option<(Duration, UnixTime)>,
+}
+
 /// Verifies lines by themselves: the audit file, or what a log shipper kept of it. Lines may begin
 /// with any record (the file was rotated), but must go on without a gap. What is missing at the end
 /// only the trail itself can tell.
 ///
 /// # Errors
 /// When reading fails.
-pub fn verify_lines(mut lines: impl BufRead) -> std::io::Result<ChainReport> {
+pub fn verify_lines(lines: impl BufRead) -> std::io::Result<ChainReport> {
     let mut walk = Walk::default();
+    read_lines(&mut walk, lines)?;
+    Ok(walk.told())
+}
+
+/// Verifies the files of one copy, the oldest first, away from the trail: with the public key of its
+/// checkpoints nobody who has not the gateway's sealing key can have written it otherwise.
+///
+/// # Errors
+/// When reading fails.
+pub fn verify_files<R: BufRead>(
+    files: impl IntoIterator<Item = R>,
+    wanted: &Wanted,
+) -> std::io::Result<ChainReport> {
+    let mut walk = Walk::with(wanted.key);
+    for file in files {
+        read_lines(&mut walk, file)?;
+    }
+    let mut report = walk.told();
+    if wanted.key.is_none() {
+        return Ok(report);
+    }
+    match (&report.signed, wanted.fresh) {
+        (None, _) => {
+            let what = "no checkpoint of this gateway is in it: nothing of it is proven".to_owned();
+            report.fault(FaultKind::Unsigned, report.last, None, what);
+        }
+        (Some(Signed { at, record, .. }), Some((age, now))) if now.since(*at) > age => {
+            let what = format!(
+                "the last checkpoint is of {at} and stands for record {record}: what came after it \
+                 was cut off, or the gateway does not run"
+            );
+            report.fault(FaultKind::Stale, report.last + 1, None, what);
+        }
+        _ => {}
+    }
+    Ok(report)
+}
+
+fn read_lines(walk: &mut Walk, mut lines: impl BufRead) -> std::io::Result<()> {
     let mut number = 0;
     let mut line = Vec::new();
     loop {
         line.clear();
         if lines.read_until(b'\n', &mut line)? == 0 {
-            return Ok(walk.told());
+            return Ok(());
         }
         number += 1;
         let text = line.strip_suffix(b"\n").map(std::str::from_utf8);
@@ -304,10 +392,16 @@ pub fn verify_lines(mut lines: impl BufRead) -> std::io::Result<ChainReport> {
 ///
 /// # Errors
 /// When the store fails or the lines cannot be read.
-pub fn verify_copy(store: &dyn Store, lines: impl BufRead) -> Result<ChainReport, Error> {
-    let mut report = verify_lines(lines).map_err(|cause| {
+pub fn verify_copy(
+    store: &dyn Store,
+    lines: impl BufRead,
+    key: Option<CheckpointVerifier>,
+) -> Result<ChainReport, Error> {
+    let mut walk = Walk::with(key);
+    read_lines(&mut walk, lines).map_err(|cause| {
         Error::Invalid(format!("cannot read the copy of the audit trail: {cause}"))
     })?;
+    let mut report = walk.told();
     if report.last > 0 {
         let original = store.log(LOG, report.last - 1, 1)?;
         let same = original

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoint;
 use super::{Actor, AuditEvent, AuditOutcome, Carried, TunnelFacts};
 use crate::lease::CiRef;
 use crate::time::UnixTime;
@@ -47,6 +48,16 @@ struct Line {
     identity: Option<String>,
     #[serde(rename = "x509.serial_number", default, skip_serializing_if = "Option::is_none")]
     serial: Option<String>,
+    #[serde(
+        rename = "x509.subject.distinguished_name",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    subject: Option<String>,
+    #[serde(rename = "x509.not_after", default, skip_serializing_if = "Option::is_none")]
+    not_after: Option<String>,
+    #[serde(rename = "runnel.issuer_id", default, skip_serializing_if = "Option::is_none")]
+    issuer: Option<String>,
     #[serde(rename = "x509.hash.spki", default, skip_serializing_if = "Option::is_none")]
     spki: Option<String>,
     #[serde(rename = "runnel.lease_id", default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +88,18 @@ struct Line {
     object: Option<String>,
     #[serde(rename = "runnel.left_out", default, skip_serializing_if = "Option::is_none")]
     left_out: Option<u64>,
+    #[serde(rename = "runnel.checkpoint.record", default, skip_serializing_if = "Option::is_none")]
+    signed_record: Option<u64>,
+    #[serde(rename = "runnel.checkpoint.hash", default, skip_serializing_if = "Option::is_none")]
+    signed_hash: Option<String>,
+    #[serde(rename = "runnel.checkpoint.key", default, skip_serializing_if = "Option::is_none")]
+    signed_key: Option<String>,
+    #[serde(
+        rename = "runnel.checkpoint.signature",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    signature: Option<String>,
 }
 
 /// The bytes that are stored and chained.
@@ -89,6 +112,7 @@ pub(crate) fn encode(event: &AuditEvent) -> Vec<u8> {
     let tunnel = event.tunnel.as_ref();
     let carried = tunnel.and_then(|tunnel| tunnel.carried);
     let spi = |spi: u64| format!("{spi:016x}");
+    let signed = event.checkpoint.as_ref();
     let line = Line {
         at: event.at.rfc3339_micros(),
         kind: "event".to_owned(),
@@ -107,6 +131,9 @@ pub(crate) fn encode(event: &AuditEvent) -> Vec<u8> {
         bytes_out: carried.map(|carried| carried.bytes_out),
         identity: event.identity.clone(),
         serial: event.serial.clone(),
+        subject: event.subject.clone(),
+        not_after: event.not_after.map(UnixTime::rfc3339_micros),
+        issuer: event.issuer.clone(),
         spki: event.spki_sha256.clone(),
         lease: event.lease_id.clone(),
         role: event.role.clone(),
@@ -122,6 +149,10 @@ pub(crate) fn encode(event: &AuditEvent) -> Vec<u8> {
         esp_suite: tunnel.and_then(|tunnel| tunnel.esp_suite.clone()),
         object: event.object.clone(),
         left_out: event.left_out,
+        signed_record: signed.map(|signed| signed.record),
+        signed_hash: signed.map(|signed| signed.hash.clone()),
+        signed_key: signed.map(|signed| signed.key.clone()),
+        signature: signed.map(|signed| signed.signature.clone()),
     };
     // Names and numbers only: this cannot fail.
     ascii(&serde_json::to_string(&line).unwrap_or_default()).into_bytes()
@@ -159,7 +190,16 @@ pub(super) fn decode(value: &[u8]) -> Result<AuditEvent, String> {
             ),
         })
     };
+    let checkpoint = || {
+        Some(Checkpoint {
+            record: line.signed_record?,
+            hash: line.signed_hash.clone()?,
+            key: line.signed_key.clone()?,
+            signature: line.signature.clone()?,
+        })
+    };
     Ok(AuditEvent {
+        checkpoint: checkpoint(),
         at: parse_timestamp(&line.at).ok_or("no time")?,
         outcome: line.outcome,
         actor,
@@ -167,6 +207,9 @@ pub(super) fn decode(value: &[u8]) -> Result<AuditEvent, String> {
         action: line.action,
         lease_id: line.lease,
         serial: line.serial,
+        subject: line.subject,
+        issuer: line.issuer,
+        not_after: line.not_after.as_deref().and_then(parse_timestamp),
         role: line.role,
         identity: line.identity,
         token: line.token,
@@ -188,7 +231,7 @@ fn category(action: &str) -> &'static str {
     match action.split('.').next() {
         Some("ike" | "site") => "network",
         Some("lease" | "token" | "cert" | "key" | "run" | "bar" | "hook") => "iam",
-        Some("policy" | "config" | "ca" | "state" | "crl" | "gateway") => "configuration",
+        Some("policy" | "config" | "ca" | "state" | "crl" | "gateway" | "audit") => "configuration",
         _ => "authentication",
     }
 }
@@ -257,7 +300,17 @@ mod tests {
         event.job.run_id = Some("4711".to_owned());
         event.addresses = vec!["10.77.0.2".parse().unwrap(), "fd77::2".parse().unwrap()];
         event.policy_version = 3;
+        event.serial = Some("0a".to_owned());
+        event.subject = Some("CN=r-7f3k9q, O=ci.example.com".to_owned());
+        event.issuer = Some("0123456789abcdef".to_owned());
+        event.not_after = Some(UnixTime::from_secs(1_795_309_200));
         event.left_out = Some(2);
+        event.checkpoint = Some(Checkpoint {
+            record: 9,
+            hash: "00ff".to_owned(),
+            key: "0123456789abcdef".to_owned(),
+            signature: "AAAA".to_owned(),
+        });
         event
     }
 
@@ -277,12 +330,14 @@ mod tests {
             ("runnel.run_id", "4711"),
             ("runnel.sa_spi_r", "ffffffffffffffff"),
             ("runnel.object", "Zürich 🚆"),
+            ("x509.subject.distinguished_name", "CN=r-7f3k9q, O=ci.example.com"),
+            ("x509.not_after", "2026-11-22T01:00:00.000000Z"),
         ] {
             assert_eq!(value[name], expected, "{name}");
         }
         assert_eq!(value["event.duration"], 61_000_001_000u64);
         assert_eq!((&value["source.bytes"], &value["destination.bytes"]), (&7.into(), &9.into()));
-        assert!(value.get("x509.serial_number").is_none(), "absent fields are not written");
+        assert!(value.get("runnel.token").is_none(), "absent fields are not written");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Audit events: one value per state change, stored in the transaction that makes the change.
 //!
 //! The store chains them by hash and seals the chain's end; [`chain`] finds what was done to them
-//! since. Events carry names and numbers, never secrets.
+//! since, and [`checkpoint`]s let others find it. Events carry names and numbers, never secrets.
 
 pub mod chain;
+pub mod checkpoint;
 mod ecs;
 pub mod offline;
+pub(crate) mod policy;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -100,6 +102,15 @@ pub struct AuditEvent {
     /// The certificate's serial number, lower-case hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// The certificate's subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Its issuer's short name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// When it stops being valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<UnixTime>,
     /// The role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
@@ -133,6 +144,9 @@ pub struct AuditEvent {
     /// How many events like this one came before it and were not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<u64>,
+    /// What a checkpoint signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<checkpoint::Checkpoint>,
 }
 
 impl AuditEvent {
@@ -145,6 +159,9 @@ impl AuditEvent {
             actor: actor.clone(),
             lease_id: None,
             serial: None,
+            subject: None,
+            issuer: None,
+            not_after: None,
             role: None,
             identity: None,
             token: None,
@@ -156,6 +173,7 @@ impl AuditEvent {
             object: None,
             reason: None,
             left_out: None,
+            checkpoint: None,
         }
     }
 
@@ -188,7 +206,7 @@ impl AuditEvent {
         self
     }
 
-    /// The same event about a lease: its id, role, identity, key, addresses and job.
+    /// The same event about a lease: its id, role, identity, key, certificate, addresses and job.
     #[must_use]
     pub fn lease(mut self, lease: &crate::lease::Lease) -> Self {
         self.lease_id = Some(lease.id.clone());
@@ -198,6 +216,12 @@ impl AuditEvent {
         self.job = lease.ci_ref.clone();
         self.addresses = lease.addresses.clone();
         self.policy_version = lease.policy_version;
+        self.subject = Some(lease.subject.clone()).filter(|subject| !subject.is_empty());
+        if let Some(cert) = lease.cert() {
+            self.issuer = Some(cert.issuer.clone()).filter(|issuer| !issuer.is_empty());
+            self.not_after = Some(cert.not_after);
+            self.serial.get_or_insert_with(|| cert.serial.to_string());
+        }
         self
     }
 

@@ -4,6 +4,7 @@ use std::io::BufRead;
 use std::path::Path;
 
 use super::chain::{self, ChainReport};
+use super::checkpoint::{CheckpointKey, CheckpointVerifier};
 use crate::authority::DATABASE;
 use crate::error::Error;
 use crate::seal;
@@ -14,6 +15,7 @@ use crate::store::{LogSeal, SqliteStore};
 pub struct Trail {
     store: SqliteStore,
     seal: Option<LogSeal>,
+    key: Option<CheckpointVerifier>,
 }
 
 impl Trail {
@@ -39,7 +41,24 @@ impl Trail {
             None => None,
         };
         let store = SqliteStore::open_to_read(&database)?;
-        Ok(Self { store, seal: key.map(|key| LogSeal::derive(&key)) })
+        let checkpoints = key.as_deref().map(CheckpointKey::derive).transpose()?;
+        Ok(Self {
+            store,
+            seal: key.map(|key| LogSeal::derive(&key)),
+            key: checkpoints.map(|key| key.verifier()),
+        })
+    }
+
+    /// Verifies checkpoints with this public key where the sealing key is not at hand.
+    #[must_use]
+    pub fn signed_by(mut self, key: CheckpointVerifier) -> Self {
+        self.key.get_or_insert(key);
+        self
+    }
+
+    /// The public key of the trail's checkpoints, when the sealing key is at hand.
+    pub fn checkpoint_key(&self) -> Option<CheckpointVerifier> {
+        self.key
     }
 
     /// Looks at the whole trail ([`chain::verify_store`]).
@@ -47,7 +66,7 @@ impl Trail {
     /// # Errors
     /// When it cannot be read.
     pub fn verify(&self) -> Result<ChainReport, Error> {
-        chain::verify_store(&self.store, self.seal.as_ref())
+        chain::verify_store(&self.store, self.seal.as_ref(), self.key)
     }
 
     /// Looks at a copy of it ([`chain::verify_copy`]).
@@ -55,6 +74,6 @@ impl Trail {
     /// # Errors
     /// When trail or copy cannot be read.
     pub fn verify_copy(&self, lines: impl BufRead) -> Result<ChainReport, Error> {
-        chain::verify_copy(&self.store, lines)
+        chain::verify_copy(&self.store, lines, self.key)
     }
 }

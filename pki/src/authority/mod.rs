@@ -7,7 +7,7 @@ mod directory;
 mod trail;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
@@ -67,6 +67,8 @@ pub struct Authority {
     /// Rates of enrolment so far.
     pub(crate) limiter: Mutex<Limiter>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
+    /// When this process last signed the audit trail.
+    pub(crate) last_checkpoint: Mutex<Option<UnixTime>>,
     pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
     /// What clusters said of tokens a moment ago.
@@ -77,6 +79,8 @@ pub struct Authority {
     /// Held by whoever writes down a lease that waits for an operator.
     pub(crate) pending_turn: Mutex<()>,
     settings: RwLock<Arc<Settings>>,
+    /// The policy in force, by its number.
+    pub(crate) policy: AtomicU64,
     /// Why nothing is issued.
     held: RwLock<Option<String>>,
     entropy: Mutex<Randomness>,
@@ -215,6 +219,7 @@ impl Authority {
         let (ca, created_ca) = load_or_create_ca(store.as_ref(), &sealer, &mut options, now)?;
         let mut addresses = AddressBook::load(store.as_ref())?;
         addresses.configure(&options.settings.pools);
+        let policy = audit::policy::current(store.as_ref())?;
         let authority = Self {
             store,
             sealer,
@@ -222,6 +227,7 @@ impl Authority {
             refused: Mutex::default(),
             limiter: Mutex::default(),
             ocsp: Mutex::default(),
+            last_checkpoint: Mutex::default(),
             lists: Lists::default(),
             keyring: Mutex::default(),
             reviews: Mutex::default(),
@@ -229,6 +235,7 @@ impl Authority {
             ca_turn: Mutex::default(),
             pending_turn: Mutex::default(),
             settings: RwLock::new(Arc::new(options.settings)),
+            policy: AtomicU64::new(policy),
             held: RwLock::default(),
             entropy: Mutex::new(Randomness(options.entropy)),
             pruned_to: Mutex::default(),

@@ -3,10 +3,12 @@
 
 use super::{Authority, lock};
 use crate::audit::chain::ChainReport;
-use crate::audit::{self, AuditEvent, AuditRecord};
+use crate::audit::checkpoint::{CHECKPOINT, CheckpointVerifier, EVERY};
+use crate::audit::{self, Actor, AuditEvent, AuditRecord};
 use crate::error::Error;
 use crate::record::{self, key};
 use crate::store::Txn;
+use crate::time::UnixTime;
 
 impl Authority {
     /// Audit events after a position, oldest first. What stands behind the trail's end was put
@@ -27,7 +29,8 @@ impl Authority {
     /// # Errors
     /// When the store fails; what is wrong with the trail is in the report.
     pub fn verify_audit(&self) -> Result<ChainReport, Error> {
-        audit::chain::verify_store(self.store.as_ref(), Some(&self.sealer.log_seal()))
+        let key = self.checkpoint_key();
+        audit::chain::verify_store(self.store.as_ref(), Some(&self.sealer.log_seal()), Some(key))
     }
 
     /// Looks at a copy of the trail: its lines by themselves, and that they are the trail's.
@@ -35,7 +38,7 @@ impl Authority {
     /// # Errors
     /// When the store fails or the copy cannot be read.
     pub fn verify_audit_copy(&self, lines: impl std::io::BufRead) -> Result<ChainReport, Error> {
-        audit::chain::verify_copy(self.store.as_ref(), lines)
+        audit::chain::verify_copy(self.store.as_ref(), lines, Some(self.checkpoint_key()))
     }
 
     /// The position of the last audit event; 0 when there is none.
@@ -91,5 +94,40 @@ impl Authority {
         let Some(left_out) = left_out else { return Ok(()) };
         event.left_out = (left_out > 0).then_some(left_out);
         self.record_audit(&event)
+    }
+
+    /// The public key of this gateway's checkpoints.
+    pub fn checkpoint_key(&self) -> CheckpointVerifier {
+        self.sealer.checkpoints().verifier()
+    }
+
+    /// Signs the trail as it is now and writes that down, with the reason in one word.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn checkpoint(&self, why: &str, now: UnixTime) -> Result<(), Error> {
+        let Some(head) = self.store.log_head(audit::LOG)? else { return Ok(()) };
+        let mut event = AuditEvent::new(CHECKPOINT, &Actor::System, now).reason(why);
+        event.checkpoint = Some(self.sealer.checkpoints().sign(head.seq, &head.hash, now));
+        self.record_audit(&event)?;
+        *lock(&self.last_checkpoint) = Some(now);
+        Ok(())
+    }
+
+    /// The same when it is due: at the first call after a start, which also signs what a crash left
+    /// unsigned, and then every hour. Whether it was.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn checkpoint_when_due(&self, now: UnixTime) -> Result<bool, Error> {
+        let last = *lock(&self.last_checkpoint);
+        let why = match last {
+            None => "start",
+            // A clock that was set back would otherwise put it off.
+            Some(last) if now < last || now.since(last) >= EVERY => "hour",
+            Some(_) => return Ok(false),
+        };
+        self.checkpoint(why, now)?;
+        Ok(true)
     }
 }

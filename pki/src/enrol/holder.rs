@@ -366,7 +366,7 @@ impl Authority {
             holder: Some(holder.digest()),
             claims: Default::default(),
             ci_ref: CiRef::default(),
-            policy_version: settings.policy_version,
+            policy_version: self.policy_version(),
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
 

@@ -281,7 +281,7 @@ impl Authority {
             holder: None,
             claims: grant.jwt.map(|jwt| jwt.context.claims.clone()).unwrap_or_default(),
             ci_ref: grant.jwt.map_or_else(CiRef::default, |jwt| jwt.context.ci_ref.clone()),
-            policy_version: settings.policy_version,
+            policy_version: self.policy_version(),
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
 

@@ -44,7 +44,7 @@ const LINES_PER_FACT: usize = 4;
 const FEW_LINES: usize = 1_000;
 
 /// Keys whose changes are journaled: the CA itself, what is revoked, barred, spent or denied.
-pub(crate) const JOURNALED: [&str; 11] = [
+pub(crate) const JOURNALED: [&str; 12] = [
     key::CA,
     key::REVOKED,
     key::BARRED_SPKI,
@@ -56,6 +56,7 @@ pub(crate) const JOURNALED: [&str; 11] = [
     key::HOLDER,
     key::SITE,
     key::PENDING,
+    key::POLICY,
 ];
 
 /// Of these a removal says that the time is over in which they mattered.

@@ -243,7 +243,7 @@ impl Authority {
             holder: None,
             claims: Default::default(),
             ci_ref: CiRef::default(),
-            policy_version: settings.policy_version,
+            policy_version: self.policy_version(),
         };
         lease.deadline = state::deadline(&lease, &settings.timers);
         index(&mut txn, &lease);

@@ -69,7 +69,10 @@ pub(crate) fn replay(path: &Path, replay: &Replay<'_>, seal: &LogSeal) -> Result
         let last = Some((replay.records, [0; 32]));
         let (seq, hash) = append(&transaction, audit::LOG, &replay.event, last)?;
         write_head(&transaction, audit::LOG, &seal.head(audit::LOG, seq, hash))?;
-        transaction.execute("UPDATE position SET revision = ?1 WHERE only = 1", [signed(replay.revision)])?;
+        transaction.execute(
+            "UPDATE position SET revision = ?1 WHERE only = 1",
+            [signed(replay.revision)],
+        )?;
         failpoint::hit("replay.before_commit");
         transaction.commit()?;
         failpoint::hit("replay.after_commit");

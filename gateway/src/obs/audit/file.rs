@@ -1,7 +1,8 @@
 //! The audit trail as a file: one JSON line per event, ECS field names, appended and synced.
 //!
 //! Each line carries its place in the hash chain, so a start continues where the last one was
-//! killed: no line is lost or written twice, and a copy of the file can be verified by itself.
+//! killed: no line is lost or written twice, and a copy of the file can be verified by itself. A
+//! file that is full ends with a signed checkpoint and is put aside; a bounded number is kept.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -9,10 +10,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pki::Authority;
 use pki::audit::chain;
+use pki::audit::checkpoint::CHECKPOINT;
+use pki::{AuditRecord, Authority, UnixTime};
 
-use crate::sys::failpoint;
+use crate::sys::{clock, failpoint};
 
 /// Events copied per step.
 const BATCH: usize = 256;
@@ -29,11 +31,25 @@ const NOTE_EVERY: Duration = Duration::from_secs(30);
 /// What is read at once when the last line is looked for.
 const WINDOW: u64 = 256 * 1024;
 
+/// How large the file may grow, and how many of its kind are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Octets; it is put aside behind the record that reaches them.
+    pub size: u64,
+    /// Files put aside.
+    pub files: u64,
+}
+
 /// The file.
 #[derive(Debug)]
 pub struct AuditFile {
     path: PathBuf,
+    bounds: Bounds,
     file: File,
+    /// It was moved away under us and begun anew: what is gone is to be signed.
+    moved: bool,
+    /// It is full, and ends with the next checkpoint.
+    full: bool,
     position: u64,
     /// What the store knows of it.
     noted: u64,
@@ -48,7 +64,7 @@ impl AuditFile {
     ///
     /// # Errors
     /// A sentence about the file or the store.
-    pub fn open(path: &Path, authority: &Authority) -> Result<Self, String> {
+    pub fn open(path: &Path, bounds: Bounds, authority: &Authority) -> Result<Self, String> {
         let failed = |error: std::io::Error| {
             format!("cannot use the audit file {}: {error}", path.display())
         };
@@ -83,7 +99,8 @@ impl AuditFile {
             file.set_len(end.min(file.metadata().map_err(failed)?.len())).map_err(failed)?;
         }
         let path = path.to_owned();
-        Ok(Self { path, file, position, noted, noted_at: Instant::now() })
+        let noted_at = Instant::now();
+        Ok(Self { path, bounds, file, moved: false, full: false, position, noted, noted_at })
     }
 
     /// Copies events that are not in the file yet, a bounded number of them; how many. A file that
@@ -94,10 +111,15 @@ impl AuditFile {
     pub fn follow(&mut self, authority: &Authority) -> Result<usize, String> {
         let mut copied = 0;
         for _ in 0..STEPS {
-            let records = authority.audit(self.position, BATCH).map_err(|e| e.to_string())?;
-            if records.is_empty() {
-                break;
+            let mut records = authority.audit(self.position, BATCH).map_err(|e| e.to_string())?;
+            let is_checkpoint = |record: &AuditRecord| record.event.action == CHECKPOINT;
+            if self.full
+                && let Some(at) = records.iter().position(is_checkpoint)
+            {
+                records.truncate(at + 1);
             }
+            let Some(last) = records.last() else { break };
+            let signed = is_checkpoint(last);
             let mut text = Vec::new();
             for record in &records {
                 if record.event.action == pki::audit::UNREADABLE {
@@ -114,12 +136,34 @@ impl AuditFile {
             })?;
             failpoint::hit("audit.after_write");
             copied += records.len();
-            self.position = records.last().map_or(self.position, |record| record.seq);
+            self.position = last.seq;
+            self.keep_bounded(authority, signed)?;
         }
         if self.noted_at.elapsed() >= NOTE_EVERY {
             self.note(authority)?;
         }
         Ok(copied)
+    }
+
+    /// Puts a full file aside, once its end is signed; signs also what somebody else has moved away.
+    fn keep_bounded(&mut self, authority: &Authority, signed: bool) -> Result<(), String> {
+        let name = self.path.display().to_string();
+        let failed =
+            |error: std::io::Error| format!("cannot put the audit file {name} aside: {error}");
+        let full = self.file.metadata().map_err(failed)?.len() >= self.bounds.size;
+        if full && signed {
+            // First: a crash between the two must not have the new file begin with what the old has.
+            self.note(authority)?;
+            rotate(&self.path, self.bounds.files).map_err(failed)?;
+            self.file = create(&self.path).map_err(failed)?;
+            self.full = false;
+        } else if self.moved || (full && !self.full) {
+            let now = UnixTime::from_micros(clock::wall().0);
+            authority.checkpoint("rotation", now).map_err(|error| error.to_string())?;
+            self.full = full;
+        }
+        self.moved = false;
+        Ok(())
     }
 
     /// Copies what is left until it is done or time is up, and notes where the file ends.
@@ -148,6 +192,7 @@ impl AuditFile {
         let there = std::fs::metadata(&self.path);
         if !there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
             self.file = create(&self.path)?;
+            self.moved = true;
         }
         let before = self.file.metadata()?.len();
         let written = self.file.write_all(text).and_then(|()| self.file.sync_data());
@@ -164,6 +209,29 @@ fn is_in(authority: &Authority, entry: &pki::store::LogEntry) -> Result<bool, St
     let there = authority.audit(entry.seq.saturating_sub(1), 1).map_err(|e| e.to_string())?;
     let hash: String = entry.hash.iter().map(|octet| format!("{octet:02x}")).collect();
     Ok(there.first().is_some_and(|record| record.seq == entry.seq && record.hash == hash))
+}
+
+/// The file and those put aside before it that are there, the newest first.
+pub fn kept_files(path: &Path) -> Vec<PathBuf> {
+    let older = (1..).map(|number| numbered(path, number)).take_while(|path| path.exists());
+    std::iter::once(path.to_owned()).chain(older).collect()
+}
+
+fn numbered(path: &Path, number: u64) -> PathBuf {
+    path.with_extension(format!("jsonl.{number}"))
+}
+
+/// Renames the file to `.1`, that to `.2`, and so on; of more than `keep` the oldest go.
+fn rotate(path: &Path, keep: u64) -> std::io::Result<()> {
+    let there = u64::try_from(kept_files(path).len()).unwrap_or(u64::MAX) - 1;
+    for number in keep..=there {
+        std::fs::remove_file(numbered(path, number))?;
+    }
+    for number in (1..=there.min(keep - 1)).rev() {
+        std::fs::rename(numbered(path, number), numbered(path, number + 1))?;
+    }
+    std::fs::rename(path, numbered(path, 1))?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()
 }
 
 /// A name that nothing has yet.
@@ -205,10 +273,11 @@ mod tests {
     use std::sync::Arc;
 
     use pki::store::{MemoryStore, Store, Txn};
-    use pki::{Actor, AuditEvent, Options, Settings, UnixTime};
+    use pki::{Actor, AuditEvent, Options, Settings};
 
     use super::*;
 
+    const WIDE: Bounds = Bounds { size: u64::MAX, files: 3 };
     const NOW: UnixTime = UnixTime::from_secs(1_795_305_600);
 
     fn authority(store: &Arc<MemoryStore>) -> Authority {
@@ -244,16 +313,16 @@ mod tests {
             }
             let whole = lines(&authority, 0);
             std::fs::write(&path, format!("{whole}{{\"event.seq")).unwrap();
-            let opened = AuditFile::open(&path, &authority).unwrap();
+            let opened = AuditFile::open(&path, WIDE, &authority).unwrap();
             assert_eq!(opened.position, authority.audit_end().unwrap());
             drop(opened);
             assert_eq!(text(&path), whole);
         }
         let authority = authority(&Arc::default());
-        let new = AuditFile::open(&dir.path().join("new.jsonl"), &authority).unwrap();
+        let new = AuditFile::open(&dir.path().join("new.jsonl"), WIDE, &authority).unwrap();
         assert_eq!(new.position, 0);
         std::fs::write(&path, "{\"event.seq").unwrap();
-        assert_eq!(AuditFile::open(&path, &authority).unwrap().position, 0);
+        assert_eq!(AuditFile::open(&path, WIDE, &authority).unwrap().position, 0);
         assert_eq!(text(&path), "");
     }
 
@@ -265,7 +334,7 @@ mod tests {
         for kept in ["audit.jsonl.old", "audit.jsonl.old.1"] {
             let old = format!("{{\"event.action\":\"{kept}\",\"event.sequence\":7}}\n");
             std::fs::write(&path, &old).unwrap();
-            assert_eq!(AuditFile::open(&path, &authority).unwrap().position, 0);
+            assert_eq!(AuditFile::open(&path, WIDE, &authority).unwrap().position, 0);
             assert_eq!(text(&path), "");
             assert_eq!(text(&dir.path().join(kept)), old, "nothing is overwritten");
         }
@@ -280,12 +349,12 @@ mod tests {
         for number in 0..20 {
             record(&later, &number.to_string());
         }
-        let mut file = AuditFile::open(&path, &later).unwrap();
+        let mut file = AuditFile::open(&path, WIDE, &later).unwrap();
         file.finish(&later, Duration::from_secs(60)).unwrap();
         let restored = authority(&Arc::default());
         record(&restored, "another");
 
-        let mut file = AuditFile::open(&path, &restored).unwrap();
+        let mut file = AuditFile::open(&path, WIDE, &restored).unwrap();
         file.follow(&restored).unwrap();
 
         assert_eq!(text(&path), lines(&restored, 0));
@@ -298,7 +367,7 @@ mod tests {
         let path = dir.path().join("audit.jsonl");
         let store = Arc::new(MemoryStore::new());
         let authority = authority(&store);
-        let mut file = AuditFile::open(&path, &authority).unwrap();
+        let mut file = AuditFile::open(&path, WIDE, &authority).unwrap();
         record(&authority, "one");
         file.follow(&authority).unwrap();
         let first = authority.audit_end().unwrap();
@@ -311,9 +380,68 @@ mod tests {
         drop(file);
         std::fs::rename(&path, dir.path().join("audit.jsonl.2")).unwrap();
         record(&authority, "three");
-        let mut file = AuditFile::open(&path, &authority).unwrap();
+        let mut file = AuditFile::open(&path, WIDE, &authority).unwrap();
         file.follow(&authority).unwrap();
         assert_eq!(text(&path), lines(&authority, second), "not the whole trail again");
+    }
+
+    #[test]
+    fn a_file_that_somebody_moved_away_is_signed_in_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let authority = authority(&Arc::default());
+        let mut file = AuditFile::open(&path, WIDE, &authority).unwrap();
+        file.follow(&authority).unwrap();
+        let end = authority.audit_end().unwrap();
+        std::fs::rename(&path, dir.path().join("away")).unwrap();
+        record(&authority, "next");
+
+        file.finish(&authority, Duration::from_secs(60)).unwrap();
+
+        let records = authority.audit(end, 100).unwrap();
+        let [next, checkpoint] = records.as_slice() else { panic!("{records:?}") };
+        assert_eq!(checkpoint.event.action, CHECKPOINT);
+        assert_eq!(checkpoint.event.reason.as_deref(), Some("rotation"));
+        assert_eq!(text(&path), format!("{}\n{}\n", next.line, checkpoint.line));
+    }
+
+    #[test]
+    fn full_files_end_signed_and_a_bounded_number_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let authority = authority(&Arc::default());
+        let bounds = Bounds { size: 20_000, files: 3 };
+        let mut file = AuditFile::open(&path, bounds, &authority).unwrap();
+        for number in 0..400 {
+            record(&authority, &number.to_string());
+            file.follow(&authority).unwrap();
+        }
+        file.finish(&authority, Duration::from_secs(60)).unwrap();
+
+        let mut kept = kept_files(&path);
+        assert_eq!(kept.len(), 4, "{kept:?}");
+        assert!(!dir.path().join("audit.jsonl.4").exists());
+        let key = Some(authority.checkpoint_key());
+        for aside in &kept[1..] {
+            let text = text(aside);
+            assert!((20_000..24_000).contains(&text.len()), "{} octets", text.len());
+            let last = chain::parse(text.lines().last().unwrap()).unwrap();
+            let report = authority.verify_audit_copy(text.as_bytes()).unwrap();
+            assert!(report.is_sound() && report.signed.unwrap().checkpoint == last.seq);
+        }
+        // What is kept goes on from file to file, and is proven by the public key.
+        kept.reverse();
+        let texts: Vec<String> = kept.iter().map(|path| text(path)).collect();
+        let wanted = chain::Wanted { key, fresh: None };
+        let report = chain::verify_files(texts.iter().map(String::as_bytes), &wanted).unwrap();
+        assert!(report.is_sound() && report.first > 1, "{report:?}");
+        assert_eq!(report.last, authority.audit_end().unwrap());
+        // A start goes on in the last one.
+        drop(file);
+        record(&authority, "after");
+        let mut file = AuditFile::open(&path, bounds, &authority).unwrap();
+        file.follow(&authority).unwrap();
+        assert!(text(&path).ends_with(&lines(&authority, authority.audit_end().unwrap() - 1)));
     }
 
     #[test]
@@ -324,7 +452,7 @@ mod tests {
         for number in 0..BATCH * STEPS + 10 {
             record(&authority, &number.to_string());
         }
-        let mut file = AuditFile::open(&path, &authority).unwrap();
+        let mut file = AuditFile::open(&path, WIDE, &authority).unwrap();
         assert_eq!(file.follow(&authority).unwrap(), BATCH * STEPS);
         file.finish(&authority, Duration::from_secs(60)).unwrap();
         assert_eq!(text(&path), lines(&authority, 0));
@@ -343,7 +471,7 @@ mod tests {
         }
         record(&authority, "behind");
 
-        let mut file = AuditFile::open(&path, &authority).unwrap();
+        let mut file = AuditFile::open(&path, WIDE, &authority).unwrap();
         file.follow(&authority).unwrap();
 
         let written = text(&path);

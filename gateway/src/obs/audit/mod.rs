@@ -10,5 +10,5 @@ mod sink;
 mod syslog;
 mod tls;
 
-pub use file::AuditFile;
+pub use file::{AuditFile, Bounds, kept_files};
 pub use sink::{Courier, Sink, SinkStatus};

@@ -26,7 +26,7 @@ const FOLDER: &str = "RUNNEL_GUEST_DIR";
 const START_LIMIT: Duration = Duration::from_secs(240);
 
 /// Longest time a lab may take then, on average: several times what it takes on a quiet machine.
-const LAB_LIMIT: Duration = Duration::from_secs(75);
+const LAB_LIMIT: Duration = Duration::from_secs(120);
 
 /// Software emulation is about this much slower than the machine itself.
 const PATIENCE: u32 = 4;

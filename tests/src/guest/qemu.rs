@@ -76,7 +76,7 @@ impl Run {
         };
         // QEMU dies with this process, whatever ends it, and lets everything else go first.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "nice", "-n", "10", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]);
         command.args(["-accel", accelerator, "-cpu", "max", "-smp", "2", "-m", "2048"]);
         command.args(["-no-reboot", "-nodefaults", "-nic", "none", "-display", "none"]);
         command.args(["-serial", "stdio", "-device", "virtio-rng-pci"]);

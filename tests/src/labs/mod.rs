@@ -359,7 +359,7 @@ pub const ALL: &[Entry] = &[
     ),
 ];
 
-/// Labs that run only when asked for by name: they have yet to show that they always pass.
+/// Labs that run only when asked for by name: they have yet to pass in their present form.
 pub const BY_NAME: &[Entry] = &[
     entry(
         "kernel-suites",

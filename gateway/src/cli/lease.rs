@@ -12,7 +12,8 @@ use crate::obs::plain;
 const LIST: &str = "\
 Examples:
   runnel lease list
-  runnel lease list --all -o json    ended ones too";
+  runnel lease list --all -o json    ended ones too
+  runnel lease list --limit 100      the first hundred, and where the rest begins";
 const SHOW: &str = "\
 Examples:
   runnel lease show r-7f3k9q";

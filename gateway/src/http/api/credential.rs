@@ -17,7 +17,7 @@ pub(super) enum Credential<'r> {
 pub(super) enum Holder {
     /// Its certificate.
     Certificate(Box<VerifiedPeer>),
-    /// A token that opened the lease, or the release token.
+    /// The token that opened the lease or one of the same job, or the release token.
     Bearer,
 }
 
@@ -39,7 +39,8 @@ impl<'r> Credential<'r> {
             return Err(Refusal::new(
                 RefusalCode::CredentialsMissing,
                 "the request has no credentials: send Authorization: Bearer with the release \
-                 token or the token that opened the lease, or prove its certificate in TLS",
+                 token, a token of the lease's job or the one-time token that opened it, or prove \
+                 its certificate in TLS",
             ));
         }
         Ok(Self::Certificate(&request.client_chain))

@@ -497,7 +497,8 @@ fn the_interface_is_what_its_document_says() {
     // One lease: every credential of its holder, and nobody else's.
     let path = format!("/v1/leases/{id}");
     let chain = vec![der(&issued["certificate"])];
-    for bearer in [&release, &jwt] {
+    let same_job = f.jwt("asked for later");
+    for bearer in [&release, &jwt, &same_job] {
         let (status, shown) = f.ask("GET", &path, Some(bearer), "");
         assert_eq!((status, &shown["lease"]["id"]), (200, &json!(id)));
     }

@@ -362,6 +362,11 @@ pub const ALL: &[Entry] = &[
 /// Labs that run only when asked for by name: they have yet to pass in their present form.
 pub const BY_NAME: &[Entry] = &[
     entry(
+        "kernel-restart",
+        "kill -9 and stop --keep: packets pass while no gateway runs",
+        kernel::restart::goes_on,
+    ),
+    entry(
         "kernel-suites",
         "every ESP suite of the kernel plane, with 64-bit sequence numbers, too",
         kernel::tunnel::suites,

@@ -10,6 +10,7 @@ pub(super) mod mtu;
 pub(super) mod nat;
 pub(super) mod plane;
 pub(super) mod rekey;
+pub(super) mod restart;
 pub(super) mod tunnel;
 
 use std::time::Duration;

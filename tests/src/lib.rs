@@ -5,6 +5,8 @@
 //! everything that builds a network.
 
 pub mod alloc;
+#[cfg(feature = "providers")]
+pub mod authority;
 pub mod guest;
 #[cfg(feature = "providers")]
 pub mod handshake;

@@ -24,6 +24,12 @@ pub const ALL: &[(&str, &str)] = &[
         "TCP through the tunnel and handshake time, Runnel and kernel-libipsec as gateway in turns",
     ),
     ("handshake", "handshakes of the engine alone against their cryptography; memory per IKE SA"),
+    ("store", "enrolment and look-up beside a million ended leases, against an empty store"),
+    (
+        "enrolment",
+        "enrolments a second against fsync and signing rate; a revocation list of 100,000",
+    ),
+    ("revoke", "revocation of one lease at 1,000 live tunnels, until no packet of it passes"),
 ];
 
 /// Turns of each gateway.
@@ -53,7 +59,7 @@ struct Turn {
 /// # Errors
 /// When the name is unknown or a gateway does not work.
 pub fn run(name: &str) -> Result<()> {
-    if name != "tunnel" {
+    if !["tunnel", "revoke"].contains(&name) {
         bail!("there is no benchmark `{name}`; see --list");
     }
     if !rustix::process::geteuid().is_root() {
@@ -61,6 +67,10 @@ pub fn run(name: &str) -> Result<()> {
     }
     cleanup::sweep_leftovers();
     cleanup::on_signals()?;
+    if name == "revoke" {
+        println!("{}", super::bench_revoke::run()?);
+        return Ok(());
+    }
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
     for turn in 1..=TURNS {
@@ -227,7 +237,7 @@ fn report(ours: &[Turn], theirs: &[Turn]) -> Value {
     })
 }
 
-fn round2(value: f64) -> f64 {
+pub(super) fn round2(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 

@@ -56,7 +56,7 @@ pub(super) fn runners(lab: &Lab) -> Result<()> {
     let limit = "rate = 10000\nburst = 10000".to_owned();
     let scene = Scene::new(lab, shape, &Settings { ike, enrol: limit, ..Settings::default() })?;
     lab.step(&format!("enrolling {RUNNERS} runners"));
-    let identities = enrol(&scene)?;
+    let identities = enrol(&scene, RUNNERS)?;
     lab.step("enrolled");
 
     let stranger = scene.world.internet.enter(|| UdpSocket::bind("203.0.113.1:0"))??;
@@ -118,16 +118,10 @@ pub(super) fn runners(lab: &Lab) -> Result<()> {
     scene.finish()
 }
 
-/// Enrols every runner with its own key through the stock client.
-fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
-    let made = scene.gateway.json(&[
-        "token",
-        "create",
-        "--role",
-        "builder",
-        "--uses",
-        &RUNNERS.to_string(),
-    ])?;
+/// Enrols so many runners, each with its own key, through the stock client.
+pub(super) fn enrol(scene: &Scene, runners: usize) -> Result<Vec<Identity>> {
+    let uses = runners.to_string();
+    let made = scene.gateway.json(&["token", "create", "--role", "builder", "--uses", &uses])?;
     let token = made["token"].as_str().context("no token in the answer")?;
     let est = scene.est()?;
     let host = scene.world.runner();
@@ -140,7 +134,7 @@ fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
                 scope.spawn(|| -> Result<()> {
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= RUNNERS {
+                        if number >= runners {
                             return Ok(());
                         }
                         let (signer, public_key) = p256_key()?;
@@ -173,7 +167,7 @@ fn enrol(scene: &Scene) -> Result<Vec<Identity>> {
 }
 
 /// All of them, on one thread.
-struct Fleet {
+pub(super) struct Fleet {
     runners: Vec<Runner>,
     local: SocketAddr,
     started: Instant,
@@ -181,7 +175,7 @@ struct Fleet {
 
 impl Fleet {
     /// Makes every runner and lets all of them send their first message.
-    fn new(identities: Vec<Identity>, gateway: SocketAddr) -> Result<Self> {
+    pub(super) fn new(identities: Vec<Identity>, gateway: SocketAddr) -> Result<Self> {
         let ike: Vec<IkeSuite> = vec!["aes256gcm16-prfsha384-x25519".parse()?];
         let esp: Vec<EspSuite> = vec!["aes256gcm16".parse()?];
         let started = Instant::now();
@@ -203,11 +197,12 @@ impl Fleet {
     }
 
     /// Works until every runner is connected.
-    fn connect(&mut self, limit: Duration) -> Result<()> {
+    pub(super) fn connect(&mut self, limit: Duration) -> Result<()> {
         while self.runners.iter().any(|runner| runner.connected.is_none()) {
             if self.started.elapsed() > limit {
                 let missing = self.runners.iter().filter(|r| r.connected.is_none()).count();
-                bail!("{missing} of {} runners are not connected after {limit:?}", RUNNERS);
+                let all = self.runners.len();
+                bail!("{missing} of {all} runners are not connected after {limit:?}");
             }
             self.work()?;
         }
@@ -215,7 +210,7 @@ impl Fleet {
     }
 
     /// Closes every connection properly.
-    fn close(&mut self) -> Result<()> {
+    pub(super) fn close(&mut self) -> Result<()> {
         for runner in &mut self.runners {
             runner.give(self.started, Input::Command(Command::Shutdown))?;
         }
@@ -234,7 +229,7 @@ impl Fleet {
     }
 
     /// Waits for datagrams and timers once.
-    fn work(&mut self) -> Result<()> {
+    pub(super) fn work(&mut self) -> Result<()> {
         let mut ready: Vec<PollFd<'_>> =
             self.runners.iter().map(|runner| PollFd::new(runner, PollFlags::IN)).collect();
         let patience = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };

@@ -5,6 +5,7 @@ mod backup;
 mod badinput;
 mod baseline;
 pub mod bench;
+mod bench_revoke;
 mod ca;
 mod ca_hsm;
 mod choices;

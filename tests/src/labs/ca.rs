@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::refusals::expect_refusal;
 use super::scene::Scene;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, Settings};
@@ -89,6 +90,30 @@ pub(super) fn offline(lab: &Lab) -> Result<()> {
     let rotate = scene.gateway.cli(&["ca", "rotate"])?;
     if rotate.ok() || !rotate.all().contains("runnel ca csr") {
         bail!("`ca rotate` should point to `ca csr`: {}", rotate.all());
+    }
+
+    lab.step("the root's owner revokes the issuing CA: the tunnel ends before the import answers");
+    let before = charon.log().len();
+    fs::write(&list, root.revocation_list(&[&issuing])?)?;
+    let said = scene.gateway.told(&["ca", "import", "--crl", &list.display().to_string()])?;
+    for words in ["nothing is issued from now on", "1 lease(s) ended", "1 IKE SA(s) closed"] {
+        if !said.contains(words) {
+            bail!("the import should say `{words}`: {said}");
+        }
+    }
+    if !scene.gateway.sas()?.is_empty() {
+        bail!("there is still an SA after the answer");
+    }
+    let lease = scene.gateway.lease(&credentials.serial)?;
+    if lease["state"] != "revoked" {
+        bail!("the lease should be revoked: {lease}");
+    }
+    scene.no_download(&host)?;
+    charon.expect_log(before, "received DELETE for IKE_SA", Duration::from_secs(15))?;
+    expect_refusal(&scene, &charon, "a certificate of a revoked CA", "AUTH_FAILED")?;
+    let refusals = scene.gateway.refusals()?;
+    if refusals.first().is_none_or(|newest| newest["code"] != "issuer_revoked") {
+        bail!("the refusal should be issuer_revoked: {refusals:?}");
     }
     scene.finish()
 }

@@ -48,8 +48,12 @@ pub struct EngineConfig {
 /// What helps both sides over a crash of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Continuity {
-    /// Offer to synchronise message ids, and do it after a restart (RFC 6311).
+    /// Offer to synchronise message ids (RFC 6311).
     pub message_id_sync: bool,
+    /// Synchronise them after a restart. Needed when the snapshots that are restored may be behind
+    /// what was sent, as on another machine. Where none is, the ids are right, and it is better left
+    /// out: strongSwan to 6.1 gives an SA up when the question is repeated.
+    pub sync_after_restart: bool,
     /// Makes crash tokens (RFC 6290); must be the same after a restart, and random. `None` makes
     /// none.
     pub crash_secret: Option<SecretBytes>,
@@ -57,7 +61,7 @@ pub struct Continuity {
 
 impl Default for Continuity {
     fn default() -> Self {
-        Self { message_id_sync: true, crash_secret: None }
+        Self { message_id_sync: true, sync_after_restart: true, crash_secret: None }
     }
 }
 

@@ -171,6 +171,8 @@ pub fn engine_config(
         },
         continuity: Continuity {
             crash_secret: Some(crash_secret.clone()),
+            // A checkpoint is written before what depends on it is sent, on this machine.
+            sync_after_restart: false,
             ..Continuity::default()
         },
     })

@@ -241,7 +241,9 @@ impl Engine {
             let left = saved.rekey_in.unwrap_or(ctx.config.timers.dpd);
             ctx.timers.set(TimerKey::new(id, TimerKind::RekeyIke), now + left);
         }
-        if sa.traits.message_id_sync && ctx.config.continuity.message_id_sync {
+        let continuity = &ctx.config.continuity;
+        if sa.traits.message_id_sync && continuity.message_id_sync && continuity.sync_after_restart
+        {
             sync::begin(ctx, &mut sa);
         } else {
             if sa.window.outstanding().is_none() {

@@ -131,6 +131,24 @@ fn nothing_is_synchronised_that_was_not_agreed_on() {
     }
 }
 
+/// A snapshot that is not behind what was sent has the right ids: nothing is asked, also of a peer
+/// that could answer.
+#[test]
+fn exact_checkpoints_need_no_synchronisation() {
+    for side in [Side::Server, Side::Client] {
+        let mut setup = Setup::new().quiet();
+        setup.client.continuity.sync_after_restart = false;
+        setup.server.continuity.sync_after_restart = false;
+        let mut pair = Pair::connected_with(setup);
+        assert_both_talk(&mut pair);
+        pair.restart(side);
+        assert!(pair.wire.is_empty(), "{side:?}");
+        assert_both_talk(&mut pair);
+        pair.restart(side);
+        assert_both_talk(&mut pair);
+    }
+}
+
 #[test]
 fn ids_that_are_too_low_get_silence_and_silence_ends_the_sa() {
     let mut pair = Pair::connected_with(server_checks());

@@ -27,6 +27,8 @@ pub fn set(world: &mut World, rng: &mut Rng) -> String {
         let secret = rng.chance(50).then(|| crypto::mix(32, TOKENS, &[name.as_bytes()]));
         config.continuity.crash_secret = secret.map(SecretBytes::new);
         config.continuity.message_id_sync = rng.chance(80);
+        // Checkpoints are never behind here: with or without, nothing may get lost.
+        config.continuity.sync_after_restart = config.continuity.crash_secret.is_some();
         world.command(number, Command::Reconfigure(Box::new(config)));
     }
     let clients = world.nodes.iter().filter(|node| node.kind != Kind::Gateway);

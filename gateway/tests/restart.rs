@@ -184,6 +184,11 @@ fn what_is_configured_otherwise_does_not_go_on() {
     let elsewhere = |saved: &mut Snapshot| saved.local = "203.0.113.9:4500".parse().unwrap();
     assert!(!goes(elsewhere, builder()), "nobody listens there");
     assert!(!goes(|saved| saved.client = true, builder()), "we make it anew");
+    let site = |saved: &mut Snapshot| {
+        let role = gateway::policy::site_role("branch");
+        saved.grant = Arc::new(Grant { role, ..(*saved.grant).clone() });
+    };
+    assert!(!goes(site, builder()), "what a site is known by may be another now");
     let moved = |saved: &mut Snapshot| {
         let addresses = vec!["10.78.0.9".parse().unwrap()];
         saved.grant = Arc::new(Grant { addresses, ..(*saved.grant).clone() });

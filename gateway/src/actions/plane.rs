@@ -20,6 +20,9 @@ const ENSURE_EVERY: Duration = Duration::from_secs(1);
 /// Earliest removal of what an earlier process left: the engine asks for its own children at once.
 const RECONCILE_AFTER: Duration = Duration::from_secs(5);
 
+/// When it is done though there was no quiet moment.
+const RECONCILE_BY: Duration = Duration::from_secs(30);
+
 /// Final counters of children that ended with their lease, kept until the engine asks.
 const KEPT_COUNTERS: usize = 4096;
 
@@ -261,6 +264,9 @@ impl PlaneThread {
             return;
         }
         self.ensured = Instant::now();
+        if self.started.elapsed() > RECONCILE_BY {
+            self.reconcile();
+        }
         match self.enforcer.ensure_filter() {
             Ok(false) => {}
             Ok(true) => tracing::warn!(

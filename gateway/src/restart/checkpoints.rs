@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use ike::io::{Checkpoint, IkeSaId};
 use ike::snapshot::Snapshot;
-use rustix::fs::statfs;
+use rustix::fs::{FallocateFlags, fallocate, statfs};
+use xfrm::user::SEQUENCES_OCTETS;
 
 use crate::config::Gateway;
 use crate::sys;
@@ -73,6 +74,14 @@ impl Checkpoints {
         }
         let folder = runtime.join(name_of(state));
         private(&folder)?;
+        // Room for the sequence numbers, before the data plane relies on it.
+        let room = folder.join(SEQUENCES);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options
+            .open(&room)
+            .and_then(|file| Ok(fallocate(file, FallocateFlags::empty(), 0, SEQUENCES_OCTETS)?))
+            .map_err(|error| refused(&room, &error))?;
         Ok(Self { folder: Some(folder), failed: false })
     }
 

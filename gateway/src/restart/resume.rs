@@ -7,11 +7,12 @@ use ike::crypto::CryptoProvider;
 use ike::io::Grant;
 use ike::snapshot::Snapshot;
 use ike::{Engine, EngineError};
-use pki::Authority;
+use pki::{Authority, UnixTime};
 
 use super::Checkpoints;
 use crate::actions::Peers;
 use crate::lease::LeaseRegistry;
+use crate::policy;
 use crate::sys::clock;
 
 /// A tunnel that goes on, with what its lease grants under the configuration of now.
@@ -84,6 +85,14 @@ fn go_on(
     serves: &impl Fn(IpAddr) -> bool,
 ) -> Result<Grant, String> {
     let before = &*snapshot.grant;
+    // First, and for good: what the data plane still has of a tunnel that does not go on must not
+    // be another lease's.
+    if !registry.take(&before.lease, before.reqid) {
+        return Err("another lease has its request id".to_owned());
+    }
+    if policy::site_of_role(&before.role).is_some() {
+        return Err("sites prove anew who they are".to_owned());
+    }
     if snapshot.client {
         return Err("we had made it, and make it again".to_owned());
     }
@@ -92,8 +101,8 @@ fn go_on(
     }
     let lease = authority.lease(&before.lease.0).map_err(|error| error.to_string())?;
     let lease = lease.filter(|lease| lease.state.is_live()).ok_or("its lease has ended")?;
-    if !registry.take(&before.lease, before.reqid) {
-        return Err("another lease has its request id".to_owned());
+    if !authority.certificates_hold(&lease, UnixTime::from_micros(clock::wall().0)) {
+        return Err("the CA of a certificate of it is good no more".to_owned());
     }
     let grant = peers
         .regrant(&lease, &before.role, before.deadline)

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use ike::crypto::{SecretBytes, default_provider};
 use ike::io::Command;
+use ike::snapshot::Snapshot;
 use pki::{Authority, UnixTime};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -170,6 +171,8 @@ async fn start(
         }
     };
     let sequences = checkpoints.sequences();
+    let saved = checkpoints.load();
+    let goes_on = !saved.is_empty();
     let mut enforcer =
         plane::bring_up(config, &preflight, &engine_handle, &plane_handle, sequences)?;
     failpoint::hit("up.after_bring_up");
@@ -188,6 +191,7 @@ async fn start(
         interface,
         checkpoints,
         unkept,
+        saved,
     });
     match built {
         Ok((running, event_loop)) => {
@@ -202,6 +206,13 @@ async fn start(
             instance.note("gateway.start", Some(env!("CARGO_PKG_VERSION")));
             failpoint::hit("up.before_ready");
             Ok(running)
+        }
+        // The next start, which corrects what was wrong, goes on with the tunnels.
+        Err(error) if goes_on => {
+            if let Err(second) = enforcer.detach() {
+                tracing::warn!(error = %second, "data plane not left in order");
+            }
+            Err(error)
         }
         Err(error) => {
             for leftover in enforcer.shutdown() {
@@ -224,6 +235,7 @@ struct Parts<'a> {
     interface: String,
     checkpoints: Checkpoints,
     unkept: Option<String>,
+    saved: Vec<Snapshot>,
 }
 
 fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
@@ -275,8 +287,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let serves = |ours: std::net::IpAddr| {
         sockets.addresses().iter().any(|at| at.ip() == ours || at.ip().is_unspecified())
     };
-    let saved = checkpoints.load();
-    let resumed = restart::choose(saved, &checkpoints, &authority, &peers, &registry, serves);
+    let resumed = restart::choose(parts.saved, &checkpoints, &authority, &peers, &registry, serves);
     let (protocol, resumed) =
         restart::engine(engine_config, provider, seed()?, resumed, &checkpoints)
             .map_err(|error| other(&error))?;

@@ -32,16 +32,17 @@ pub(super) fn bring_up(
     let interface = config.gateway.interface.clone();
     let mtu = xfrm::user::mtu::interface_mtu(PATH_MTU, false);
     let plane: Box<dyn Dataplane> = match preflight.kind {
-        PlaneKind::Userspace => Box::new(UserPlane::start(
-            UserPlaneConfig {
+        PlaneKind::Userspace => {
+            KernelPlane::purge_leftovers(&interface, if_id_for(&interface))?;
+            let config = UserPlaneConfig {
                 tun: TunSource::Create { name: interface },
                 tun_mtu: Some(mtu),
                 sockets,
                 workers: 0,
                 sequences,
-            },
-            sink,
-        )?),
+            };
+            Box::new(UserPlane::start(config, sink)?)
+        }
         PlaneKind::Kernel => {
             let if_id = if_id_for(&interface);
             let config = KernelConfig { interface, if_id, ports: sockets };

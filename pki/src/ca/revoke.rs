@@ -99,6 +99,15 @@ impl Authority {
         Ok(outcome)
     }
 
+    /// Whether every certificate of a lease that has not run out is of an issuing CA that is good. A
+    /// tunnel may have been made with any of them, and what ends the tunnels of a CA may have been
+    /// interrupted.
+    pub fn certificates_hold(&self, lease: &Lease, now: UnixTime) -> bool {
+        let ca = self.ca();
+        let good = |issuer: &str| ca.issuing.iter().any(|one| one.id == issuer && !one.listed);
+        lease.certs.iter().filter(|cert| cert.not_after > now).all(|cert| good(&cert.issuer))
+    }
+
     /// Its certificates are good no more, whoever looks at them: leases that have no later one end.
     /// Those that have one live on, and their clients connect again with it, because a tunnel may
     /// have been made with one of this CA.

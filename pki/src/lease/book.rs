@@ -405,13 +405,17 @@ impl Authority {
             let lease_key = key::lease(id);
             txn.at(&lease_key, stored.revision).put(lease_key, record::encode(&done.lease));
             move_deadline(txn, &before, &done.lease);
-            let mut audit =
-                AuditEvent::new(audit_action(step, &done.lease), actor, now).lease(&done.lease);
-            audit.reason = step
-                .reason
-                .clone()
-                .or_else(|| done.lease.end.as_ref().map(|end| end.cause.clone()));
-            audit.record(txn);
+            // Time that only finds another deadline, because the periods are others now, ends
+            // nothing.
+            if before.state != done.lease.state || !matches!(event, LeaseEvent::Tick) {
+                let mut audit =
+                    AuditEvent::new(audit_action(step, &done.lease), actor, now).lease(&done.lease);
+                audit.reason = step
+                    .reason
+                    .clone()
+                    .or_else(|| done.lease.end.as_ref().map(|end| end.cause.clone()));
+                audit.record(txn);
+            }
         }
         if done.ended {
             txn.put(key::ended(now, id), Vec::new());

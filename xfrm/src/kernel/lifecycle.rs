@@ -83,6 +83,23 @@ impl KernelPlane {
         }
     }
 
+    /// Removes what an earlier process with the kernel plane left, where another plane is used now:
+    /// its SAs would go on carrying packets, and its interface has the name.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn purge_leftovers(interface: &str, if_id: u32) -> Result<(), PlaneError> {
+        let mut routes = RouteSocket::open()?;
+        let link = routes.link(interface)?;
+        if link.is_none_or(|link| link.xfrm_if_id != Some(if_id)) {
+            return Ok(());
+        }
+        let config = KernelConfig { interface: interface.to_owned(), if_id, ports: Vec::new() };
+        let sink: EventSink = std::sync::Arc::new(|_| {});
+        Self::on_interface(config, &sink)?.shutdown()?;
+        routes.delete_link(interface)
+    }
+
     /// As [`Self::open`], on an interface somebody else made and keeps. Works without ESP in the
     /// kernel, with no suite then.
     ///

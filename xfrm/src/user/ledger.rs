@@ -31,6 +31,9 @@ const SLOT_WORDS: usize = 16;
 const HEADER_WORDS: usize = SLOT_WORDS;
 const USED: usize = 1;
 
+/// Octets of the file.
+pub const SEQUENCES_OCTETS: u64 = ((HEADER_WORDS + SLOTS * SLOT_WORDS) * size_of::<u64>()) as u64;
+
 /// Words of a slot.
 const SPIS: usize = 0;
 const SENT: usize = 1;

@@ -49,6 +49,7 @@ mod targets;
 pub mod tun;
 
 pub use counters::DropReason;
+pub use ledger::SEQUENCES_OCTETS;
 pub use plane::{TunSource, UserPlane, UserPlaneConfig};
 #[cfg(test)]
 pub(crate) use targets::samples;

@@ -10,6 +10,7 @@ use std::mem::size_of;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A mapped file of 64-bit words.
@@ -25,7 +26,8 @@ unsafe impl Send for SharedWords {}
 unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
-    /// Maps the first `count` words of a file, which is made that long when it is shorter. Nobody
+    /// Maps the first `count` words of a file, which is made that long when it is shorter, with
+    /// memory behind every word. Nobody
     /// may cut it while it is mapped: keep it where only this user can.
     ///
     /// # Errors
@@ -35,9 +37,9 @@ impl SharedWords {
             .checked_mul(size_of::<u64>())
             .filter(|octets| *octets > 0)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        if file.metadata()?.len() < octets as u64 {
-            file.set_len(octets as u64)?;
-        }
+        // All of it now: a store into a page for which there is no memory any more would be a
+        // signal (SIGBUS) instead of an error.
+        fallocate(file, FallocateFlags::empty(), 0, octets as u64)?;
         // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing, and the file is
         // at least as long as what is mapped.
         let start = unsafe {

@@ -42,7 +42,13 @@ impl Proven {
             let ours = self.claims.one(name).filter(|value| !value.is_empty());
             ours.is_some() && ours == kept.get(*name).map(String::as_str)
         };
-        !names.is_empty() && kept.get("iss") == Some(&self.issuer.issuer) && names.iter().all(same)
+        // What Jenkins puts into `sub` is its administrator's choice: only a job's URL names a job.
+        let names_a_job = self.issuer.kind != IssuerKind::Jenkins
+            || self.claims.one("sub").is_some_and(|sub| sub.contains("/job/"));
+        !names.is_empty()
+            && names_a_job
+            && kept.get("iss") == Some(&self.issuer.issuer)
+            && names.iter().all(same)
     }
 }
 

@@ -109,8 +109,9 @@ impl Reviews {
     fn get(&self, issuer: &str, digest: &str, late: Duration, now: UnixTime) -> Option<Reviewed> {
         let kept = self.kept.get(digest).filter(|(until, _)| counts(*until, late, now));
         let silent = || {
+            // Not late: a silence of before is no answer for a token that nobody has asked about.
             let (_, why) =
-                self.silent.get(issuer).filter(|(until, _)| counts(*until, late, now))?;
+                self.silent.get(issuer).filter(|(until, _)| counts(*until, Duration::ZERO, now))?;
             Some(Reviewed::Unreachable(why.clone()))
         };
         kept.map(|(_, reviewed)| reviewed.clone()).or_else(silent)

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::oidc;
 use super::scene::{Credentials, Scene};
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{ID, Settings};
@@ -35,6 +36,22 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     scene.agree(&charon)?;
     scene.download(&host, PROBE)?;
     drop(charon);
+
+    lab.step("POST /v1/leases: the newer charon with the configuration made for it");
+    let dir = host.dir()?.join("json");
+    fs::create_dir_all(&dir)?;
+    let options = Options { fetch: true, hosts: Some(newer.hosts.clone()), ..options };
+    // One that does not say its version gets what all understand.
+    for client in [Some("6.0.2"), None] {
+        let token = scene.gateway.token()?;
+        let (status, lease) = oidc::post(&scene, &newer, client, &token, &dir)?;
+        if status != 201 {
+            bail!("/v1/leases answered {status}: {lease}");
+        }
+        let (charon, _) = oidc::follow(&scene, &lease, &dir, &options)?;
+        scene.download(&host, PROBE)?;
+        drop(charon);
+    }
 
     lab.step("curl: the three forms of a labelled URL, base64 with and without lines");
     for (number, path) in [

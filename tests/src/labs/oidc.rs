@@ -20,6 +20,8 @@ use crate::oidc::{self, IssuerKey};
 
 /// The issuer, on the gateway's own host: labs have no name service.
 const ISSUER: &str = "https://127.0.0.1:9443";
+/// The version of this machine's strongSwan, which a configuration is made for.
+const STOCK: Option<&str> = Some("5.9.8");
 /// What tokens must be made for: the enrolment URL.
 const AUDIENCE: &str = "https://gw.example.com:8443";
 
@@ -80,7 +82,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     if !codes.contains(&json!("enrol_token_replay")) {
         bail!("the operator is not told of the replay: {codes:?}");
     }
-    let (status, problem) = post(&scene, &est, &host, &token, &dir)?;
+    let (status, problem) = post(&scene, &est, STOCK, &token, &dir)?;
     let spent = problem["trace"]["token"][0].clone();
     if status != 403 || spent["field"] != "spent" || spent["ok"] != false {
         bail!("/v1/leases should refuse a replayed token with its trace: {status} {problem}");
@@ -104,28 +106,12 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     let dir = host.dir()?.join("json");
     fs::create_dir_all(&dir)?;
     let fresh = key.sign(&claims("3"));
-    let (status, lease) = post(&scene, &est, &host, &fresh, &dir)?;
+    let (status, lease) = post(&scene, &est, STOCK, &fresh, &dir)?;
     if status != 201 {
         bail!("/v1/leases answered {status}: {lease}");
     }
     let options = Options { fetch: true, hosts: Some(est.hosts.clone()), ..Options::default() };
-    let charon = Charon::start(&host, &options)?;
-    charon.install(&dir.join("key.pem"), "private/ci.pem")?;
-    for (field, name) in [
-        ("certificate", "x509/ci.pem"),
-        ("root", "x509ca/gw.pem"),
-        ("swanctl_conf", "swanctl.conf"),
-    ] {
-        fs::write(charon.file(name), lease[field].as_str().context("a field is missing")?)?;
-    }
-    let said = charon.swanctl(&["--load-all", "--noprompt"])?;
-    if !said.ok() || said.all().contains("failed") || said.all().contains("discarded") {
-        bail!("strongSwan refused the rendered configuration: {}", said.all());
-    }
-    let address = lease["lease"]["addresses"][0].as_str().context("no address")?.to_owned();
-    wait::holds(lab, "the tunnel of the rendered configuration", Duration::from_secs(20), || {
-        Ok(charon.virtual_addresses().is_ok_and(|found| found.contains(&address)))
-    })?;
+    let (charon, address) = follow(&scene, &lease, &dir, &options)?;
     scene.download(&host, 1_000_000)?;
     comes_back(lab, &mut scene, &charon, &address, "stopped", |gateway| {
         anyhow::ensure!(gateway.stop()? == 0, "runnel did not stop cleanly");
@@ -161,6 +147,35 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     scene.no_download(&host)?;
     drop(charon);
     scene.finish()
+}
+
+/// Connects with nothing but the key in `dir` and what `/v1/leases` answered; the daemon and its
+/// virtual address.
+pub(super) fn follow(
+    scene: &Scene,
+    lease: &Value,
+    dir: &Path,
+    options: &Options,
+) -> Result<(Charon, String)> {
+    let charon = Charon::start(scene.world.runner(), options)?;
+    charon.install(&dir.join("key.pem"), "private/ci.pem")?;
+    for (field, name) in [
+        ("certificate", "x509/ci.pem"),
+        ("root", "x509ca/gw.pem"),
+        ("swanctl_conf", "swanctl.conf"),
+    ] {
+        fs::write(charon.file(name), lease[field].as_str().context("a field is missing")?)?;
+    }
+    let said = charon.swanctl(&["--load-all", "--noprompt"])?;
+    if !said.ok() || said.all().contains("failed") || said.all().contains("discarded") {
+        bail!("strongSwan refused the rendered configuration: {}", said.all());
+    }
+    let address = lease["lease"]["addresses"][0].as_str().context("no address")?.to_owned();
+    let limit = Duration::from_secs(20);
+    wait::holds(&scene.lab, "the tunnel of the rendered configuration", limit, || {
+        Ok(charon.virtual_addresses().is_ok_and(|found| found.contains(&address)))
+    })?;
+    Ok((charon, address))
 }
 
 /// The client is back on its address by itself after the gateway was away.
@@ -273,12 +288,19 @@ pub(super) fn enrol(
 }
 
 /// `POST /v1/leases` with a fresh key in `dir`.
-fn post(scene: &Scene, est: &Est, host: &Host, token: &str, dir: &Path) -> Result<(u16, Value)> {
+pub(super) fn post(
+    scene: &Scene,
+    est: &Est,
+    client: Option<&str>,
+    token: &str,
+    dir: &Path,
+) -> Result<(u16, Value)> {
+    let host = scene.world.runner();
     let (key, request, body) = (dir.join("key.pem"), dir.join("csr.pem"), dir.join("body.json"));
     pkitool::generate(P256, &key)?;
     pkitool::request(&key, "CN=ci", &request)?;
     let csr = fs::read_to_string(&request)?;
-    fs::write(&body, json!({"csr": csr, "client": "5.9.8"}).to_string())?;
+    fs::write(&body, json!({"csr": csr, "client": client}).to_string())?;
     let data = format!("@{}", body.display());
     let answer = curl(est, host, token, &["-d", &data, &format!("{AUDIENCE}/v1/leases")]);
     answer.with_context(|| scene.lab.tails())

@@ -224,4 +224,6 @@ fn what_does_not_go_on_is_not_kept() {
     assert!(gateway.next(saved, builder()).is_empty());
     assert!(gateway.checkpoints().load().is_empty(), "keys of it are gone, too");
     assert_eq!(fs::read_dir(runtime.path()).unwrap().count(), 1);
+    gateway.checkpoints().end();
+    assert_eq!(fs::read_dir(runtime.path()).unwrap().count(), 0, "a full stop leaves nothing");
 }

@@ -31,6 +31,8 @@ pub struct EventLoop {
     journal: Journal,
     checkpoints: Checkpoints,
     stop_by: Option<Instant>,
+    /// What is kept is for the next process.
+    leaves: bool,
     /// When the engine last saw the clocks without being given anything else.
     looked: Timestamp,
 }
@@ -55,6 +57,7 @@ impl EventLoop {
             journal,
             checkpoints,
             stop_by: None,
+            leaves: false,
             looked: clock::mono(),
         }
     }
@@ -72,6 +75,9 @@ impl EventLoop {
             self.timeout();
         }
         self.inbox.queue.close();
+        if !self.leaves {
+            self.checkpoints.end();
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -129,7 +135,10 @@ impl EventLoop {
                 self.handle(Input::Command(Command::Shutdown));
             }
             // Every datagram that left had been written down before: there is nothing to save.
-            Message::Leave => self.stop_by = Some(Instant::now()),
+            Message::Leave => {
+                self.leaves = true;
+                self.stop_by = Some(Instant::now());
+            }
         }
     }
 

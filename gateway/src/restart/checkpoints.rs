@@ -48,9 +48,7 @@ impl Checkpoints {
     pub fn of(config: &Gateway, state: &Path) -> Result<Self, String> {
         if !config.keep_tunnels {
             // A former start may have kept some; they are not to lie about.
-            if let Ok(former) = Self::open(&config.runtime, state) {
-                former.load().iter().for_each(|snapshot| former.forget(snapshot.ike));
-            }
+            remove(&config.runtime.join(name_of(state)));
             return Err("`keep_tunnels = false` in [gateway]".to_owned());
         }
         Self::open(&config.runtime, state)
@@ -156,8 +154,22 @@ impl Checkpoints {
         }
     }
 
+    /// Removes everything: no tunnel is left for a next start.
+    pub fn end(self) {
+        self.folder.iter().for_each(|folder| remove(folder));
+    }
+
     fn path(&self, ike: IkeSaId) -> Option<PathBuf> {
         Some(self.folder.as_ref()?.join(format!("{}{SUFFIX}", ike.0)))
+    }
+}
+
+/// Removes the folder of an instance with all that is in it.
+fn remove(folder: &Path) {
+    if let Err(error) = fs::remove_dir_all(folder)
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!("{}", refused(folder, &error));
     }
 }
 

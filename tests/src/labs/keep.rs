@@ -115,7 +115,12 @@ pub(super) fn goes_on(lab: &Lab, settings: Settings, share: f32) -> Result<()> {
     if !kept(&runtime)?.is_empty() {
         bail!("keys of an ended tunnel are still kept: {:?}", kept(&runtime)?);
     }
-    scene.finish()
+    scene.finish()?;
+    let left: Vec<_> = fs::read_dir(&runtime)?.flatten().map(|entry| entry.path()).collect();
+    if !left.is_empty() {
+        bail!("a full stop left {left:?}");
+    }
+    Ok(())
 }
 
 /// How often the client began a connection.

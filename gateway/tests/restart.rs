@@ -11,7 +11,7 @@ use gateway::actions::{PeerKeys, Peers};
 use gateway::config::Config;
 use gateway::lease::LeaseRegistry;
 use gateway::live::LiveConfig;
-use gateway::restart::{Checkpoints, Resumed, choose};
+use gateway::restart::{Checkpoints, choose};
 use gateway::service;
 use gateway::sys::clock;
 use ike::WallTime;
@@ -19,7 +19,7 @@ use ike::crypto::{IkeKeys, IkeSuite, SecretBytes, default_provider};
 use ike::io::{Checkpoint, Grant, IkeSaId, LeaseId, UniquePolicy};
 use ike::snapshot::{SavedTraits, Snapshot};
 use ike::wire::{Identification, IkeSpi};
-use pki::{Actor, Authority, Csr, Lease, TokenCreate, UnixTime};
+use pki::{Actor, Authority, Csr, Lease, LeaseState, TokenCreate, UnixTime};
 
 const REQID: u32 = 0x4007;
 const OURS: &str = "203.0.113.2";
@@ -80,7 +80,7 @@ impl Gateway {
     }
 
     /// What the next process, so configured, goes on with.
-    fn next(&self, saved: Vec<Snapshot>, config: Config) -> Vec<Resumed> {
+    fn next(&self, saved: Vec<Snapshot>, config: Config) -> Vec<Snapshot> {
         let keys = PeerKeys::load(&config).unwrap();
         let registry = Arc::new(LeaseRegistry::default());
         let peers = Peers::new(
@@ -167,7 +167,44 @@ fn a_tunnel_whose_lease_has_ended_does_not_go_on() {
     let mut other = snapshot(8, &live);
     other.grant = Arc::new(Grant { reqid: REQID + 1, ..(*other.grant).clone() });
     let resumed = gateway.next(vec![snapshot(7, &ended), other], builder());
-    assert_eq!(resumed.iter().map(|r| r.snapshot.ike.0).collect::<Vec<_>>(), [8]);
+    assert_eq!(resumed.iter().map(|saved| saved.ike.0).collect::<Vec<_>>(), [8]);
+}
+
+#[test]
+fn a_tunnel_whose_time_is_over_does_not_go_on() {
+    let gateway = Gateway::new();
+    let lease = gateway.lease();
+    let mut late = snapshot(7, &lease);
+    let deadline = WallTime(clock::wall().0 - 1);
+    late.grant = Arc::new(Grant { deadline, ..(*late.grant).clone() });
+    assert!(gateway.next(vec![late], builder()).is_empty(), "its certificate had run out");
+
+    gateway.authority.connected(&lease.id, now()).unwrap();
+    let over = lease.expires.plus(Duration::from_secs(1));
+    gateway.authority.expire_due(over).unwrap();
+    let lapsed = gateway.authority.lease(&lease.id).unwrap().unwrap();
+    assert_eq!(lapsed.state, LeaseState::Lapsed, "it may be renewed, not used");
+    assert!(gateway.next(vec![snapshot(7, &lease)], builder()).is_empty());
+}
+
+#[test]
+fn what_was_kept_is_as_old_as_its_file() {
+    let gateway = Gateway::new();
+    let Some(runtime) = &gateway.runtime else { return };
+    let lease = gateway.lease();
+    let snapshot = snapshot(7, &lease);
+    let age = snapshot.age;
+    gateway
+        .checkpoints()
+        .store(&Checkpoint { ike: IkeSaId(7), snapshot: Some(Box::new(snapshot)) });
+    let folder = fs::read_dir(runtime.path()).unwrap().next().unwrap().unwrap().path();
+    let file = fs::File::options().write(true).open(folder.join("7.sa")).unwrap();
+    let hour = Duration::from_secs(3600);
+    file.set_modified(std::time::SystemTime::now() - hour).unwrap();
+
+    let saved = gateway.checkpoints().load();
+    assert!(saved[0].age >= age + hour, "{:?}", saved[0].age);
+    assert!(saved[0].age < age + hour * 2, "{:?}", saved[0].age);
 }
 
 #[test]

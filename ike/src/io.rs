@@ -554,6 +554,8 @@ pub struct InstallChild {
     pub transport: bool,
     /// How much it may carry.
     pub limits: ChildLimits,
+    /// When its lease or certificate ends: nothing of it may pass after, whoever looks after it then.
+    pub deadline: WallTime,
     /// Outer addresses.
     pub hosts: Hosts,
     /// Our side's selectors.

@@ -69,6 +69,25 @@ pub struct Snapshot {
     pub children: Vec<SavedChild>,
 }
 
+impl Snapshot {
+    /// The same after `time` in which nothing happened: a tunnel that carries packets has no
+    /// exchange between its rekeys, so the last snapshot may be as old as its keys.
+    #[must_use]
+    pub fn aged(mut self, time: Duration) -> Self {
+        let later = |age: &mut Duration| *age = age.saturating_add(time);
+        let sooner =
+            |left: &mut Option<Duration>| *left = left.map(|left| left.saturating_sub(time));
+        later(&mut self.age);
+        later(&mut self.connected_for);
+        sooner(&mut self.rekey_in);
+        for child in &mut self.children {
+            later(&mut child.age);
+            sooner(&mut child.rekey_in);
+        }
+        self
+    }
+}
+
 /// A request of ours that is sent again after a restart: the peer may have it or not, and another
 /// request of the same id would be taken for it.
 #[derive(Clone, PartialEq, Eq)]

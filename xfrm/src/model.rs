@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -196,10 +196,9 @@ pub struct Limits {
     pub soft_packets: Option<u64>,
     /// Packets until it stops.
     pub hard_packets: Option<u64>,
-    /// How long it works after its installation (whole seconds, rounded up) in a plane that goes on
-    /// when its process is killed: nobody else would end it then. A plane that ends with its
-    /// process takes no notice.
-    pub hard_time: Option<Duration>,
+    /// Until when it works (to the second after) in a plane that goes on when its process is killed:
+    /// nobody else would end it then. A plane that ends with its process takes no notice.
+    pub ends: Option<Instant>,
 }
 
 /// One child SA, both halves.

@@ -70,6 +70,11 @@ impl Dispatcher {
         Self { provider, kex, workers, plane, peers, eap, signers, engine }
     }
 
+    /// Every child of an earlier process that goes on has been dispatched.
+    pub fn adopted(&self) {
+        self.plane.adopted();
+    }
+
     /// Executes or hands on. A completion that is ready at once is returned. Work for a stranger
     /// waits behind all other, and is refused first.
     pub fn dispatch(&mut self, token: Token, action: Action, stranger: bool) -> Option<Completion> {

@@ -12,16 +12,11 @@ use xfrm::{Enforcer, PlaneError, PlaneEvent};
 
 use super::translate;
 use crate::driver::{EngineHandle, Message};
+use crate::sys::clock;
 use crate::sys::queue::Queue;
 
 /// The firewall is looked after this often.
 const ENSURE_EVERY: Duration = Duration::from_secs(1);
-
-/// Earliest removal of what an earlier process left: the engine asks for its own children at once.
-const RECONCILE_AFTER: Duration = Duration::from_secs(5);
-
-/// When it is done though there was no quiet moment.
-const RECONCILE_BY: Duration = Duration::from_secs(30);
 
 /// Final counters of children that ended with their lease, kept until the engine asks.
 const KEPT_COUNTERS: usize = 4096;
@@ -31,6 +26,7 @@ enum Job {
     EndLease(u32, mpsc::Sender<Result<(), String>>),
     Call(Box<dyn FnOnce(&mut Enforcer) + Send>),
     Resync,
+    Adopted,
     Shutdown(mpsc::Sender<Result<(), String>>),
     Detach(mpsc::Sender<Result<(), String>>),
 }
@@ -132,6 +128,12 @@ impl PlaneHandle {
         }
     }
 
+    /// Every child that goes on has been asked for: what else an earlier process left is removed,
+    /// before anything that is asked for later.
+    pub fn adopted(&self) {
+        let _ = self.queue.push(Job::Adopted);
+    }
+
     /// Removes everything and ends the thread.
     pub fn shutdown(&self) -> Confirmation {
         let (answer, confirmation) = mpsc::channel();
@@ -171,8 +173,8 @@ pub struct PlaneThread {
     life: Box<dyn Fn() -> Duration + Send>,
     ended: BTreeMap<ChildId, Usage>,
     ensured: Instant,
-    started: Instant,
-    reconciled: bool,
+    /// Something of an earlier process may be left.
+    leftovers: bool,
 }
 
 impl PlaneThread {
@@ -195,8 +197,7 @@ impl PlaneThread {
             life: Box::new(life),
             ended: BTreeMap::new(),
             ensured: Instant::now(),
-            started: Instant::now(),
-            reconciled: false,
+            leftovers: false,
         }
     }
 
@@ -213,6 +214,7 @@ impl PlaneThread {
                 }
                 Some(Job::Call(job)) => job(&mut self.enforcer),
                 Some(Job::Resync) => self.compare(),
+                Some(Job::Adopted) => self.reconcile(),
                 Some(Job::Shutdown(answer)) => {
                     self.queue.close();
                     let leftovers = self.enforcer.shutdown();
@@ -226,28 +228,27 @@ impl PlaneThread {
                     let _ = answer.send(self.enforcer.detach().map_err(|e| e.to_string()));
                     return;
                 }
-                None => self.reconcile(),
+                None => {}
             }
             self.look_after();
         }
     }
 
-    /// Once nothing has been asked for a while: what children went on are taken over by now, and
-    /// what is left of the earlier process goes. Until then the firewall stops it.
+    /// What goes on is taken over by now, and what is left of the earlier process goes. Until then
+    /// the firewall stops it.
     fn reconcile(&mut self) {
-        if self.reconciled || self.started.elapsed() < RECONCILE_AFTER {
-            return;
-        }
-        match self.enforcer.plane().reconcile() {
-            Ok(0) => {}
-            Ok(removed) => tracing::info!(removed, "what an earlier process left was removed"),
-            // It is tried again.
-            Err(error) => {
-                tracing::error!(%error, "what an earlier process left could not be removed");
-                return;
+        self.leftovers = match self.enforcer.plane().reconcile() {
+            Ok(removed) => {
+                if removed > 0 {
+                    tracing::info!(removed, "what an earlier process left was removed");
+                }
+                false
             }
-        }
-        self.reconciled = true;
+            Err(error) => {
+                tracing::error!(%error, "what an earlier process left could not be removed; it is tried again");
+                true
+            }
+        };
     }
 
     fn compare(&mut self) {
@@ -264,7 +265,7 @@ impl PlaneThread {
             return;
         }
         self.ensured = Instant::now();
-        if self.started.elapsed() > RECONCILE_BY {
+        if self.leftovers {
             self.reconcile();
         }
         match self.enforcer.ensure_filter() {
@@ -282,7 +283,7 @@ impl PlaneThread {
                 self.enforcer.plane().alloc_spi().map(|spi| spi.0).map_err(|e| e.to_string()),
             ),
             Action::InstallChild(request) => {
-                let result = translate::child(&request, &self.capabilities, (self.life)())
+                let result = translate::child(&request, &self.capabilities, (self.life)(), clock::wall())
                     .and_then(|(spec, filter)| {
                         match request.restored {
                             true => self.enforcer.adopt_child(&spec, &filter),
@@ -301,6 +302,9 @@ impl PlaneThread {
             Action::UpdateHosts { child, hosts } => Completion::UpdateHosts(
                 self.enforcer
                     .update_hosts(ChildId(child.0), &translate::hosts(&hosts))
+                    .inspect_err(|error| {
+                        tracing::error!(child = child.0, %error, "child SA not moved; it is rekeyed");
+                    })
                     .map_err(|e| e.to_string()),
             ),
             Action::RemoveChild { child, last: _ } => {
@@ -424,6 +428,7 @@ mod tests {
             keys_out: keys(),
             transport: false,
             limits: ike::io::ChildLimits::default(),
+            deadline: ike::WallTime(i64::MAX),
             hosts: Hosts {
                 local: "192.0.2.1:4500".parse().unwrap(),
                 remote: "192.0.2.2:4500".parse().unwrap(),
@@ -451,7 +456,8 @@ mod tests {
         plane.action(Token(1), install(9));
         assert_eq!(completion(&engine), Completion::InstallChild(Ok(())));
         assert_eq!(mock.bound().len(), 1);
-        assert_eq!(mock.child(ChildId(9)).unwrap().limits.hard_time, Some(LIFE));
+        let ends = mock.child(ChildId(9)).unwrap().limits.ends.unwrap();
+        assert!(ends <= Instant::now() + LIFE, "it may not outlive its keys");
         let usage = Usage { bytes_in: 42, ..Usage::default() };
         mock.set_usage(ChildId(9), usage);
 

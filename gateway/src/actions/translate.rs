@@ -1,17 +1,22 @@
 //! The engine's words in the data plane's words. Neither crate knows the other.
 
+use ike::WallTime;
 use ike::crypto::EspSuite;
 use ike::io::{ChildUse, InstallChild};
 use ike::wire::{EncrId, IntegId, TrafficSelector};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xfrm::model;
 
 use crate::policy;
 
 /// Anti-replay window in packets; many cores on the peer's side reorder more than 32.
 const REPLAY_WINDOW: u32 = 1024;
+
+/// How long after its lease a child may work in a plane that is left alone: enough that the gateway,
+/// when there is one, ends it first.
+const SLACK: Duration = Duration::from_secs(2);
 
 /// The data plane's suite; `None` when it has no such.
 pub fn suite(suite: &EspSuite) -> Option<model::EspSuite> {
@@ -29,8 +34,8 @@ pub fn suite(suite: &EspSuite) -> Option<model::EspSuite> {
     })
 }
 
-/// A child SA, which a plane that goes on without this process ends after `life`, and its lease's
-/// filter.
+/// A child SA and its lease's filter. A plane that goes on without this process ends it after
+/// `life`, and with its lease, whichever comes first.
 ///
 /// # Errors
 /// A sentence when the plane has no such suite.
@@ -38,6 +43,7 @@ pub(super) fn child(
     request: &InstallChild,
     capabilities: &model::Capabilities,
     life: Duration,
+    now: WallTime,
 ) -> Result<(model::ChildSpec, model::LeaseFilter), String> {
     let suite = suite(&request.suite)
         .filter(|suite| capabilities.suites.contains(suite))
@@ -62,7 +68,7 @@ pub(super) fn child(
             hard_bytes: request.limits.hard_bytes,
             soft_packets: request.limits.soft_packets,
             hard_packets: request.limits.hard_packets,
-            hard_time: Some(life),
+            ends: Instant::now().checked_add(life.min(request.deadline.until(now) + SLACK)),
         },
         outbound_active: request.outbound_active,
     };

@@ -67,6 +67,7 @@ impl EventLoop {
         let mut urgent = Vec::new();
         let mut datagrams = Vec::new();
         self.drain();
+        self.dispatcher.adopted();
         while !self.is_over() {
             self.inbox.queue.take_batch(self.patience(), &BATCH, &mut urgent, &mut datagrams);
             for message in urgent.drain(..).chain(datagrams.drain(..)) {

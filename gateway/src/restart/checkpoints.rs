@@ -16,8 +16,8 @@ use xfrm::user::SEQUENCES_OCTETS;
 use crate::config::Gateway;
 use crate::sys;
 
-/// File systems that are in memory alone (`statfs(2)`).
-const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+/// The file system that is in memory alone: tmpfs (`statfs(2)`). ramfs has no room to reserve.
+const IN_MEMORY: u64 = 0x0102_1994;
 
 /// Longer than any snapshot: a grant has few selectors, and one response is kept.
 const LONGEST: u64 = 4 * 1024 * 1024;
@@ -63,7 +63,7 @@ impl Checkpoints {
         let kind = statfs(runtime).map_err(|error| refused(runtime, &error.into()))?.f_type;
         // The type of `f_type` differs by architecture; the magic numbers are 32 bits.
         #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
-        if !IN_MEMORY.contains(&(kind as u64 & 0xffff_ffff)) {
+        if kind as u64 & 0xffff_ffff != IN_MEMORY {
             return Err(format!(
                 "{} is on a disk, where session keys must not lie; set `runtime` in [gateway] to a \
                  folder on a tmpfs",
@@ -203,7 +203,11 @@ fn read(path: &Path) -> Result<Snapshot, String> {
     File::open(path)
         .and_then(|file| file.take(LONGEST).read_to_end(&mut octets))
         .map_err(|error| sys::reason(&error))?;
-    Snapshot::decode(&octets).map_err(|error| error.to_string())
+    let snapshot = Snapshot::decode(&octets).map_err(|error| error.to_string())?;
+    // A clock that went back since counts as no time.
+    let since = fs::metadata(path).and_then(|file| file.modified()).ok();
+    let since = since.and_then(|written| written.elapsed().ok()).unwrap_or_default();
+    Ok(snapshot.aged(since))
 }
 
 /// Under another name first: the file always holds one checkpoint or the other.
@@ -211,8 +215,15 @@ fn write(path: &Path, octets: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(&fresh)?.write_all(octets)?;
-    fs::rename(&fresh, path)
+    let done = options
+        .open(&fresh)
+        .and_then(|mut file| file.write_all(octets))
+        .and_then(|()| fs::rename(&fresh, path));
+    if done.is_err() {
+        // It has keys, and takes the room that is short.
+        let _ = fs::remove_file(&fresh);
+    }
+    done
 }
 
 fn refused(path: &Path, error: &io::Error) -> String {
@@ -238,7 +249,7 @@ mod tests {
         // What a build directory lies on; the tests of a tmpfs need one.
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let disk = statfs(folder.path()).unwrap().f_type;
-        if IN_MEMORY.contains(&(disk as u64 & 0xffff_ffff)) {
+        if disk as u64 & 0xffff_ffff == IN_MEMORY {
             return;
         }
         let error = Checkpoints::open(folder.path(), folder.path()).unwrap_err();

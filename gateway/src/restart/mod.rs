@@ -8,4 +8,4 @@ mod checkpoints;
 mod resume;
 
 pub use checkpoints::Checkpoints;
-pub use resume::{Resumed, choose, engine};
+pub use resume::{choose, engine};

@@ -1,13 +1,14 @@
 //! Which tunnels of an earlier process go on.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ike::config::EngineConfig;
 use ike::crypto::CryptoProvider;
 use ike::io::Grant;
 use ike::snapshot::Snapshot;
 use ike::{Engine, EngineError};
-use pki::{Authority, UnixTime};
+use pki::{Authority, Lease, LeaseState, UnixTime};
 
 use super::Checkpoints;
 use crate::actions::Peers;
@@ -15,18 +16,9 @@ use crate::lease::LeaseRegistry;
 use crate::policy;
 use crate::sys::clock;
 
-/// A tunnel that goes on, with what its lease grants under the configuration of now.
-#[derive(Debug)]
-pub struct Resumed {
-    /// Where it was.
-    pub snapshot: Snapshot,
-    /// What holds from now on.
-    pub grant: Grant,
-}
-
-/// The tunnels that go on: their lease lives, its role is configured as it was, and their address
-/// of ours is still served (`serves`). The others are forgotten; their clients find out by
-/// themselves and connect again.
+/// The tunnels that go on, with what their leases grant under the configuration of now: their lease
+/// may connect, its role is configured as it was, and their address of ours is still served
+/// (`serves`). The others are forgotten; their clients find out by themselves and connect again.
 pub fn choose(
     saved: Vec<Snapshot>,
     checkpoints: &Checkpoints,
@@ -34,13 +26,13 @@ pub fn choose(
     peers: &Peers,
     registry: &LeaseRegistry,
     serves: impl Fn(IpAddr) -> bool,
-) -> Vec<Resumed> {
+) -> Vec<Snapshot> {
     let mut chosen = Vec::new();
     for snapshot in saved {
         let (ike, lease) = (snapshot.ike, snapshot.grant.lease.clone());
         let went_on = go_on(&snapshot, authority, peers, registry, &serves);
         match went_on {
-            Ok(grant) => chosen.push(Resumed { snapshot, grant }),
+            Ok(grant) => chosen.push(Snapshot { grant: Arc::new(grant), ..snapshot }),
             Err(why) => {
                 tracing::info!(ike = ike.0, lease = %lease.0, why, "tunnel does not go on");
                 checkpoints.forget(ike);
@@ -58,18 +50,17 @@ pub fn engine(
     config: EngineConfig,
     provider: &'static CryptoProvider,
     seed: [u8; 32],
-    resumed: Vec<Resumed>,
+    resumed: Vec<Snapshot>,
     checkpoints: &Checkpoints,
-) -> Result<(Engine, Vec<Resumed>), EngineError> {
-    let snapshots = resumed.iter().map(|resumed| resumed.snapshot.clone());
-    match Engine::restore(config.clone(), provider, seed, clock::now(), snapshots) {
+) -> Result<(Engine, Vec<Snapshot>), EngineError> {
+    match Engine::restore(config.clone(), provider, seed, clock::now(), resumed.clone()) {
         Ok(engine) => Ok((engine, resumed)),
         // Another build, without an algorithm that one of them runs with: none goes on, but the
         // gateway starts.
         Err(EngineError::Snapshot(error)) => {
             tracing::warn!(%error, "no tunnel goes on; clients connect again");
-            for resumed in &resumed {
-                checkpoints.forget(resumed.snapshot.ike);
+            for snapshot in &resumed {
+                checkpoints.forget(snapshot.ike);
             }
             Ok((Engine::new(config, provider, seed, clock::now())?, Vec::new()))
         }
@@ -100,7 +91,13 @@ fn go_on(
         return Err(format!("{} is not served any more", snapshot.local.ip()));
     }
     let lease = authority.lease(&before.lease.0).map_err(|error| error.to_string())?;
-    let lease = lease.filter(|lease| lease.state.is_live()).ok_or("its lease has ended")?;
+    let connects = |lease: &Lease| {
+        matches!(lease.state, LeaseState::Issued | LeaseState::Active | LeaseState::Lost)
+    };
+    let lease = lease.filter(connects).ok_or("its lease has ended")?;
+    if before.deadline.until(clock::wall()).is_zero() {
+        return Err("its lease or certificate has run out".to_owned());
+    }
     if !authority.certificates_hold(&lease, UnixTime::from_micros(clock::wall().0)) {
         return Err("the CA of a certificate of it is good no more".to_owned());
     }

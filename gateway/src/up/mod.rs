@@ -17,7 +17,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ike::crypto::{SecretBytes, default_provider};
-use ike::io::Command;
 use ike::snapshot::Snapshot;
 use pki::{Authority, UnixTime};
 use thiserror::Error;
@@ -27,7 +26,7 @@ use xfrm::PlaneError;
 use crate::actions::{Dispatcher, EapServer, Peers, PlaneHandle, Workers};
 use crate::admin;
 use crate::config::Config;
-use crate::driver::{EngineHandle, EventLoop, Message};
+use crate::driver::{EngineHandle, EventLoop};
 use crate::hooks::HookSources;
 use crate::lease::{Follower, LeaseEnder, LeaseRegistry, Tunnels};
 use crate::live::LiveConfig;
@@ -287,14 +286,17 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let serves = |ours: std::net::IpAddr| {
         sockets.addresses().iter().any(|at| at.ip() == ours || at.ip().is_unspecified())
     };
+    // What ran out while nobody looked has ended before anything goes on with it.
+    let started = UnixTime::from_micros(clock::wall().0);
+    authority.expire_due(started).map_err(|error| other(&error))?;
     let resumed = restart::choose(parts.saved, &checkpoints, &authority, &peers, &registry, serves);
     let (protocol, resumed) =
         restart::engine(engine_config, provider, seed()?, resumed, &checkpoints)
             .map_err(|error| other(&error))?;
-    for resumed in &resumed {
-        let update = Command::UpdateLease(resumed.grant.lease.clone(), resumed.grant.clone());
-        engine.post(Message::Command(update));
-    }
+    // At once, because a lease that seems lost has its time only.
+    let leases: Vec<String> = resumed.iter().map(|saved| saved.grant.lease.0.clone()).collect();
+    let again = authority.reconnected(&leases, started);
+    tracing::debug!(leases = leases.len(), again, "leases with a tunnel again");
     let receiving = sockets.of_port(crate::driver::IKE_PORT)?;
 
     let couriers = options.config.audit.sinks.iter();
@@ -376,11 +378,8 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     let mut threads = Threads::default();
     threads.couriers(couriers)?;
     threads.receiver(receiving, &engine)?;
-    let mut follower = Follower::new(Arc::clone(&authority), tunnels, refusals, lives, sites);
-    for resumed in &resumed {
-        follower.resumed(&resumed.snapshot);
-    }
-    threads.follower(follower, &journal)?;
+    let follower = Follower::new(Arc::clone(&authority), tunnels, refusals, lives, sites);
+    threads.follower(follower, resumed, &journal)?;
     threads.housekeeping(Arc::clone(&instance), audit)?;
     let event_loop =
         EventLoop::new(protocol, engine, sockets, dispatcher, peers, journal.clone(), checkpoints);

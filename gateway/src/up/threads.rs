@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ike::snapshot::Snapshot;
 use xfrm::Enforcer;
 use xfrm::udp::UdpPort;
 
@@ -97,10 +98,14 @@ impl Threads {
     pub(super) fn follower(
         &mut self,
         mut follower: Follower,
+        resumed: Vec<Snapshot>,
         journal: &Journal,
     ) -> Result<(), UpError> {
         let journal = journal.clone();
         self.follower = Some(spawn("journal", move || {
+            // Each is written down, which takes the disk's time; events of theirs wait behind.
+            resumed.iter().for_each(|snapshot| follower.resumed(snapshot));
+            drop(resumed);
             while !journal.is_finished() {
                 if let Some(event) = journal.take(Duration::from_secs(1)) {
                     follower.event(&event);

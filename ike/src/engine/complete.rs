@@ -125,6 +125,13 @@ fn dispatch(ctx: &mut Ctx, sa: &mut IkeSa, purpose: Purpose, completion: Option<
         }
         Purpose::Puzzle(number) => init::solved(ctx, sa, number, answer!(SolvePuzzle)),
         Purpose::Use(_) => dpd::used(ctx, sa, answer!(QueryUse)),
-        Purpose::Activate(_) | Purpose::Move(_) | Purpose::Nothing | Purpose::Remove { .. } => {}
+        // The data plane cannot take it there; a new child begins where the IKE SA is.
+        Purpose::Move(child) => {
+            if answer!(UpdateHosts).is_err() {
+                sa.enqueue(exchange::Task::RekeyChild(child));
+                advance(ctx, sa);
+            }
+        }
+        Purpose::Activate(_) | Purpose::Nothing | Purpose::Remove { .. } => {}
     }
 }

@@ -8,7 +8,7 @@
 //! As initiator we begin one in good time before the peer's certificate, the lease or what the peer
 //! announced (RFC 4478) ends, and delete the first when the second is complete.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::FirstChild;
@@ -167,11 +167,16 @@ pub(crate) fn limit_overlap(engine: &mut Engine, lease: &LeaseId, keep: IkeSaId)
 /// what waited to send still takes over when an older SA goes.
 pub(crate) fn restored(engine: &mut Engine) {
     let mut newest: BTreeMap<LeaseId, IkeSaId> = BTreeMap::new();
+    let mut several = BTreeSet::new();
     for id in engine.sas.ids() {
         let lease = engine.sas.get(id).filter(|sa| replaceable(sa)).and_then(IkeSa::lease_id);
-        newest.extend(lease.map(|lease| (lease, id)));
+        let Some(lease) = lease else { continue };
+        if newest.insert(lease.clone(), id).is_some() {
+            several.insert(lease);
+        }
     }
-    for (lease, keep) in newest {
+    // Each looks through all SAs: for the few that need it.
+    for (lease, keep) in newest.into_iter().filter(|(lease, _)| several.contains(lease)) {
         limit_overlap(engine, &lease, keep);
     }
     for sa in engine.sas.iter() {

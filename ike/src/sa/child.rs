@@ -165,6 +165,7 @@ pub(crate) fn install(ctx: &mut Ctx, sa: &mut IkeSa, new: NewChild) -> Option<Ch
         keys_out: new.keys_out,
         transport: new.transport,
         limits,
+        deadline: grant.deadline,
         hosts,
         ts_local: new.ts_local,
         ts_remote: new.ts_remote,

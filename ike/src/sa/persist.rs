@@ -280,6 +280,7 @@ impl Engine {
             transport: saved.transport,
             // Its counters begin again.
             limits,
+            deadline: grant.deadline,
             hosts: saved.hosts,
             ts_local: saved.ts_local.clone(),
             ts_remote: saved.ts_remote.clone(),

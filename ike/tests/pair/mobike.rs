@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use ike::Command;
 use ike::event::{CloseReason, Event};
+use ike::io::{Action, Completion};
 use ike::wire::{ExchangeType, Notify, NotifyType, Payloads};
+use ike::{Command, Input};
 
 use crate::harness::*;
 use crate::spy::Spy;
@@ -59,6 +60,28 @@ fn esp_follows_when_the_peer_has_proven_to_be_there() {
     assert!(pair.server.events.iter().any(|event| matches!(event, Event::Moved { .. })));
     pair.assert_connected();
     pair.assert_no_leaks();
+}
+
+/// A data plane may be unable to take a child to where its peer is: another peer there may have
+/// the same SPI. A new child begins at the right place.
+#[test]
+fn a_child_that_cannot_be_moved_is_rekeyed() {
+    let mut pair = Pair::connected_with(mobile());
+    let before = pair.server.inbound();
+    pair.server.hold = |action| matches!(action, Action::UpdateHosts { .. });
+
+    roam(&mut pair, ELSEWHERE);
+    pair.run();
+    assert_eq!(pair.server.inbound(), before);
+    let (token, _) = pair.server.held.remove(0);
+    let refused = Completion::UpdateHosts(Err("it exists".to_owned()));
+    pair.input(Side::Server, Input::Completion(token, refused));
+    pair.run();
+
+    assert_ne!(pair.server.inbound(), before);
+    let child = pair.server.plane.values().next().unwrap();
+    assert_eq!(child.hosts.remote, address(ELSEWHERE, 4500));
+    pair.assert_connected();
 }
 
 #[test]

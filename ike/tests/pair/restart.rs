@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ike::event::CloseReason;
+use ike::io::{Action, Completion};
 use ike::snapshot::{Snapshot, SnapshotError};
 use ike::{Command, Input, Output, WallTime};
 
@@ -79,6 +80,55 @@ fn either_side_restarts_and_the_tunnel_goes_on() {
         pair.run();
         pair.assert_nothing_installed();
     }
+}
+
+/// With thousands of tunnels the data plane takes a while until it has taken back the last.
+#[test]
+fn children_wait_for_a_data_plane_that_takes_its_time() {
+    let mut pair = Pair::connected_with(Setup::new().quiet());
+    pair.server.hold = |action| matches!(action, Action::InstallChild(_));
+
+    pair.restart(Side::Server);
+    pair.run_for(Duration::from_secs(120));
+    assert_eq!(pair.server.held.len(), 1);
+    pair.release(Side::Server, 0);
+    pair.run();
+
+    pair.assert_connected();
+}
+
+#[test]
+fn a_data_plane_that_does_not_take_a_child_back_costs_this_child() {
+    let mut pair = Pair::connected_with(Setup::new().quiet());
+    pair.server.hold = |action| matches!(action, Action::InstallChild(_));
+
+    pair.restart(Side::Server);
+    let (token, _) = pair.server.held.remove(0);
+    let refused = Completion::InstallChild(Err("unknown".to_owned()));
+    pair.input(Side::Server, Input::Completion(token, refused));
+    pair.run();
+
+    assert!(pair.client.plane.is_empty(), "the peer was told");
+    assert!(!pair.server.established().is_empty(), "the IKE SA stays");
+}
+
+/// A tunnel that carries packets is not written down between its rekeys: what a restart finds may
+/// be as old as the keys, which must not live once more from then on.
+#[test]
+fn time_goes_on_while_nobody_runs() {
+    let mut setup = Setup::new().quiet();
+    setup.server.timers.rekey_child = Duration::from_secs(1000);
+    let pair = Pair::connected_with(setup);
+    let saved = pair.server.snapshots.values().next().unwrap().clone();
+    let child = |snapshot: &Snapshot| (snapshot.children[0].age, snapshot.children[0].rekey_in);
+
+    let (age, rekey_in) = child(&saved);
+    let by = Duration::from_secs(400);
+    let later = saved.clone().aged(by);
+    assert_eq!(child(&later), (age + by, rekey_in.map(|left| left - by)));
+    assert_eq!((later.age, later.connected_for), (saved.age + by, saved.connected_for + by));
+    let overdue = saved.aged(Duration::from_secs(5000));
+    assert_eq!(child(&overdue).1, Some(Duration::ZERO), "at once");
 }
 
 #[test]

@@ -55,6 +55,18 @@ impl Authority {
         self.step(lease_id, &LeaseEvent::Connected, &Actor::System, &step, now)
     }
 
+    /// Records that leases have a tunnel again, many in one transaction. Where one of them may not
+    /// connect, those beside it are left to [`connected`](Self::connected), which says why. How
+    /// many there are.
+    pub fn reconnected(&self, lease_ids: &[String], now: UnixTime) -> usize {
+        let step = Step { action: "lease.connect", reason: Some("restart".to_owned()) };
+        let chunks = lease_ids.chunks(BATCH);
+        chunks
+            .map(|ids| self.step_all(ids, &LeaseEvent::Connected, &step, now))
+            .map(|moved| moved.map_or(0, |moved| moved.len()))
+            .sum()
+    }
+
     /// Records that the lease's last tunnel is gone; `reason` says how, for the audit log.
     ///
     /// # Errors

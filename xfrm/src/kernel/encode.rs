@@ -4,7 +4,7 @@
 //! zeroized on drop, and wiped from the packet crate's structures as soon as they are written.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
@@ -362,13 +362,14 @@ fn lifetime(spec: &ChildSpec) -> LifetimeConfig {
         hard_byte_limit: limits.hard_bytes.unwrap_or(XFRM_INF),
         soft_packet_limit: limits.soft_packets.unwrap_or(XFRM_INF),
         hard_packet_limit: limits.hard_packets.unwrap_or(XFRM_INF),
-        hard_add_expires_seconds: limits.hard_time.map_or(0, seconds),
+        hard_add_expires_seconds: limits.ends.map_or(0, seconds_until),
         ..LifetimeConfig::default()
     }
 }
 
-/// Rounded up: 0 would be no limit.
-fn seconds(time: Duration) -> u64 {
+/// Rounded up: 0 would be no limit. Counted from now also for an SA that is made anew elsewhere.
+fn seconds_until(end: Instant) -> u64 {
+    let time = end.saturating_duration_since(Instant::now());
     time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).max(1)
 }
 

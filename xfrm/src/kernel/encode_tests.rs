@@ -82,7 +82,7 @@ fn limits_are_in_bytes_packets_and_seconds() {
         hard_bytes: Some(2),
         soft_packets: Some(3),
         hard_packets: Some(4),
-        hard_time: Some(std::time::Duration::from_millis(5_500)),
+        ends: Some(std::time::Instant::now() + std::time::Duration::from_millis(5_900)),
     };
     let limited = build(CONTEXT, &ChildSpec { limits, ..spec() }, Half::Out);
     let words: Vec<u64> =

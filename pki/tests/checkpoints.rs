@@ -225,6 +225,38 @@ fn a_file_of_another_gateway_is_found() {
     assert_eq!(report.signed, None);
 }
 
+/// A true checkpoint says nothing about records that somebody made up behind what it stands for.
+#[test]
+fn a_checkpoint_of_another_trail_vouches_for_nothing() {
+    let authority = authority();
+    let genuine = lines(&authority);
+    let key = authority.checkpoint_key();
+    let checkpoint = &genuine[*checkpoints(&genuine).last().unwrap()];
+    let checkpoint = pki::audit::chain::parse(checkpoint).unwrap();
+    let harmless = pki::audit::chain::parse(&genuine[2]).unwrap();
+    let (mut prev, mut made_up) = ([7; 32], Vec::new());
+    for (seq, value) in (checkpoint.seq + 100..).zip([harmless.value, checkpoint.value]) {
+        let hash = LogEntry::expected_hash(&prev, seq, &value);
+        made_up.push(render(&LogEntry { seq, value, prev, hash }));
+        prev = hash;
+    }
+    let report = verify(&made_up, key);
+    assert_eq!(report.signed, None);
+    assert_eq!(found(&report).last().unwrap().0, FaultKind::Unsigned, "{report:?}");
+}
+
+/// Whoever can write to the store, and has no sealing key, gets no signature for what he wrote.
+#[test]
+fn an_end_that_somebody_else_wrote_is_not_signed() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::open(directory.path(), Options::new(settings()), NOW).unwrap();
+    authority.checkpoint("stop", after(1)).unwrap();
+    let raw = rusqlite::Connection::open(directory.path().join("runnel.db")).unwrap();
+    raw.execute("UPDATE heads SET hash = zeroblob(32)", []).unwrap();
+    let error = authority.checkpoint("hour", after(2)).unwrap_err();
+    assert!(error.to_string().contains("not as this gateway wrote it"), "{error}");
+}
+
 /// A state directory that was copied away without its sealing key.
 #[test]
 fn a_trail_without_its_sealing_key_is_verified_with_the_public_key() {
@@ -242,4 +274,11 @@ fn a_trail_without_its_sealing_key_is_verified_with_the_public_key() {
     let other = common::authority().checkpoint_key();
     assert_ne!(other, key);
     assert_eq!(look(directory.path(), other).faults[0].kind, FaultKind::Forged);
+    // Nor is a sealing key believed that lies beside a trail of somebody else.
+    let replaced = tempfile::tempdir().unwrap();
+    let forger = Authority::open(replaced.path(), Options::new(settings()), NOW).unwrap();
+    lines(&forger);
+    drop(forger);
+    assert!(Trail::open(replaced.path(), None).unwrap().verify().unwrap().is_sound());
+    assert_eq!(look(replaced.path(), key).faults[0].kind, FaultKind::Forged);
 }

@@ -118,6 +118,9 @@ pub struct TunnelSetup {
     pub site_routes: Vec<SiteRoute>,
     /// MTU of the tunnel interface in bytes (see [`crate::route::tunnel_mtu`]).
     pub mtu: u32,
+    /// Tunnels of an earlier process are to go on: should this start fail, they wait for the next,
+    /// behind a firewall that lets nothing of them through.
+    pub keep: bool,
 }
 
 /// One lease as the enforcer sees it.
@@ -145,7 +148,8 @@ impl Enforcer {
     /// moment the interface is up, everything on it is denied by default.
     ///
     /// # Errors
-    /// Whatever a part refuses; what was already made is removed again, the plane included.
+    /// Whatever a part refuses; what was already made is removed again, the plane included, unless
+    /// it is to be kept.
     pub fn bring_up(
         mut plane: Box<dyn Dataplane>,
         setup: &TunnelSetup,
@@ -161,7 +165,7 @@ impl Enforcer {
         let filter = match Firewall::install(&config) {
             Ok(filter) => filter,
             Err(error) => {
-                abandon(plane.as_mut());
+                abandon(plane.as_mut(), setup.keep);
                 return Err(error);
             }
         };
@@ -184,8 +188,10 @@ impl Enforcer {
             .set_sites(&setup.site_routes)
             .and_then(|()| network.set_up(&interface, &setup.networks, setup.mtu));
         if let Err(error) = made {
-            abandon(plane.as_mut());
-            if let Err(second) = filter.remove() {
+            abandon(plane.as_mut(), setup.keep);
+            if !setup.keep
+                && let Err(second) = filter.remove()
+            {
                 tracing::warn!(error = %second, "firewall not removed after a failed start");
             }
             return Err(error);
@@ -466,8 +472,9 @@ impl Enforcer {
     }
 }
 
-fn abandon(plane: &mut dyn Dataplane) {
-    if let Err(error) = plane.shutdown() {
+fn abandon(plane: &mut dyn Dataplane, keep: bool) {
+    let done = if keep { plane.detach() } else { plane.shutdown() };
+    if let Err(error) = done {
         tracing::warn!(error = %error, "data plane not removed after a failed start");
     }
 }

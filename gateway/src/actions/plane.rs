@@ -396,6 +396,7 @@ mod tests {
             sites: Vec::new(),
             site_routes: Vec::new(),
             mtu: 1438,
+            keep: false,
         };
         let enforcer = Enforcer::with_parts(
             Box::new(mock.plane()),

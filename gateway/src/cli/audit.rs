@@ -126,7 +126,13 @@ fn verify(
         return verify_audit_files(files, wanted).map_err(Failure::failed);
     }
     match context.client() {
-        Ok(mut client) => Ok(client.ask(Request::AuditVerify)?),
+        Ok(mut client) => {
+            if wanted.key.is_some() {
+                let running: AuditKey = client.ask(Request::AuditKey)?;
+                wanted.expects(&running).map_err(Failure::failed)?;
+            }
+            Ok(client.ask(Request::AuditVerify)?)
+        }
         Err(Failure::NotRunning(_)) => {
             verify_audit_offline(&context.state, sealing.file().as_deref(), wanted)
                 .map_err(Failure::failed)

@@ -113,6 +113,8 @@ impl PublicCertificate {
     pub fn refresh(&mut self) -> bool {
         let versions = (version(&self.chain), version(&self.key));
         if versions == self.versions {
+            // Also after files that were wrong have given way to the former ones.
+            *self.trouble() = None;
             return false;
         }
         match load(&self.chain, &self.key) {

@@ -40,8 +40,10 @@ pub fn text(config: &Config) -> String {
     for role in &config.roles {
         let Role { name, pool, ttl, max_lease, keys, server_keys, .. } = role;
         let Role { max_leases, rate, manual, allow, matches, claims, .. } = role;
+        let Role { san_address, verify_names, .. } = role;
         lines.push(format!("role {name} {pool} {ttl:?} {max_lease:?} {keys:?} {server_keys}"));
         lines.push(format!("role {name} limits {max_leases:?} {rate:?} manual {manual}"));
+        lines.push(format!("role {name} names {san_address} {verify_names}"));
         let mut allow = allow.clone();
         allow.sort();
         lines.extend(allow.iter().map(|entry| format!("role {name} allow {entry}")));
@@ -53,7 +55,7 @@ pub fn text(config: &Config) -> String {
         lines.push(format!("pool {name} {addresses:?} {dns:?} {masquerade}"));
     }
     for issuer in &config.issuers {
-        lines.push(format!("issuer {} {} {}", issuer.name, issuer.issuer, issuer.audience));
+        lines.push(format!("{issuer:?}"));
     }
     for ca in &config.cas {
         lines.push(format!("ca {} {} {:?}", ca.name, ca.certificate.display(), ca.revocation));

@@ -7,6 +7,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ike::io::{Checkpoint, IkeSaId};
 use ike::snapshot::Snapshot;
@@ -32,13 +34,13 @@ const SEQUENCES: &str = "sequences";
 #[derive(Debug)]
 pub struct Checkpoints {
     folder: Option<PathBuf>,
-    failed: bool,
+    failed: Arc<AtomicBool>,
 }
 
 impl Checkpoints {
     /// Keeps nothing.
     pub fn none() -> Self {
-        Self { folder: None, failed: false }
+        Self { folder: None, failed: Arc::default() }
     }
 
     /// As the configuration says; see [`open`](Self::open).
@@ -80,12 +82,17 @@ impl Checkpoints {
             .open(&room)
             .and_then(|file| Ok(fallocate(file, FallocateFlags::empty(), 0, SEQUENCES_OCTETS)?))
             .map_err(|error| refused(&room, &error))?;
-        Ok(Self { folder: Some(folder), failed: false })
+        Ok(Self { folder: Some(folder), failed: Arc::default() })
     }
 
     /// Where sequence numbers are counted, when anything is kept.
     pub fn sequences(&self) -> Option<PathBuf> {
         self.folder.as_ref().map(|folder| folder.join(SEQUENCES))
+    }
+
+    /// Whether the last snapshot could not be stored.
+    pub fn failing(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.failed)
     }
 
     /// Everything that an earlier process left. What cannot be read is told and removed.
@@ -130,11 +137,11 @@ impl Checkpoints {
             None => return self.forget(checkpoint.ike),
         };
         match done {
-            Ok(()) => self.failed = false,
+            Ok(()) => self.failed.store(false, Ordering::Relaxed),
             Err(error) => {
                 // An older one is worse than none: it would say again what was said since.
                 self.forget(checkpoint.ike);
-                if !std::mem::replace(&mut self.failed, true) {
+                if !self.failed.swap(true, Ordering::Relaxed) {
                     tracing::error!(
                         file = %path.display(), error = %sys::reason(&error),
                         "tunnels are not kept for a restart; make room there"
@@ -241,7 +248,7 @@ mod tests {
     /// Files that are no snapshots need no engine to make them; real ones are in the labs and in
     /// the engine's own tests.
     fn kept(folder: &Path) -> Checkpoints {
-        Checkpoints { folder: Some(folder.to_owned()), failed: false }
+        Checkpoints { folder: Some(folder.to_owned()), failed: Arc::default() }
     }
 
     #[test]

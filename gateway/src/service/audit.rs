@@ -145,6 +145,23 @@ pub struct OffMachine<'a> {
 }
 
 impl OffMachine<'_> {
+    /// Compares the key of the file with that of the running gateway, which verifies with its own.
+    ///
+    /// # Errors
+    /// One sentence when it is another, or the file is none.
+    pub fn expects(&self, running: &view::AuditKey) -> Result<(), String> {
+        let Some(wanted) = self.verifier()? else { return Ok(()) };
+        if wanted.id() == running.id {
+            return Ok(());
+        }
+        Err(format!(
+            "the running gateway signs with key {}, and the file has {}: this is another gateway, or \
+             its sealing key was replaced",
+            running.id,
+            wanted.id()
+        ))
+    }
+
     fn verifier(&self) -> Result<Option<CheckpointVerifier>, String> {
         let Some(path) = self.key else { return Ok(None) };
         let text = std::fs::read_to_string(path)

@@ -77,8 +77,19 @@ pub struct Facts {
     pub config_path: Option<std::path::PathBuf>,
     /// Why tunnels do not outlive the process; `None`: they do.
     pub unkept: Option<String>,
+    /// The last snapshot could not be stored.
+    pub keeping_fails: Arc<AtomicBool>,
     /// Tunnels of the earlier process that went on in this one.
     pub resumed: usize,
+}
+
+impl Facts {
+    /// Why tunnels would not outlive the process now.
+    fn unkept(&self) -> Option<String> {
+        let failing = self.keeping_fails.load(Ordering::Relaxed);
+        let full = || "their state cannot be written to `runtime` any more; see the log".to_owned();
+        self.unkept.clone().or_else(|| failing.then(full))
+    }
 }
 
 /// The running instance.
@@ -144,7 +155,7 @@ impl Instance {
         match request {
             Request::Status => value(self.status()?),
             Request::Stop { keep } => {
-                if let (true, Some(why)) = (keep, &self.facts.unkept) {
+                if let (true, Some(why)) = (keep, self.facts.unkept()) {
                     return Err(AdminError::new(
                         ErrorCode::BadRequest,
                         format!("tunnels cannot be left for the next start: {why}"),
@@ -153,8 +164,8 @@ impl Instance {
                 tracing::info!(%actor, keep, "asked to stop");
                 let mut event = AuditEvent::new("gateway.stop", actor, now());
                 event.reason = keep.then(|| "tunnels are left for the next start".to_owned());
-                self.keep.store(keep, Ordering::Relaxed);
                 self.authority.record_audit(&event).map_err(pki_error)?;
+                self.keep.store(keep, Ordering::Relaxed);
                 self.stop.send_replace(true);
                 value(())
             }
@@ -377,13 +388,16 @@ impl Instance {
                 issued: count(LeaseState::Issued),
                 active: count(LeaseState::Active),
                 lost: count(LeaseState::Lost),
-                waiting: self.authority.pending_leases(now()).map_err(pki_error)?.len(),
+                waiting: {
+                    let kept = self.authority.pending_leases(now()).map_err(pki_error)?;
+                    kept.iter().filter(|pending| pending.state() == "pending").count()
+                },
             },
             ike_sas: established.len(),
             half_open: sas.iter().filter(|sa| is_half_open(sa)).count(),
             child_sas: established.iter().map(|sa| sa.children.len()).sum(),
             resumed: self.facts.resumed,
-            tunnels_end_because: self.facts.unkept.clone(),
+            tunnels_end_because: self.facts.unkept(),
             draining_to: self.draining_to(),
             sites: self.site_counts(&config, &sas),
             sas_without_lease: without,

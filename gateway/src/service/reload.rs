@@ -32,11 +32,12 @@ impl Instance {
         let hooks = crate::hooks::sources(&config).map_err(|errors| failed(errors.join("\n")))?;
         let settings = setup::pki_settings(&config, &self.facts.id);
         self.authority.reconfigure(settings).map_err(pki_error)?;
-        let adopted = self.authority.adopt_policy(&policy::text(&config), actor, now());
-        adopted.map_err(pki_error)?;
         crate::oidc::reread(&self.authority, &config);
         self.hooks.replace(hooks);
         self.plane.replace_roles(policy::role_filters(&config)).wait(PATIENCE).map_err(failed)?;
+        // In force from here on.
+        let adopted = self.authority.adopt_policy(&policy::text(&config), actor, now());
+        adopted.map_err(pki_error)?;
         self.peers.replace_externals(externals);
         let engine = self.engine_config(&config)?;
         self.engine.post(Message::Command(Command::Reconfigure(Box::new(engine))));

@@ -173,7 +173,7 @@ async fn start(
     let saved = checkpoints.load();
     let goes_on = !saved.is_empty();
     let mut enforcer =
-        plane::bring_up(config, &preflight, &engine_handle, &plane_handle, sequences)?;
+        plane::bring_up(config, &preflight, &engine_handle, &plane_handle, sequences, goes_on)?;
     failpoint::hit("up.after_bring_up");
     let capabilities = enforcer.plane().capabilities();
     let interface = enforcer.plane().interface().to_owned();
@@ -341,6 +341,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
         listeners: listening,
         config_path: options.config_path.clone(),
         unkept: parts.unkept,
+        keeping_fails: checkpoints.failing(),
         resumed: resumed.len(),
     };
     let instance = Arc::new(Instance {
@@ -398,6 +399,8 @@ async fn serve(options: &Options<'_>, signals: &mut Signals, running: &Running) 
             signal = signals.next() => {
                 if signal == Signal::Stop {
                     instance.note("gateway.stop", Some("signal"));
+                    // Whatever was asked for before: a signal ends every tunnel.
+                    instance.keep.store(false, Ordering::Relaxed);
                     instance.stop.send_replace(true);
                     return;
                 }

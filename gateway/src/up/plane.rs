@@ -19,13 +19,15 @@ use crate::policy;
 /// The default interface's name; only another one makes a second instance on one machine.
 const DEFAULT_INTERFACE: &str = "runnel0";
 
-/// Starts the plane, firewall, addresses and routes.
+/// Starts the plane, firewall, addresses and routes. `keep`: tunnels of an earlier process are to go
+/// on.
 pub(super) fn bring_up(
     config: &Config,
     preflight: &Preflight,
     engine: &EngineHandle,
     thread: &PlaneHandle,
     sequences: Option<PathBuf>,
+    keep: bool,
 ) -> Result<Enforcer, UpError> {
     let sink = sink(engine.clone(), thread.clone());
     let sockets = preflight.sockets.of_port(NAT_PORT)?;
@@ -63,6 +65,7 @@ pub(super) fn bring_up(
         sites: policy::site_filters(config),
         site_routes: policy::site_routes(config, &crate::sys::net::local_addresses()),
         mtu: u32::from(mtu),
+        keep,
     };
     Ok(Enforcer::bring_up(plane, &setup)?)
 }

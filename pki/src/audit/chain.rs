@@ -206,9 +206,7 @@ impl Walk {
         }
         if self.report.first == 0 {
             self.report.first = seq;
-            if seq > 1 {
-                self.checkpoints.passed(seq - 1, entry.prev);
-            }
+            self.checkpoints.begin(seq, entry.prev);
         }
         if seq > last + 1 && (self.report.records > 1 || line.is_none()) {
             let what = missing(last + 1, seq - 1);

@@ -162,12 +162,22 @@ pub(super) struct Checkpoints {
     verifier: Option<CheckpointVerifier>,
     /// Positions and hashes a checkpoint may name.
     recent: VecDeque<(u64, [u8; 32])>,
+    /// The first record of what is looked at; a checkpoint of an earlier one says nothing about it.
+    first: Option<u64>,
     pub(super) signed: Option<Signed>,
 }
 
 impl Checkpoints {
     pub(super) fn with(verifier: Option<CheckpointVerifier>) -> Self {
         Self { verifier, ..Self::default() }
+    }
+
+    /// What is looked at begins with this record; the one before it is known by its hash alone.
+    pub(super) fn begin(&mut self, seq: u64, prev: [u8; 32]) {
+        self.first = Some(seq);
+        if seq > 1 {
+            self.passed(seq - 1, prev);
+        }
     }
 
     /// A record is part of the trail.
@@ -219,7 +229,9 @@ impl Checkpoints {
                  stands for another"
             )));
         }
-        if self.verifier.is_some() {
+        // Whoever makes up a trail can put a true checkpoint of another into it.
+        let covers = self.first.is_some_and(|first| first <= record);
+        if self.verifier.is_some() && covers {
             self.signed = Some(Signed { checkpoint: seq, record, at });
         }
         Ok(())

@@ -49,10 +49,11 @@ impl Trail {
         })
     }
 
-    /// Verifies checkpoints with this public key where the sealing key is not at hand.
+    /// Verifies checkpoints with this public key, also where a sealing key lies beside them: who
+    /// made up the trail may have made that up, too.
     #[must_use]
     pub fn signed_by(mut self, key: CheckpointVerifier) -> Self {
-        self.key.get_or_insert(key);
+        self.key = Some(key);
         self
     }
 

@@ -90,11 +90,11 @@ pub struct Authority {
     pub(crate) pruned_holders_to: Mutex<Option<String>>,
     /// The same among the addresses.
     pub(crate) pruned_addresses_to: Mutex<Option<String>>,
+    /// RSA keys that are being made for clients.
+    pub(crate) rsa_makers: AtomicUsize,
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
     /// The same for jobs, and for roles that have a limit.
-    /// RSA keys that are being made for clients.
-    pub(crate) rsa_makers: AtomicUsize,
     job_turns: [Mutex<()>; 16],
     role_turns: [Mutex<()>; 16],
     startup: Startup,

@@ -104,9 +104,17 @@ impl Authority {
     /// Signs the trail as it is now and writes that down, with the reason in one word.
     ///
     /// # Errors
-    /// When the store fails.
+    /// When the store fails, and when the trail's end is not as this gateway wrote it.
     pub fn checkpoint(&self, why: &str, now: UnixTime) -> Result<(), Error> {
         let Some(head) = self.store.log_head(audit::LOG)? else { return Ok(()) };
+        // Whoever can write to the file must not get a signature for what they wrote.
+        if !self.sealer.log_seal().opens(audit::LOG, &head) {
+            return Err(Error::Seal(
+                "the end of the audit trail is not as this gateway wrote it, so it is not signed: \
+                 somebody writes to the store; see `runnel audit verify`"
+                    .to_owned(),
+            ));
+        }
         let mut event = AuditEvent::new(CHECKPOINT, &Actor::System, now).reason(why);
         event.checkpoint = Some(self.sealer.checkpoints().sign(head.seq, &head.hash, now));
         self.record_audit(&event)?;

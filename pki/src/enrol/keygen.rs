@@ -157,8 +157,9 @@ impl Authority {
         let job = fresh.value.job.clone();
         let kind = self.kind_to_make(role, kind, job.as_deref().and_then(Accepted::manual))?;
         let grant = Grant::of_token(fresh, job.as_deref(), None, actor);
+        let _place = self.place_to_make(kind)?;
         self.may_make(&grant, &id, now)?;
-        let key = self.make_key(kind)?;
+        let key = MadeKey::new(kind)?;
         let enrolled = self.enrol_in_turn(role, token, &key.csr, client, true, now)?;
         Ok((enrolled, key))
     }
@@ -188,8 +189,9 @@ impl Authority {
         }
         self.refuse_older(accepted, "", &actor, now)?;
         let kind = self.kind_to_make(&accepted.role, kind, accepted.manual())?;
+        let _place = self.place_to_make(kind)?;
         self.may_make(&Grant::of_job(accepted, None, actor), &accepted.name(), now)?;
-        let key = self.make_key(kind)?;
+        let key = MadeKey::new(kind)?;
         let enrolled = self.enrol_accepted_in_turn(accepted, &key.csr, client, true, now)?;
         Ok((enrolled, key))
     }
@@ -245,12 +247,12 @@ impl Authority {
         Ok(kind)
     }
 
-    fn make_key(&self, kind: KeyKind) -> Result<MadeKey, Refusal> {
-        let _place = match kind {
-            KeyKind::Rsa3072 | KeyKind::Rsa4096 => Some(Place::of(&self.rsa_makers)?),
-            KeyKind::EcdsaP256 | KeyKind::EcdsaP384 | KeyKind::Ed25519 => None,
-        };
-        Ok(MadeKey::new(kind)?)
+    /// Taken before anything is counted: who is told to come again has lost nothing.
+    fn place_to_make(&self, kind: KeyKind) -> Result<Option<Place<'_>>, Refusal> {
+        match kind {
+            KeyKind::Rsa3072 | KeyKind::Rsa4096 => Place::of(&self.rsa_makers).map(Some),
+            KeyKind::EcdsaP256 | KeyKind::EcdsaP384 | KeyKind::Ed25519 => Ok(None),
+        }
     }
 }
 

@@ -239,7 +239,8 @@ pub(super) fn read(path: &Path, key: &ring::hmac::Key) -> Result<Option<Read>, E
 pub(super) fn strange(path: &Path, line: usize) -> Error {
     Error::Rollback(format!(
         "line {line} of the revocation journal {} was not written by this gateway with this sealing \
-         key: put the right journal back, or see `runnel restore --help`",
+         key: put the right journal back; if there is none any more, move this file away and start again, \
+         and the refusal names the time for `runnel restore --accept-loss-after`",
         path.display()
     ))
 }

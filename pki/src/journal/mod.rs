@@ -118,6 +118,15 @@ impl Found {
     /// # Errors
     /// [`Error::Rollback`] when one is not this gateway's, or damaged other than at its end.
     pub(crate) fn look(paths: Vec<PathBuf>, seal_key: &SealKey) -> Result<Self, Error> {
+        if let [first, others @ ..] = &paths[..]
+            && let Some(same) = others.iter().find(|other| is_same(first, other))
+        {
+            return Err(Error::Invalid(format!(
+                "journal in [pki] is {}, the state directory's own journal: name a file on another \
+                 disk, so that one of them survives",
+                same.display()
+            )));
+        }
         let root = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, seal_key.as_ref());
         let derived = ring::hmac::sign(&root, b"runnel: revocation journal");
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derived.as_ref());
@@ -245,6 +254,22 @@ impl Found {
             before: None,
         })
     }
+}
+
+/// Whether two names are of one file, which may not be there yet.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| {
+        // A name without a folder is in the working directory.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+        Some(folder.join(path.file_name()?))
+    };
+    #[cfg(unix)]
+    if let (Ok(one), Ok(other)) = (one.metadata(), other.metadata()) {
+        use std::os::unix::fs::MetadataExt;
+        return (one.dev(), one.ino()) == (other.dev(), other.ino());
+    }
+    place(one).is_some_and(|one| place(other) == Some(one))
 }
 
 impl Journal {

@@ -12,6 +12,7 @@ fn setup() -> TunnelSetup {
         sites: Vec::new(),
         site_routes: Vec::new(),
         mtu: 1400,
+        keep: false,
     }
 }
 

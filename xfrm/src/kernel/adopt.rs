@@ -83,10 +83,6 @@ impl KernelPlane {
             self.run_deletions("remove half a child of an earlier run", messages)?;
             return Ok(false);
         };
-        // Copies from a move that was under way when the process died.
-        let messages = surplus.iter().map(delete).collect();
-        self.run_deletions("remove a former SA", messages)?;
-
         let from = outer(outbound, Half::Out, &spec.hosts);
         let known = ChildSpec { hosts: from, ..spec.clone() };
         for inner in inner_networks(spec) {
@@ -99,7 +95,11 @@ impl KernelPlane {
         }
         self.enlist(known.clone());
         self.index.insert(spec.id, spec.spi_in, spec.spi_out, spec.hosts);
-        let done = self.bring_to(&known, inbound, spec);
+        // Copies from a move that was under way when the process died.
+        let messages = surplus.iter().map(delete).collect();
+        let done = self
+            .run_deletions("remove a former SA", messages)
+            .and_then(|()| self.bring_to(&known, inbound, spec));
         for inner in self.sends_to(spec) {
             self.left.policies.remove(&inner);
         }

@@ -72,9 +72,16 @@ impl KernelPlane {
         for (mut result, (what, undo, over)) in results.into_iter().zip(rest) {
             if let (Err(refusal), Some(over)) = (&result, over)
                 && refusal.errno == libc::EEXIST
-                && self.is_larval(over.destination, over.spi)?
             {
-                result = self.netlink.try_request(over.message)?;
+                match self.fill_larval(over) {
+                    Ok(Some(filled)) => result = filled,
+                    Ok(None) => {}
+                    // What took effect is taken back below.
+                    Err(error) => {
+                        first.get_or_insert(error);
+                        continue;
+                    }
+                }
             }
             match result {
                 Ok(()) => done.extend(undo),
@@ -95,6 +102,14 @@ impl KernelPlane {
                 Err(error)
             }
         }
+    }
+
+    /// Installs over an SA that waits to be filled; `None` when what is there is none.
+    fn fill_larval(&mut self, over: Over) -> Result<Option<Result<(), Refusal>>, PlaneError> {
+        if !self.is_larval(over.destination, over.spi)? {
+            return Ok(None);
+        }
+        self.netlink.try_request(over.message).map(Some)
     }
 
     /// Runs deletions; what is gone already is as good.

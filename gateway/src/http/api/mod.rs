@@ -6,6 +6,7 @@ mod credential;
 mod exchange;
 mod swanctl;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use hyper::header::AUTHORIZATION;
@@ -299,24 +300,21 @@ impl Api {
 
     fn release(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
         let actor = Actor::Peer(request.peer.ip());
-        let held = match self.holder(id, request) {
-            Err(Refusal { pending: Some(pending), .. }) => {
-                match self.authority.cancel_pending(&pending.id, &actor, now()) {
-                    Ok(()) => return Ok(answers::json(200, &cancelled(pending.id))),
-                    // It was opened at this moment.
-                    Err(pki::Error::NotFound { .. }) => self.holder(id, request),
-                    Err(error) => Err(error.into()),
-                }
-            }
-            held => held,
+        let lease = match self.holder_or_cancel(id, request, &actor)? {
+            ControlFlow::Continue(lease) => lease,
+            ControlFlow::Break(cancelled) => return Ok(answers::json(200, &cancelled)),
         };
-        let (lease, _) = held?;
         let ended = self.ender.release(&[lease.id], "client", &actor);
         Ok(answers::json(200, &ended.map_err(not_ended)?))
     }
 
     fn revoke(&self, id: &str, request: &Request) -> Result<Reply, Refusal> {
-        let (lease, _) = self.holder(id, request)?;
+        // Who may not is told that, whatever the body says.
+        if let Err(refusal) = self.holder(id, request)
+            && refusal.pending.is_none()
+        {
+            return Err(refusal);
+        }
         let body: Revoke = match request.body.is_empty() {
             true => Revoke { reason: None },
             false => body(request)?,
@@ -325,8 +323,35 @@ impl Api {
         if let Err(error) = reason.parse::<pki::RevocationReason>() {
             return Err(Refusal::new(RefusalCode::MalformedRequest, error.to_string()));
         }
-        let ended = self.ender.revoke(&lease.id, reason, &Actor::Peer(request.peer.ip()));
+        let actor = Actor::Peer(request.peer.ip());
+        let lease = match self.holder_or_cancel(id, request, &actor)? {
+            ControlFlow::Continue(lease) => lease,
+            ControlFlow::Break(cancelled) => return Ok(answers::json(200, &cancelled)),
+        };
+        let ended = self.ender.revoke(&lease.id, reason, &actor);
         Ok(answers::json(200, &ended.map_err(not_ended)?))
+    }
+
+    /// The lease that is to end. One that waits for an operator is taken back at once, before there
+    /// is anything else to end.
+    fn holder_or_cancel(
+        &self,
+        id: &str,
+        request: &Request,
+        actor: &Actor,
+    ) -> Result<ControlFlow<Ended, Lease>, Refusal> {
+        let held = match self.holder(id, request) {
+            Err(Refusal { pending: Some(pending), .. }) => {
+                match self.authority.cancel_pending(&pending.id, actor, now()) {
+                    Ok(()) => return Ok(ControlFlow::Break(cancelled(pending.id))),
+                    // It was opened at this moment.
+                    Err(pki::Error::NotFound { .. }) => self.holder(id, request),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            held => held,
+        };
+        held.map(|(lease, _)| ControlFlow::Continue(lease))
     }
 
     /// The lease of a request that proves to be its holder's.

@@ -431,6 +431,19 @@ fn the_interface_is_what_its_document_says() {
         (200, &waits["lease_id"], &json!(0))
     );
     assert!(f.authority.pending_leases(now()).unwrap().is_empty());
+    // One that must not be opened any more, whatever the operator says.
+    let revoked = f.key.sign(&{
+        let mut claims = oidc::github(clock::unix_seconds(), AUDIENCE, "revoked");
+        claims["repository_id"] = json!("888");
+        claims
+    });
+    let (_, waits) = f.ask("POST", "/v1/leases", Some(&revoked), &patient.body());
+    let path = format!("/v1/leases/{}", waits["lease_id"].as_str().unwrap());
+    let csr = json!({ "csr": patient.csr() }).to_string();
+    assert_eq!(f.ask("POST", &format!("{path}/renew"), Some(&revoked), &csr).0, 202);
+    let (status, ended) = f.ask("POST", &format!("{path}/revoke"), Some(&revoked), "");
+    assert_eq!((status, &ended["cancelled"][0]), (200, &waits["lease_id"]));
+    assert!(f.authority.pending_leases(now()).unwrap().is_empty());
     assert_eq!(
         f.ask("POST", "/v1/leases", Some(&impatient), &patient.body()).0,
         403,

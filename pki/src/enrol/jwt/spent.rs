@@ -20,8 +20,9 @@ use crate::time::UnixTime;
 
 /// Spent tokens forgotten at once, when so many cannot be presented any more.
 const PRUNE_BATCH: usize = 64;
-/// They are kept this much longer than they are good: clocks are set back, too.
-const PRUNE_MARGIN: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// They are kept this much longer than they are good: a lease that was approved may be collected
+/// for more than an hour yet, and clocks are set back, too.
+const PRUNE_MARGIN: std::time::Duration = std::time::Duration::from_secs(2 * 3_600);
 
 /// The record of a token that opened a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ fn spec(number: u32) -> ChildSpec {
         mode: Mode::Tunnel,
         hosts: Hosts {
             local: "192.0.2.1:4500".parse().unwrap(),
-            remote: "198.51.100.2:4500".parse().unwrap(),
+            remote: (std::net::Ipv4Addr::from(0x6440_0000 + number), 4500).into(),
             encap: true,
         },
         local_selectors: Vec::new(),
@@ -89,6 +89,22 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         let count = |direction: u8| all.iter().filter(|p| p.direction == direction).count();
         assert_eq!((count(0), count(1), count(2)), (2, 20_000, 2));
         assert!(all.iter().all(|policy| policy.if_id == 0x77));
+        // Each virtual address has a policy that names its client's outer addresses and reqid.
+        let outbound: BTreeMap<IpNet, decode::Wanted> = all
+            .iter()
+            .filter(|policy| policy.direction == 1)
+            .map(|policy| (policy.inner.unwrap(), policy.sender.unwrap()))
+            .collect();
+        assert_eq!(outbound.len(), 20_000);
+        for number in 0..10_000 {
+            let spec = spec(number);
+            for inner in inner_networks(&spec) {
+                let Hosts { local, remote, .. } = spec.hosts;
+                let wanted = outbound[&inner];
+                assert_eq!((wanted.source, wanted.destination), (local.ip(), remote.ip()));
+                assert_eq!(wanted.reqid, spec.reqid);
+            }
+        }
         let indexes: BTreeSet<u32> = all.iter().map(|policy| policy.index).collect();
         let known: Vec<u32> = plane.senders.values().map(|sender| sender.policy).collect();
         assert!(known.iter().all(|index| indexes.contains(index)), "the kernel took our indexes");

@@ -29,9 +29,6 @@ fn main() -> ExitCode {
                 for entry in labs::ALL {
                     println!("{:<18} {}", entry.name, entry.about);
                 }
-                for entry in labs::BY_NAME {
-                    println!("{:<18} {} (only by name)", entry.name, entry.about);
-                }
                 return ExitCode::SUCCESS;
             }
             "--verbose" | "-v" => verbose = true,

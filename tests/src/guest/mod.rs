@@ -34,6 +34,9 @@ const PATIENCE: u32 = 4;
 /// See [`pace`].
 const PACE: u32 = 50;
 
+/// Configuration of a `pki` that asks over HTTP, in the guest.
+pub const EST_CONF: &str = "/run/guest/est.conf";
+
 /// What the shares are called.
 const HOST_TAG: &str = "host";
 const PROGRAMS_TAG: &str = "programs";

@@ -1,5 +1,6 @@
 //! Packet captures of a lab's own interfaces with tcpdump.
 
+use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +34,10 @@ impl Capture {
     pub fn named(host: &Host, interface: &str, name: &str, filter: &str) -> Result<Self> {
         let file = host.dir()?.join(format!("{name}.pcap"));
         let log = host.dir()?.join(format!("{name}.tcpdump.log"));
+        // What a former capture of this name said and saw is not this one's.
+        for former in [&file, &log] {
+            let _ = fs::remove_file(former);
+        }
         let mut command = host.command("tcpdump");
         command.args(["-i", interface, "-U", "--immediate-mode", "-Z", "root", "-n", "-w"]);
         command.arg(&file).arg(filter);
@@ -103,7 +108,7 @@ impl Capture {
         let selected = self.file.with_extension("selected.pcap");
         let (from, to) = (self.file.display().to_string(), selected.display().to_string());
         cmd::run("tcpdump", &["-r", &from, "-Z", "root", "-n", "-w", &to, filter])?;
-        let bytes = std::fs::read(&selected)?;
+        let bytes = fs::read(&selected)?;
         parse_pcap(&bytes).context("not an Ethernet capture of IPv4")
     }
 }

@@ -300,48 +300,51 @@ fn daemon_conf(dir: &Path, options: &Options) -> Conf {
     let esp = if options.kernel_esp { "" } else { "kernel-libipsec" };
     let fetch = if options.fetch { "curl" } else { "" };
     let eap = if options.eap_tls.is_some() { "eap-identity eap-tls" } else { "" };
-    Conf::new().section("charon", |c| {
-        c.set("load", &format!("{first} {fetch} {eap} {esp} {last}"))
-            .set("install_virtual_ip", "yes")
-            .set("fragment_size", &options.fragment_size.to_string())
-            .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
-            .set("retransmit_tries", &options.retransmit_tries.to_string())
-            .set("retransmit_base", "1.4")
-            .set("make_before_break", if options.make_before_break { "yes" } else { "no" })
-            .set("cookie_threshold", &options.cookie_threshold.to_string())
-            .set(
-                "signature_authentication",
-                if options.signature_authentication { "yes" } else { "no" },
-            )
-            .set("rsa_pss", if options.rsa_pss { "yes" } else { "no" })
-            .section("x509", |x| {
-                x.set("enforce_critical", if options.any_critical { "no" } else { "yes" })
-            })
-            .section("plugins", |p| {
-                let mut p = p.section("vici", |v| v.set("socket", &vici));
-                // Scripts are told the DNS servers; nothing is written into the machine's own files.
-                p = p.section("updown", |u| u.set("dns_handler", "yes"));
-                if let Some(size) = options.eap_tls {
-                    p = p.section("eap-tls", |e| {
-                        e.set("fragment_size", &size.to_string()).set("max_message_count", "60")
-                    });
-                }
-                let Some(only) = &options.revocation else { return p };
-                let flag = |way: &str| if way == only { "yes" } else { "no" };
-                p.section("revocation", |r| {
-                    r.set("enable_ocsp", flag("ocsp")).set("enable_crl", flag("crl"))
+    Conf::new()
+        .section("charon", |c| {
+            c.set("load", &format!("{first} {fetch} {eap} {esp} {last}"))
+                .set("install_virtual_ip", "yes")
+                .set("fragment_size", &options.fragment_size.to_string())
+                .set("retransmit_timeout", &format!("{:.1}", options.retransmit_timeout))
+                .set("retransmit_tries", &options.retransmit_tries.to_string())
+                .set("retransmit_base", "1.4")
+                .set("make_before_break", if options.make_before_break { "yes" } else { "no" })
+                .set("cookie_threshold", &options.cookie_threshold.to_string())
+                .set(
+                    "signature_authentication",
+                    if options.signature_authentication { "yes" } else { "no" },
+                )
+                .set("rsa_pss", if options.rsa_pss { "yes" } else { "no" })
+                .section("x509", |x| {
+                    x.set("enforce_critical", if options.any_critical { "no" } else { "yes" })
                 })
-            })
-            .section("filelog", |f| {
-                f.section("lab", |l| {
-                    l.set("path", &log)
-                        .set("time_format", "%T")
-                        .set("time_add_ms", "yes")
-                        .set("flush_line", "yes")
-                        .set("default", "1")
-                        .set("ike", "2")
-                        .set("cfg", "2")
+                .section("plugins", |p| {
+                    let mut p = p.section("vici", |v| v.set("socket", &vici));
+                    // Scripts are told the DNS servers; nothing is written into the machine's own files.
+                    p = p.section("updown", |u| u.set("dns_handler", "yes"));
+                    if let Some(size) = options.eap_tls {
+                        p = p.section("eap-tls", |e| {
+                            e.set("fragment_size", &size.to_string()).set("max_message_count", "60")
+                        });
+                    }
+                    let Some(only) = &options.revocation else { return p };
+                    let flag = |way: &str| if way == only { "yes" } else { "no" };
+                    p.section("revocation", |r| {
+                        r.set("enable_ocsp", flag("ocsp")).set("enable_crl", flag("crl"))
+                    })
                 })
-            })
-    })
+                .section("filelog", |f| {
+                    f.section("lab", |l| {
+                        l.set("path", &log)
+                            .set("time_format", "%T")
+                            .set("time_add_ms", "yes")
+                            .set("flush_line", "yes")
+                            .set("default", "1")
+                            .set("ike", "2")
+                            .set("cfg", "2")
+                    })
+                })
+        })
+        // Most of a command's time went into loading plugins that it never asks.
+        .section("swanctl", |s| s.set("load", "random x509 pubkey pkcs1 pkcs8 pem openssl"))
 }

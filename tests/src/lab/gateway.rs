@@ -305,6 +305,17 @@ impl Gateway {
             .with_context(|| format!("no lease with serial {serial} in {all}"))
     }
 
+    /// Addresses of all leases that there ever were.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn leased(&self) -> Result<Vec<String>> {
+        let all = self.json(&["lease", "list", "--all"])?;
+        let list = all.as_array().context("the lease list is no list")?;
+        let addresses = list.iter().filter_map(|lease| lease["addresses"].as_array()).flatten();
+        Ok(addresses.filter_map(|address| address.as_str().map(str::to_owned)).collect())
+    }
+
     /// The IKE SAs.
     ///
     /// # Errors

@@ -26,16 +26,44 @@ impl Host {
     /// # Errors
     /// When `ip` refuses.
     pub fn new(lab: &Lab, name: &str) -> Result<Self> {
-        let namespace = format!("{}-{name}", lab.prefix());
-        cmd::run("ip", &["netns", "add", &namespace])?;
-        let host = Self { lab: lab.clone(), name: name.to_owned(), namespace };
+        let host = Self::named(lab, name);
+        cmd::run("ip", &["netns", "add", &host.namespace])?;
         host.ip("link set lo up")?;
-        host.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
-        host.sysctl("net/ipv4/conf/default/rp_filter", "0")?;
-        // Duplicate address detection would delay every IPv6 address by a second.
-        host.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
-        host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        host.settle()?;
         Ok(host)
+    }
+
+    /// Creates several in one go, with `lo` still down. Where machines are emulated, starting a
+    /// program costs more than what it does.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn all(lab: &Lab, names: &[String]) -> Result<Vec<Self>> {
+        let hosts: Vec<Self> = names.iter().map(|name| Self::named(lab, name)).collect();
+        let lines = hosts.iter().map(|host| format!("netns add {}\n", host.namespace));
+        let mut command = Command::new("ip");
+        cmd::feed(command.args(["-batch", "-"]), &lines.collect::<String>())?;
+        hosts.iter().try_for_each(Self::settle)?;
+        Ok(hosts)
+    }
+
+    fn named(lab: &Lab, name: &str) -> Self {
+        let namespace = format!("{}-{name}", lab.prefix());
+        Self { lab: lab.clone(), name: name.to_owned(), namespace }
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+        self.sysctl("net/ipv4/conf/default/rp_filter", "0")?;
+        // Duplicate address detection would delay every IPv6 address by a second.
+        self.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+        self.sysctl("net/ipv6/conf/default/accept_dad", "0")
+    }
+
+    /// The name of its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// The lab this host belongs to.
@@ -92,6 +120,17 @@ impl Host {
         let mut command = Command::new("ip");
         command.args(["-n", &self.namespace]).args(words.split_whitespace());
         cmd::checked(&mut command)
+    }
+
+    /// Runs several `ip` commands on this host in one go.
+    ///
+    /// # Errors
+    /// When `ip` refuses one; those after it are not run.
+    pub fn batch(&self, lines: &[String]) -> Result<()> {
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.namespace, "-batch", "-"]);
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        cmd::feed(&mut command, &text).map(drop).with_context(|| text)
     }
 
     /// Loads nftables rules on this host.

@@ -12,6 +12,7 @@ pub mod cmd;
 pub mod gateway;
 pub mod host;
 pub mod http;
+pub mod leaks;
 pub mod next;
 pub mod pkitool;
 pub mod process;
@@ -27,6 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+use leaks::Leaks;
 
 /// Lines of each log shown when a wait runs out or a lab fails.
 const TAIL_LINES: usize = 12;
@@ -44,6 +47,7 @@ struct Inner {
     started: Instant,
     verbose: bool,
     logs: Mutex<Vec<(String, PathBuf)>>,
+    leaks: Leaks,
 }
 
 impl Lab {
@@ -66,6 +70,7 @@ impl Lab {
             started: Instant::now(),
             verbose,
             logs: Mutex::new(Vec::new()),
+            leaks: Leaks::default(),
         })))
     }
 
@@ -97,6 +102,12 @@ impl Lab {
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.0.started.elapsed()
+    }
+
+    /// What must not be seen outside of tunnels, or come out of one.
+    #[must_use]
+    pub fn leaks(&self) -> &Leaks {
+        &self.0.leaks
     }
 
     /// Registers a log whose last lines are shown when something goes wrong.
@@ -151,6 +162,7 @@ impl Lab {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.leaks.end();
         cleanup::sweep(&self.prefix);
     }
 }

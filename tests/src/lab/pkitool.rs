@@ -228,6 +228,9 @@ impl Est {
                 None => with_hosts(from, &self.hosts),
             };
             command.arg("pki").args(args);
+            if crate::guest::inside() {
+                command.env("STRONGSWAN_CONF", crate::guest::EST_CONF);
+            }
             let said = cmd::output(&mut command)?;
             tries -= 1;
             // A machine in software may be slower than any server's patience.

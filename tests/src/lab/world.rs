@@ -10,10 +10,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::Lab;
-use super::host::{Host, cable};
+use super::host::Host;
+use super::leaks::Side;
 
 /// The address clients use for the gateway, in every shape.
 pub const GATEWAY: &str = "203.0.113.2";
@@ -33,6 +34,13 @@ pub const PRIVATE_NET6: &str = "fd20::/64";
 pub const POOL: &str = "10.77.0.0/16";
 /// IPv6 addresses handed to runners.
 pub const POOL6: &str = "fd77::/64";
+
+/// The gateway's own address of the pool.
+pub const POOL_GATEWAY: &str = "10.77.0.1";
+/// The same, IPv6.
+pub const POOL_GATEWAY6: &str = "fd77::1";
+/// Outer addresses of runners, as the internet sees them.
+pub const RUNNERS: &str = "198.51.0.0/16";
 
 /// What differs from the plain network.
 #[derive(Debug, Clone, Copy)]
@@ -72,93 +80,111 @@ pub struct World {
 }
 
 impl World {
-    /// Builds the network.
+    /// Builds the network. From then on the leak check watches it.
     ///
     /// # Errors
     /// When the kernel refuses any part of it.
     pub fn new(lab: &Lab, shape: Shape) -> Result<Self> {
-        let internet = Host::new(lab, "internet")?;
-        internet.forward()?;
-        let gateway = Host::new(lab, "gateway")?;
-        gateway.forward()?;
-        let private = Host::new(lab, "private")?;
-        let (mut home_box, mut site_box) = (None, None);
+        let mut names: Vec<String> = (1..=shape.runners).map(runner_name).collect();
+        let fixed = [("private", true), ("site", shape.gateway_nat), ("home", shape.runner_nat)];
+        let fixed = fixed.into_iter().filter_map(|(name, wanted)| wanted.then_some(name));
+        names.extend(fixed.chain(["internet", "gateway"]).map(str::to_owned));
+        let mut drafts = Host::all(lab, &names)?.into_iter().map(Draft::new);
+        let mut runners: Vec<Draft> = drafts.by_ref().take(shape.runners.into()).collect();
+        let mut next = || drafts.next().context("a host that was made");
+        let mut private = next()?;
+        let mut site = if shape.gateway_nat { Some(next()?) } else { None };
+        let mut home = if shape.runner_nat { Some(next()?) } else { None };
+        let (mut internet, mut gateway) = (next()?, next()?);
 
         // Inside.
-        cable(&gateway, "lan", &private, "eth0", 1500)?;
-        gateway.address("lan", "10.20.0.1/16")?;
-        gateway.address("lan", "fd20::1/64")?;
-        private.address("eth0", "10.20.0.10/16")?;
-        private.address("eth0", "10.20.0.99/16")?;
-        private.address("eth0", "fd20::10/64")?;
-        private.route("default via 10.20.0.1")?;
-        private.route("default via fd20::1")?;
+        gateway.cable("lan", &mut private, "eth0", 1500);
+        gateway.address("lan", "10.20.0.1/16");
+        gateway.address("lan", "fd20::1/64");
+        private.address("eth0", "10.20.0.10/16");
+        private.address("eth0", "10.20.0.99/16");
+        private.address("eth0", "fd20::10/64");
+        private.route("default via 10.20.0.1");
+        private.route("default via fd20::1");
 
         // The gateway's side of the internet.
-        if shape.gateway_nat {
-            let site = Host::new(lab, "site")?;
-            site.forward()?;
-            cable(&site, "wan", &internet, "east", shape.mtu)?;
-            cable(&site, "inner", &gateway, "wan", shape.mtu)?;
-            site.address("wan", "203.0.113.2/24")?;
-            site.address("inner", "192.168.50.1/24")?;
-            site.route("default via 203.0.113.1")?;
-            gateway.address("wan", "192.168.50.2/24")?;
-            gateway.route("default via 192.168.50.1")?;
-            site.nft(
+        if let Some(site) = &mut site {
+            internet.cable("east", site, "wan", shape.mtu);
+            gateway.cable("wan", site, "inner", shape.mtu);
+            site.address("wan", "203.0.113.2/24");
+            site.address("inner", "192.168.50.1/24");
+            site.route("default via 203.0.113.1");
+            gateway.address("wan", "192.168.50.2/24");
+            gateway.route("default via 192.168.50.1");
+        } else {
+            internet.cable("east", &mut gateway, "wan", shape.mtu);
+            gateway.address("wan", "203.0.113.2/24");
+            gateway.route("default via 203.0.113.1");
+        }
+        internet.address("east", "203.0.113.1/24");
+
+        // The runners' side.
+        if let Some(home) = &mut home {
+            internet.cable("west", home, "wan", shape.mtu);
+            home.address("wan", "198.51.100.10/24");
+            home.route("default via 198.51.100.1");
+            internet.address("west", "198.51.100.1/24");
+        }
+        for (number, runner) in (1_u32..).zip(&mut runners) {
+            if let Some(home) = &mut home {
+                let port = format!("port{number}");
+                home.cable(&port, runner, "eth0", shape.mtu);
+                home.address(&port, &format!("192.168.{number}.1/24"));
+                runner.address("eth0", &format!("192.168.{number}.10/24"));
+                runner.route(&format!("default via 192.168.{number}.1"));
+            } else {
+                let (port, net) = (format!("west{number}"), 99 + number);
+                internet.cable(&port, runner, "eth0", shape.mtu);
+                internet.address(&port, &format!("198.51.{net}.1/24"));
+                runner.address("eth0", &format!("198.51.{net}.10/24"));
+                runner.route(&format!("default via 198.51.{net}.1"));
+            }
+        }
+
+        let drafts = || {
+            let ends = runners.iter().chain([&private]);
+            ends.chain(&site).chain(&home).chain([&internet, &gateway])
+        };
+        for draft in drafts().filter(|draft| !draft.cables.is_empty()) {
+            draft.host.batch(&draft.cables)?;
+        }
+        for draft in drafts() {
+            draft.host.batch(&draft.lines)?;
+        }
+        for draft in site.iter().chain(&home).chain([&internet, &gateway]) {
+            draft.host.forward()?;
+        }
+        if let Some(site) = &site {
+            site.host.nft(
                 "table ip lab_dnat { chain pre { type nat hook prerouting priority -100; \
                  iifname \"wan\" udp dport { 500, 4500 } dnat to 192.168.50.2; \
                  iifname \"wan\" tcp dport { 8443, 8080 } dnat to 192.168.50.2; }\n}",
             )?;
-            site.masquerade("wan")?;
-            site_box = Some(site);
-        } else {
-            cable(&gateway, "wan", &internet, "east", shape.mtu)?;
-            gateway.address("wan", "203.0.113.2/24")?;
-            gateway.route("default via 203.0.113.1")?;
+            site.host.masquerade("wan")?;
         }
-        internet.address("east", "203.0.113.1/24")?;
+        if let Some(home) = &home {
+            home.host.masquerade("wan")?;
+        }
 
-        // The runners' side.
-        let mut runners = Vec::new();
-        if shape.runner_nat {
-            let home = Host::new(lab, "home")?;
-            home.forward()?;
-            cable(&home, "wan", &internet, "west", shape.mtu)?;
-            home.address("wan", "198.51.100.10/24")?;
-            home.route("default via 198.51.100.1")?;
-            home.masquerade("wan")?;
-            internet.address("west", "198.51.100.1/24")?;
-            for number in 1..=shape.runners {
-                let runner = Host::new(lab, &runner_name(number))?;
-                let port = format!("port{number}");
-                cable(&runner, "eth0", &home, &port, shape.mtu)?;
-                home.address(&port, &format!("192.168.{number}.1/24"))?;
-                runner.address("eth0", &format!("192.168.{number}.10/24"))?;
-                runner.route(&format!("default via 192.168.{number}.1"))?;
-                runners.push(runner);
-            }
-            home_box = Some(home);
-        } else {
-            for number in 1..=shape.runners {
-                let runner = Host::new(lab, &runner_name(number))?;
-                let port = format!("west{number}");
-                let net = 99 + u32::from(number);
-                cable(&runner, "eth0", &internet, &port, shape.mtu)?;
-                internet.address(&port, &format!("198.51.{net}.1/24"))?;
-                runner.address("eth0", &format!("198.51.{net}.10/24"))?;
-                runner.route(&format!("default via 198.51.{net}.1"))?;
-                runners.push(runner);
-            }
-        }
+        let leaks = lab.leaks();
+        leaks.protect(&[POOL, POOL6, PRIVATE_NET, PRIVATE_NET6])?;
+        leaks.home(&[PRIVATE_NET, PRIVATE_NET6, "127.0.0.0/8", "fe80::/10", "::/128"])?;
+        leaks.home(&[POOL_GATEWAY, POOL_GATEWAY6])?;
+        leaks.watch(&internet.host, Side::Outside)?;
+        leaks.watch(&private.host, Side::Inside)?;
         Ok(Self {
             lab: lab.clone(),
-            runners,
-            internet,
-            gateway,
-            private,
-            home: home_box,
-            _site: site_box,
+            runners: runners.into_iter().map(|draft| draft.host).collect(),
+            internet: internet.host,
+            gateway: gateway.host,
+            private: private.host,
+            home: home.map(|draft| draft.host),
+            _site: site.map(|draft| draft.host),
         })
     }
 
@@ -181,6 +207,40 @@ impl World {
     #[must_use]
     pub fn forbidden(&self) -> SocketAddr {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 20, 0, 99)), STORE_PORT)
+    }
+}
+
+/// A host and what `ip` is to do on it: first the cables that begin there, then everything else.
+struct Draft {
+    host: Host,
+    cables: Vec<String>,
+    lines: Vec<String>,
+}
+
+impl Draft {
+    fn new(host: Host) -> Self {
+        Self { host, cables: Vec::new(), lines: vec!["link set lo up".to_owned()] }
+    }
+
+    /// As [`super::host::cable`].
+    fn cable(&mut self, name: &str, peer: &mut Self, peer_name: &str, mtu: u32) {
+        self.cables.push(format!(
+            "link add name {name} mtu {mtu} type veth peer name {peer_name} mtu {mtu} netns {}",
+            peer.host.namespace()
+        ));
+        self.lines.push(format!("link set {name} up"));
+        peer.lines.push(format!("link set {peer_name} up"));
+    }
+
+    /// As [`Host::address`], on an interface that is up.
+    fn address(&mut self, interface: &str, address: &str) {
+        let nodad = if address.contains(':') { " nodad" } else { "" };
+        self.lines.push(format!("addr add {address} dev {interface}{nodad}"));
+    }
+
+    /// As [`Host::route`].
+    fn route(&mut self, route: &str) {
+        self.lines.push(format!("route add {route}"));
     }
 }
 

@@ -11,7 +11,7 @@ use crate::lab::host::Host;
 use crate::lab::http::{self, Server};
 use crate::lab::pkitool::{Authority, P256};
 use crate::lab::swanctl::{Conf, Connection};
-use crate::lab::world::{GATEWAY, POOL, PRIVATE_NET, Shape, World};
+use crate::lab::world::{GATEWAY, POOL, PRIVATE_NET, RUNNERS, STORE, Shape, World};
 
 /// Both ends of the baseline, ready to connect.
 pub(crate) struct Baseline {
@@ -27,6 +27,7 @@ impl Baseline {
     /// # Errors
     /// When either end does not come up.
     pub(crate) fn start(world: &World) -> Result<Self> {
+        world.lab.leaks().own(&[POOL])?;
         let authority = Authority::new(&world.lab.path("ca"), "Baseline CA", P256)?;
         let gateway = peer(&world.gateway, &authority, "gw.example.com")?;
         let pool = Conf::new().section("pools", |p| p.section("vips", |v| v.set("addrs", POOL)));
@@ -93,8 +94,10 @@ fn over(lab: &Lab, shape: Shape) -> Result<()> {
     if esp < 100 {
         bail!("only {esp} ESP packets seen for a download of 1 MB");
     }
+    lab.leaks().verdict()?;
+    let _in_clear = lab.leaks().expect(RUNNERS, STORE)?;
     if http::download(world.runner(), &server.url(1), Duration::from_secs(1)).is_ok() {
         bail!("the store answers without a tunnel");
     }
-    Ok(())
+    lab.leaks().verdict()
 }

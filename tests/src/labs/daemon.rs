@@ -69,6 +69,7 @@ pub(super) fn stop(lab: &Lab) -> Result<()> {
         bail!("the running gateway shows no trace: this lab would prove nothing");
     }
     let marks: Vec<usize> = charons.iter().map(|charon| charon.log().len()).collect();
+    lab.leaks().own(&scene.gateway.leased()?)?;
     let code = scene.gateway.stop()?;
     if code != 0 {
         bail!("SIGTERM ended runnel with exit code {code}\n{}", lab.tails());
@@ -131,6 +132,7 @@ pub(super) fn restart(lab: &Lab) -> Result<()> {
     if status["sas_without_lease"] != 0 {
         bail!("there are SAs without a live lease: {status}");
     }
+    lab.leaks().own(&scene.gateway.leased()?)?;
     if scene.gateway.stop()? != 0 {
         bail!("runnel did not stop cleanly\n{}", lab.tails());
     }

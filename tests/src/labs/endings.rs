@@ -83,6 +83,7 @@ fn ends_at_once(
     inside.stop()?;
     nothing_behind_the_mark(lab, &inside)?;
     // Now the peer may hear the retransmitted DELETE.
+    scene.without_tunnel()?;
     scene.world.internet.run("nft", &["delete", "table", "ip", "deaf"])?;
     charon.expect_log(peer_before, "received DELETE for IKE_SA", Duration::from_secs(15))?;
     outside.stop()?;

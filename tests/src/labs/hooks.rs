@@ -82,6 +82,7 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
 
     lab.step("the signed delivery ends the tunnel before it is answered");
     let before = charon.log().len();
+    scene.without_tunnel()?;
     let (status, said) = platform.deliver("right", &signature(SECRET, &body), &body)?;
     mark(&scene)?;
     if status != 200 || said["outcome"] != "ended" || said["sas_closed"] != 1 {

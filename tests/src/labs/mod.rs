@@ -358,15 +358,6 @@ pub const ALL: &[Entry] = &[
         "both ends rekey at once under a ping every 10 ms; none is lost",
         kernel::rekey::storm,
     ),
-];
-
-/// Labs that run only when asked for by name: they have yet to pass in their present form.
-pub const BY_NAME: &[Entry] = &[
-    entry(
-        "kernel-restart",
-        "kill -9 and stop --keep: packets pass while no gateway runs",
-        kernel::restart::goes_on,
-    ),
     entry(
         "kernel-suites",
         "every ESP suite of the kernel plane, with 64-bit sequence numbers, too",
@@ -386,6 +377,16 @@ pub const BY_NAME: &[Entry] = &[
         "kernel-mtu",
         "a narrow hop on the way, announced and silent: downloads arrive",
         kernel::mtu::narrow,
+    ),
+    entry(
+        "kernel-restart",
+        "kill -9 and stop --keep: packets pass while no gateway runs",
+        kernel::restart::goes_on,
+    ),
+    entry(
+        "kernel-switch",
+        "killed and started with the userspace plane: nothing of the kernel plane is left",
+        kernel::restart::other_plane,
     ),
 ];
 
@@ -413,7 +414,7 @@ const fn counting(name: &'static str, about: &'static str, run: fn(&Lab) -> Resu
 pub fn run(names: &[String], verbose: bool, keep_below: &Path) -> Result<(usize, usize)> {
     let mut chosen = Vec::new();
     for name in names {
-        let entry = ALL.iter().chain(BY_NAME).find(|entry| entry.name == name);
+        let entry = ALL.iter().find(|entry| entry.name == name);
         chosen.push(entry.ok_or_else(|| anyhow!("there is no lab `{name}`; see --list"))?);
     }
     if names.is_empty() {
@@ -493,7 +494,8 @@ fn one(entry: &Entry, verbose: bool, keep_below: &Path) -> Result<(), (anyhow::E
     let kept = keep_below.join(entry.name);
     let _ = std::fs::remove_dir_all(&kept);
     let lab = Lab::new(entry.name, verbose).map_err(|error| (error, kept.clone()))?;
-    let outcome = catch_unwind(AssertUnwindSafe(|| (entry.run)(&lab)))
+    let run = || (entry.run)(&lab).and_then(|()| lab.leaks().verdict());
+    let outcome = catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|panic| Err(anyhow!("panicked: {}", panic_text(panic.as_ref()))));
     outcome.map_err(|error| match lab.keep(&kept) {
         Ok(()) => (error, kept),

@@ -14,7 +14,8 @@ use crate::lab::gateway::{Gateway, ID, Settings};
 use crate::lab::http;
 use crate::lab::pkitool::{Authority, P256, RSA4096};
 use crate::lab::world::{
-    FORBIDDEN, GATEWAY, PRIVATE_NET, PRIVATE_NET6, STORE, STORE_PORT, STORE6, Shape, World,
+    FORBIDDEN, GATEWAY, POOL, PRIVATE_NET, PRIVATE_NET6, RUNNERS, STORE, STORE_PORT, STORE6, Shape,
+    World,
 };
 
 /// The runner behind a NAT.
@@ -81,6 +82,8 @@ pub(super) fn nat_two_runners(lab: &Lab) -> Result<()> {
     })?;
     // The client routes nothing but the private network into its tunnel; route the other runner's
     // address there too, so that only the gateway can refuse.
+    // No selector of theirs holds the other's address.
+    lab.leaks().expect_from_now(RUNNERS, POOL)?;
     let (_, received) = ping(scene.world.runner(), two, 3, 0.2)?;
     if received != 0 {
         bail!("one runner reaches the other through the gateway");
@@ -248,6 +251,8 @@ pub(super) fn allow_list(lab: &Lab) -> Result<()> {
     scene.download(host, 10_000)?;
     lab.step("the pool's DNS server is implied, its port 53 only");
     http::download(host, &dns.url(100), Duration::from_secs(60))?;
+    // What no selector holds the client asks in clear.
+    lab.leaks().expect_from_now(RUNNERS, PRIVATE_NET)?;
     for (what, server) in [
         ("another port of the DNS server", &dns_other),
         ("a forbidden host", &scene.forbidden),
@@ -288,6 +293,7 @@ pub(super) fn allow_filter(lab: &Lab) -> Result<()> {
         let sas = scene.gateway.sas()?;
         sas[0]["children"][0]["packets_in"].as_u64().context("a child without counters")
     };
+    lab.leaks().expect_from_now(RUNNERS, "10.20.0.1")?;
     for (what, server) in [
         ("a forbidden host", &scene.forbidden),
         ("a forbidden port", &other_port),

@@ -33,6 +33,7 @@ fn second_host(world: &World) -> Result<Host> {
     world.internet.address("south", "192.0.2.1/24")?;
     host.route("default via 192.0.2.1")?;
     cable(&host, "lan", &world.private, "eth1", 1500)?;
+    world.lab.leaks().home(&["10.21.0.0/24"])?;
     host.address("lan", "10.21.0.1/24")?;
     world.private.address("eth1", "10.21.0.10/24")?;
     host.route("10.20.0.0/16 via 10.21.0.10")?;

@@ -153,6 +153,7 @@ pub(super) fn lifetime(lab: &Lab) -> Result<()> {
     }
     let peer_before = charon.log().len();
     let limit = Duration::from_secs_f64(left + 3.0);
+    scene.without_tunnel()?;
     scene.no_sas(limit)?;
     let seen = now();
     let late = seen - end;

@@ -18,7 +18,7 @@ use crate::lab::pkitool::{self, Est, KeyType};
 use crate::lab::process::Process;
 use crate::lab::swanctl::Connection;
 use crate::lab::wait;
-use crate::lab::world::{GATEWAY, PRIVATE_NET, Shape, World};
+use crate::lab::world::{FORBIDDEN, GATEWAY, PRIVATE_NET, RUNNERS, STORE, Shape, World};
 
 /// How long a download that must succeed may take; some carry 100 MB.
 const DOWNLOAD_LIMIT: Duration = Duration::from_secs(300);
@@ -53,6 +53,8 @@ impl Scene {
     /// Builds the network and starts everything.
     pub(crate) fn new(lab: &Lab, shape: Shape, settings: &Settings) -> Result<Self> {
         let world = World::new(lab, shape)?;
+        let networks: Vec<&str> = settings.addresses.iter().map(String::as_str).collect();
+        lab.leaks().protect(&networks)?;
         lab.step("the network is built");
         let gateway = Gateway::start(&world.gateway, settings)?;
         lab.step("the gateway is up");
@@ -63,6 +65,8 @@ impl Scene {
     pub(crate) fn around(world: World, gateway: Gateway) -> Result<Self> {
         let store = Server::start(&world.private, world.store())?;
         let forbidden = Server::start(&world.private, world.forbidden())?;
+        // No tunnel's selectors hold it: clients ask it beside the tunnel, in clear, and in vain.
+        world.lab.leaks().expect_from_now(RUNNERS, FORBIDDEN)?;
         Ok(Self { gateway, store, forbidden, lab: world.lab.clone(), world })
     }
 
@@ -170,8 +174,16 @@ impl Scene {
         Ok(got)
     }
 
+    /// From here on runners may be without tunnel: what they go on sending to the store is in
+    /// clear, and nobody answers.
+    pub(crate) fn without_tunnel(&self) -> Result<()> {
+        self.lab.leaks().expect_from_now(RUNNERS, STORE)
+    }
+
     /// The store must not answer a host.
     pub(crate) fn no_download(&self, host: &Host) -> Result<()> {
+        // A client that has no tunnel asks in clear.
+        let _in_clear = self.lab.leaks().expect(RUNNERS, STORE)?;
         let before = self.store.requests();
         if http::download(host, &self.store.url(1), Duration::from_millis(1500)).is_ok()
             || self.store.requests() != before
@@ -202,11 +214,12 @@ impl Scene {
     }
 
     /// What must hold at the end of every lab: the gateway runs, has not panicked, and no SA is
-    /// without a live lease.
+    /// without a live lease. The leak check, which follows, learns whose sources tunnels may bring.
     pub(crate) fn finish(mut self) -> Result<()> {
         if let Some(code) = self.gateway.process()?.ended()? {
             bail!("runnel ended with code {code}\n{}", self.lab.tails());
         }
+        self.lab.leaks().own(&self.gateway.leased()?)?;
         let status = self.gateway.json(&["status"])?;
         if status["sas_without_lease"] != 0 {
             bail!("there are SAs without a live lease: {status}");

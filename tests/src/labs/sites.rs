@@ -50,6 +50,8 @@ pub(super) struct Branch {
 pub(super) fn branch(world: &World) -> Result<Branch> {
     let (runner, host) = (world.runner(), Host::new(&world.lab, "branch")?);
     runner.forward()?;
+    world.lab.leaks().protect(&[BRANCH_NET])?;
+    world.lab.leaks().own(&[BRANCH_NET])?;
     cable(runner, "lan", &host, "eth0", 1500)?;
     runner.address("lan", "10.30.0.1/16")?;
     host.address("eth0", "10.30.0.10/16")?;
@@ -225,6 +227,8 @@ pub(super) fn runnel(lab: &Lab) -> Result<()> {
     wait::holds(lab, "the SA to be gone", SOON, || {
         Ok(here.sas()?.is_empty() && there.sas()?.is_empty())
     })?;
+    // Nobody told that side any more what is to be protected; the other still knows.
+    lab.leaks().expect_from_now(BRANCH_NET, PRIVATE_NET)?;
     no_traffic(&world, &branch)?;
     let routes = world.runner().ip("route show 10.20.0.0/16")?;
     if !routes.trim().is_empty() {
@@ -317,6 +321,8 @@ pub(super) fn own_authority(lab: &Lab) -> Result<()> {
     if !scene.gateway.sas()?.is_empty() || charon.try_initiate("net")?.ok() {
         bail!("a revoked gateway is let in");
     }
+    // The peer was told to end it, and knows no better; our side must.
+    lab.leaks().expect_from_now(BRANCH_NET, PRIVATE_NET)?;
     no_traffic(&scene.world, &branch)?;
     scene.finish()
 }
@@ -376,6 +382,8 @@ pub(super) fn strongswan_initiator(lab: &Lab) -> Result<()> {
     rekeys(lab, &world, &gateway, &peer.charon)?;
     peer.charon.terminate("net")?;
     wait::holds(lab, "the SA to be gone", SOON, || Ok(gateway.sas()?.is_empty()))?;
+    // The peer was told to end it, and knows no better; our side must.
+    lab.leaks().expect_from_now(BRANCH_NET, PRIVATE_NET)?;
     no_traffic(&world, &branch)?;
     if state(&gateway, "branch")?["state"] != "waiting" {
         bail!("the site does not wait: {}", state(&gateway, "branch")?);
@@ -441,6 +449,8 @@ pub(super) fn strongswan_responder(lab: &Lab) -> Result<()> {
     wait::holds(lab, "the loss to be noticed", LATER, || {
         Ok(state(&gateway, "branch")?["state"] != "connected")
     })?;
+    // Without its daemon the peer knows no better; our side must.
+    lab.leaks().expect_from_now(BRANCH_NET, PRIVATE_NET)?;
     no_traffic(&world, &branch)?;
     drop(authority);
     sound(&mut gateway, lab)

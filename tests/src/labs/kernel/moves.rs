@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::{SOON, Watch, answered, connected, dual, finish, pings, settings, state};
+use super::{SOON, answered, connected, dual, esp, finish, pings, settings, state, watch};
 use crate::lab::Lab;
 use crate::lab::capture::{ESP_IN_UDP, PLAIN_ESP};
 use crate::lab::wait;
@@ -23,7 +23,7 @@ const NAT: &str = "203.0.113.1";
 /// move them, and packets go on.
 pub(in crate::labs) fn mobike(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab, Shape::default(), &settings())?;
-    let mut watch = Watch::start(&scene)?;
+    let mut watch = watch(&scene)?;
     let host = scene.world.runner();
     host.sysctl("net/ipv4/conf/eth0/promote_secondaries", "1")?;
     scene.world.internet.nft(&format!(
@@ -67,14 +67,14 @@ pub(in crate::labs) fn mobike(lab: &Lab) -> Result<()> {
         bail!("a child was made instead of moved: {log}");
     }
     scene.download(host, 300_000)?;
-    watch.end(&scene, &charon.virtual_addresses()?)?;
+    esp(&scene, &mut watch)?;
     for (what, filter) in [
         ("plain ESP to the first address", format!("{PLAIN_ESP} and dst host {FIRST}")),
         ("plain ESP to the other", format!("{PLAIN_ESP} and dst host {OTHER}")),
         ("ESP in UDP to the NAT", format!("{ESP_IN_UDP} and dst host {NAT}")),
         ("ESP in UDP from the NAT", format!("{ESP_IN_UDP} and src host {NAT}")),
     ] {
-        let count = watch.outside.count(&filter)?;
+        let count = watch.count(&filter)?;
         lab.step(&format!("{count} packets of {what}"));
         if count < 10 {
             bail!("only {count} packets of {what}");

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::{Watch, connected, finish, settings, state};
+use super::{connected, finish, settings, state};
 use crate::lab::Lab;
 use crate::lab::world::Shape;
 use crate::labs::scene::Scene;
@@ -17,7 +17,6 @@ const NARROW: u32 = 1300;
 /// in both cases.
 pub(in crate::labs) fn narrow(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab, Shape::default(), &settings())?;
-    let mut watch = Watch::start(&scene)?;
     let host = scene.world.runner();
     let (internet, private) = (&scene.world.internet, &scene.world.private);
     // The client's side of the hop knows its own link.
@@ -46,6 +45,5 @@ pub(in crate::labs) fn narrow(lab: &Lab) -> Result<()> {
     if !learnt.contains(" mtu ") {
         bail!("the sender learnt no size: {learnt}{}", state(&scene));
     }
-    watch.end(&scene, &vip)?;
     finish(scene, &[&charon])
 }

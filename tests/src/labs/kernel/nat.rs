@@ -5,12 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Watch, answered, connected, dual, finish, pings, settings, state, traffic};
+use super::{answered, connected, dual, esp, finish, pings, settings, state, traffic, watch};
 use crate::lab::Lab;
 use crate::lab::host::Host;
 use crate::lab::pkitool::P256;
 use crate::lab::wait;
-use crate::lab::world::{STORE, Shape};
+use crate::lab::world::{POOL, RUNNERS, STORE, Shape};
 use crate::labs::scene::{Scene, ping};
 
 /// How long a changed mapping may take to be followed.
@@ -21,7 +21,7 @@ const FOLLOW: Duration = Duration::from_secs(20);
 pub(in crate::labs) fn clients(lab: &Lab) -> Result<()> {
     let shape = Shape { runner_nat: true, runners: 2, ..Shape::default() };
     let scene = Scene::new(lab, shape, &settings())?;
-    let mut watch = Watch::start(&scene)?;
+    let mut watch = watch(&scene)?;
     let [first, second] = scene.world.runners.as_slice() else { bail!("expected two runners") };
     let (one, _) = connected(&scene, first, dual)?;
     traffic(&scene, first)?;
@@ -33,6 +33,8 @@ pub(in crate::labs) fn clients(lab: &Lab) -> Result<()> {
     for host in [first, second] {
         scene.download(host, 300_000)?;
     }
+    // No selector of theirs holds the other's address.
+    lab.leaks().expect_from_now(RUNNERS, POOL)?;
     if ping(first, &address, 2, 0.2)?.1 != 0 {
         bail!("one runner reaches the other through the gateway");
     }
@@ -80,11 +82,7 @@ pub(in crate::labs) fn clients(lab: &Lab) -> Result<()> {
     .with_context(|| state(&scene))?;
     pings(&scene, first, STORE)?;
 
-    let mut addresses = one.virtual_addresses()?;
-    addresses.extend(two.virtual_addresses()?);
-    watch.end(&scene, &addresses)?;
-    let (plain, in_udp) = watch.esp()?;
-    lab.step(&format!("{in_udp} ESP packets in UDP, {plain} without"));
+    let (plain, in_udp) = esp(&scene, &mut watch)?;
     // Those from and to the NAT's later ports carry 4500 at one end, too.
     if in_udp < 500 || plain != 0 {
         bail!("{in_udp} ESP packets in UDP, {plain} without");

@@ -5,7 +5,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Watch, connected, finish, settings, state};
+use super::{connected, finish, settings, state};
 use crate::lab::Lab;
 use crate::lab::charon::Charon;
 use crate::lab::world::{STORE, Shape};
@@ -19,7 +19,6 @@ const ROUNDS: usize = 8;
 /// is lost.
 pub(in crate::labs) fn storm(lab: &Lab) -> Result<()> {
     let scene = Scene::new(lab, Shape::default(), &settings())?;
-    let mut watch = Watch::start(&scene)?;
     let host = scene.world.runner();
     let (charon, _) = connected(&scene, host, |_| {})?;
     let pinging = Pings::start(host, STORE, 0.01)?;
@@ -45,7 +44,6 @@ pub(in crate::labs) fn storm(lab: &Lab) -> Result<()> {
     if ours.len() < 4 || theirs < 4 {
         bail!("this was no storm: {} children seen, {theirs} rekeys by strongSwan", ours.len());
     }
-    watch.end(&scene, &charon.virtual_addresses()?)?;
     finish(scene, &[&charon])
 }
 

@@ -4,6 +4,7 @@
 mod alike;
 #[path = "../common/mod.rs"]
 mod common;
+mod rules;
 
 use common::*;
 use pki::validate::verify_peer;

@@ -2,7 +2,9 @@
 //! honest ones, rcgen makes the others.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod rules;
 
 use std::time::Duration;
 

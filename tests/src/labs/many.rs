@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -120,23 +120,21 @@ pub(super) fn runners(lab: &Lab) -> Result<()> {
 
 /// Enrols so many runners, each with its own key, through the stock client.
 pub(super) fn enrol(scene: &Scene, runners: usize) -> Result<Vec<Identity>> {
-    let uses = runners.to_string();
-    let made = scene.gateway.json(&["token", "create", "--role", "builder", "--uses", &uses])?;
-    let token = made["token"].as_str().context("no token in the answer")?;
+    // Each has a token of its own: one opens a thousand leases at most.
+    let uses = runners.div_ceil(ENROLLING).to_string();
+    let create = ["token", "create", "--role", "builder", "--uses", &uses];
     let est = scene.est()?;
     let host = scene.world.runner();
     let dir = host.dir()?;
-    let next = AtomicUsize::new(0);
     let identities = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..ENROLLING)
-            .map(|_| {
-                scope.spawn(|| -> Result<()> {
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= runners {
-                            return Ok(());
-                        }
+            .map(|first| {
+                let (identities, est, create, dir) = (&identities, &est, &create, &dir);
+                scope.spawn(move || -> Result<()> {
+                    let made = scene.gateway.json(create)?;
+                    let token = made["token"].as_str().context("no token in the answer")?;
+                    for number in (first..runners).step_by(ENROLLING) {
                         let (signer, public_key) = p256_key()?;
                         let request = dir.join(format!("request-{number}.der"));
                         std::fs::write(&request, p256_request(&signer, &public_key)?)?;
@@ -154,6 +152,7 @@ pub(super) fn enrol(scene: &Scene, runners: usize) -> Result<Vec<Identity>> {
                             identities.push(identity);
                         }
                     }
+                    Ok(())
                 })
             })
             .collect();

@@ -65,6 +65,8 @@ impl Side {
             "enrolments": self.enrolments.len(),
             "enrolment_p50_us": micros(quantile(&mut self.enrolments, 0.50)?),
             "enrolment_p99_us": micros(quantile(&mut self.enrolments, 0.99)?),
+            "lookup_by_id_p50_us": micros(quantile(&mut self.by_id, 0.50)?),
+            "lookup_by_serial_p50_us": micros(quantile(&mut self.by_serial, 0.50)?),
             "lookup_by_id_p99_us": micros(quantile(&mut self.by_id, 0.99)?),
             "lookup_by_serial_p99_us": micros(quantile(&mut self.by_serial, 0.99)?),
         }))

@@ -7,6 +7,10 @@ use rusqlite::{Connection, TransactionBehavior};
 /// Prepared statements kept by each connection.
 const STATEMENTS: usize = 32;
 
+/// Pages a reader may keep, in KiB and negative as SQLite wants it: among a million leases the default
+/// of 2 MiB made one look-up in a hundred three times as long as in an empty store.
+const READER_CACHE: i64 = -64 * 1024;
+
 /// The steps that bring a file from schema version `n` to `n + 1`, `n` being the index.
 const MIGRATIONS: &[&str] = &[
     "
@@ -85,6 +89,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "cache_size", READER_CACHE)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
 }

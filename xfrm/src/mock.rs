@@ -13,7 +13,7 @@ use crate::dataplane::PlaneEvent;
 use crate::enforcer::{PacketFilter, TunnelAddressing};
 use crate::error::PlaneError;
 use crate::model::{
-    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, LeaseFilter, PlaneKind, PlaneStats,
+    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, LeaseFilter, Mode, PlaneKind, PlaneStats,
     RoleFilter, SiteFilter, SiteRoute, Spi, TunnelNetwork, Usage,
 };
 use crate::nft::FilterCounters;
@@ -222,6 +222,13 @@ impl Inner {
                 spec.suite.name()
             )));
         }
+        if spec.mode == Mode::Transport && !spec.is_between_hosts() {
+            return Err(PlaneError::Unsupported {
+                plane: PlaneKind::Mock.name(),
+                what: "carry these selectors in transport mode".to_owned(),
+                fix: "name the two outer addresses",
+            });
+        }
         if spec.replay_window > MAX_WINDOW {
             return Err(PlaneError::Unsupported {
                 plane: PlaneKind::Mock.name(),
@@ -349,7 +356,11 @@ impl Dataplane for MockPlane {
 
     fn update_hosts(&mut self, child: ChildId, hosts: &Hosts) -> Result<(), PlaneError> {
         let mut inner = self.handle.lock();
-        inner.known(child)?;
+        let spec = inner.known(child)?;
+        let ends = |hosts: &Hosts| (hosts.local.ip(), hosts.remote.ip(), hosts.encap);
+        if spec.mode == Mode::Transport && ends(&spec.hosts) != ends(hosts) {
+            return Err(PlaneError::Conflict("transport mode ends with its addresses".to_owned()));
+        }
         inner.check(MockCall::UpdateHosts)?;
         if let Some(spec) = inner.children.get_mut(&child) {
             spec.hosts = *hosts;

@@ -86,6 +86,17 @@ pub enum EspSuite {
 }
 
 impl EspSuite {
+    /// All of them, best first.
+    pub const ALL: [Self; 7] = [
+        Self::Aes256Gcm16,
+        Self::Aes128Gcm16,
+        Self::ChaCha20Poly1305,
+        Self::Aes256CbcSha256,
+        Self::Aes128CbcSha256,
+        Self::Aes256CbcSha384,
+        Self::Aes256CbcSha512,
+    ];
+
     /// `(encryption key incl. 4-byte salt for AEADs, integrity key)` lengths in bytes.
     pub fn key_lengths(self) -> (usize, usize) {
         match self {
@@ -185,6 +196,29 @@ pub enum Mode {
     Transport,
 }
 
+/// What a network device does of the work on a child's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Offload {
+    /// Nothing.
+    #[default]
+    None,
+    /// It encrypts and decrypts.
+    Crypto,
+    /// It does all of ESP.
+    Packet,
+}
+
+impl Offload {
+    /// The configuration's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Crypto => "crypto",
+            Self::Packet => "packet",
+        }
+    }
+}
+
 /// Limits of a child SA; `None` is unlimited. Soft limits raise an event, hard limits stop it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
@@ -238,6 +272,19 @@ pub struct ChildSpec {
     pub outbound_active: bool,
 }
 
+impl ChildSpec {
+    /// Whether it carries what is between the two outer addresses themselves and nothing else, as
+    /// transport mode needs (RFC 7296 1.3.1).
+    pub fn is_between_hosts(&self) -> bool {
+        let is_host = |selectors: &[Selector], host: SocketAddr| {
+            let host = host.ip().to_canonical();
+            matches!(selectors, [one] if one.start == host && one.end == host)
+        };
+        is_host(&self.local_selectors, self.hosts.local)
+            && is_host(&self.remote_selectors, self.hosts.remote)
+    }
+}
+
 /// Counters of one child SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
@@ -259,6 +306,8 @@ pub struct Usage {
     pub drops_auth: u64,
     /// Packets dropped: inner address or selector not of this SA.
     pub drops_selector: u64,
+    /// What a network device does of the work, in both directions.
+    pub offload: Offload,
 }
 
 /// Counters of the whole plane.
@@ -317,6 +366,17 @@ pub struct SiteFilter {
     pub remote: Vec<IpNet>,
     /// What hosts of the site may open connections to.
     pub allow: Vec<AllowRule>,
+    /// Set for a site in transport mode: `local` and `remote` are then one address each, those of
+    /// the two machines themselves.
+    pub hosts: Option<HostSite>,
+}
+
+/// What the filter of a site in transport mode needs besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSite {
+    /// TCP ports of ours that the other machine also reaches unprotected: what it needs to check
+    /// certificates before there is a tunnel.
+    pub own_ports: Vec<u16>,
 }
 
 /// A network behind a site, routed to the tunnel interface.

@@ -61,7 +61,7 @@ type Case = fn(&mut dyn Dataplane);
 
 /// The suite. `make` makes a fresh plane with nothing installed.
 fn conforms(mut make: impl FnMut() -> Box<dyn Dataplane>) {
-    let cases: [(&str, Case); 11] = [
+    let cases: [(&str, Case); 12] = [
         ("SPIs are usable and different", spis),
         ("children come and go", children_come_and_go),
         ("what is not there is unknown", unknown),
@@ -70,6 +70,7 @@ fn conforms(mut make: impl FnMut() -> Box<dyn Dataplane>) {
         ("every declared suite installs", every_suite),
         ("undeclared capabilities are refused", undeclared),
         ("a rekey prepares, switches, removes", rekey),
+        ("transport mode is between the two hosts", transport),
         ("a child moves", moves),
         ("a fresh plane has nothing to take over", nothing_left),
         ("a shut down plane is empty", shut_down),
@@ -198,6 +199,43 @@ fn rekey(plane: &mut dyn Dataplane) {
     plane.install(&last).unwrap();
     plane.remove(last.id).unwrap();
     plane.activate_outbound(new.id).unwrap();
+}
+
+fn transport(plane: &mut dyn Dataplane) {
+    let old = between(plane, 1);
+    if !plane.capabilities().transport_mode {
+        assert!(matches!(plane.install(&old), Err(PlaneError::Unsupported { .. })));
+        return;
+    }
+    plane.install(&old).unwrap();
+    // It is what the two are to each other: another address is another tunnel.
+    let moved = Hosts { remote: "127.0.0.3:1025".parse().unwrap(), ..old.hosts };
+    assert!(plane.update_hosts(old.id, &moved).is_err());
+    plane.update_hosts(old.id, &old.hosts).unwrap();
+    let new = ChildSpec { outbound_active: false, ..between(plane, 2) };
+    plane.install(&new).unwrap();
+    plane.activate_outbound(new.id).unwrap();
+    plane.remove(old.id).unwrap();
+    assert_eq!(plane.resync().unwrap(), []);
+    // A client beside it changes nothing.
+    let client = child(plane, 3);
+    plane.install(&client).unwrap();
+    plane.remove(new.id).unwrap();
+    assert_eq!(plane.children(), [client.id]);
+    let more = ChildSpec { remote_selectors: client.remote_selectors, ..between(plane, 4) };
+    assert!(matches!(plane.install(&more), Err(PlaneError::Unsupported { .. })), "not the host");
+}
+
+/// A child in transport mode.
+fn between(plane: &mut dyn Dataplane, number: u64) -> ChildSpec {
+    let spec = child(plane, number);
+    let host = |address: SocketAddr| vec![Selector::network(address.ip().into())];
+    ChildSpec {
+        mode: Mode::Transport,
+        local_selectors: host(spec.hosts.local),
+        remote_selectors: host(spec.hosts.remote),
+        ..spec
+    }
 }
 
 fn moves(plane: &mut dyn Dataplane) {

@@ -2,8 +2,12 @@
 //! packets pass, and limits, mappings and missing SAs are events.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+#[path = "kernel_esp/offload.rs"]
+mod offload;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "kernel_esp/transport.rs"]
+mod transport;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr};

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use support::{Host, in_namespace, sh, succeeds};
 use xfrm::PlaneError;
 use xfrm::enforcer::{PacketFilter, TunnelAddressing};
-use xfrm::model::{AllowRule, LeaseFilter, PlaneKind, RoleFilter, SiteFilter, TunnelNetwork};
+use xfrm::model::{
+    AllowRule, HostSite, LeaseFilter, PlaneKind, RoleFilter, SiteFilter, TunnelNetwork,
+};
 use xfrm::nft::{Firewall, FirewallConfig};
 use xfrm::route::TunnelNet;
 
@@ -530,6 +532,7 @@ fn site(name: &str, remote: &[&str]) -> SiteFilter {
             protocol: Some(6),
             ports: Some((443, 443)),
         }],
+        hosts: None,
     }
 }
 
@@ -591,6 +594,71 @@ fn sites_are_bound_and_replaced_in_either_plane() {
             firewall.replace_sites(&[]).unwrap();
             let text = listed();
             assert!(!text.contains("office") && !text.contains("10.30.0.0/16"), "{text}");
+        });
+    }
+}
+
+/// A site in transport mode is a machine of its own, beside the tunnel interface.
+#[test]
+fn kernel_plane_filters_a_machine_in_transport_mode() {
+    for (ours, theirs) in [("192.0.2.1/32", "192.0.2.2/32"), ("2001:db8::1/128", "2001:db8::2/128")]
+    {
+        in_namespace(|| {
+            let allow = AllowRule {
+                destination: ours.parse().unwrap(),
+                protocol: Some(6),
+                ports: Some((443, 443)),
+            };
+            let machine = SiteFilter {
+                local: vec![ours.parse().unwrap()],
+                allow: vec![allow],
+                hosts: Some(HostSite { own_ports: vec![8080] }),
+                ..site("db", &[theirs])
+            };
+            let sites = vec![machine.clone()];
+            let config = FirewallConfig { plane: PlaneKind::Kernel, sites, ..config(false) };
+            let mut firewall = Firewall::install(&config).unwrap();
+            let listed = || sh("nft --stateless list table inet runnel");
+            let text = listed();
+            let family = if ours.contains(':') { "ip6" } else { "ip" };
+            let bare = |net: &str| net.split('/').next().unwrap().to_owned();
+            let from_it = format!("{family} saddr {} {family} daddr {}", bare(theirs), bare(ours));
+            for rule in [
+                format!("{from_it} meta ipsec exists jump sloc.db"),
+                format!("{from_it} meta ipsec exists counter name \"drop_from_client\" drop"),
+                format!("{from_it} meta ipsec missing counter name \"drop_spoofed\" drop"),
+                "rt ipsec missing counter name \"drop_to_client\" drop".to_owned(),
+            ] {
+                assert!(text.contains(&rule), "{rule} is not in {text}");
+            }
+            assert!(!text.contains("saddr 192.0.2.2 counter"), "its IKE passes: {text}");
+
+            // On this kernel nothing is protected: only what makes protection passes.
+            sh(&format!("ip addr add {ours} dev lo && ip addr add {theirs} dev lo"));
+            let send = |port: u16| {
+                let at = |net: &str, port| SocketAddr::new(bare(net).parse().unwrap(), port);
+                let to = at(ours, port);
+                let socket = UdpSocket::bind(at(theirs, 0)).unwrap();
+                let receiver = UdpSocket::bind(to).unwrap();
+                receiver.set_read_timeout(Some(SILENCE)).unwrap();
+                socket.send_to(b"x", to).unwrap();
+                receiver.recv(&mut [0; 8]).is_ok()
+            };
+            assert!(send(500) && send(4500), "IKE and ESP in UDP");
+            assert!(!send(53), "in clear");
+            let drops = firewall.counters().unwrap().drops;
+            assert_eq!(drops["spoofed"].packets, 1);
+
+            let lease = site_lease(77, "db", &[theirs]);
+            firewall.bind(&lease).unwrap();
+            firewall.replace_sites(std::slice::from_ref(&machine)).unwrap();
+            assert!(!send(53), "bound or not");
+            assert!(!firewall.ensure().unwrap());
+            firewall.unbind(&lease).unwrap();
+            firewall.replace_sites(&[]).unwrap();
+            assert!(!listed().contains(&bare(theirs)));
+            assert!(send(53), "nobody's business any more");
+            firewall.remove().unwrap();
         });
     }
 }

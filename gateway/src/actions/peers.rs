@@ -239,7 +239,7 @@ impl Peers {
                 dns: Vec::new(),
                 allowed: policy::selectors(&site.local),
                 networks: policy::selectors(&site.networks),
-                transport: false,
+                transport: site.transport,
                 deadline,
                 unique: UniquePolicy::Replace,
             });

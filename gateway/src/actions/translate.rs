@@ -48,6 +48,13 @@ pub(super) fn child(
     let suite = suite(&request.suite)
         .filter(|suite| capabilities.suites.contains(suite))
         .ok_or_else(|| "the data plane does not have the negotiated ESP suite".to_owned())?;
+    let networks = networks(&request.networks);
+    let remote = request.hosts.remote.ip().to_canonical();
+    if !request.transport && networks.iter().any(|net| net.contains(&remote)) {
+        return Err("the site is in transport mode, and the peer agreed to tunnel mode only; set \
+                    transport mode there too (strongSwan: `mode = transport`)"
+            .to_owned());
+    }
     let spec = model::ChildSpec {
         id: model::ChildId(request.child.0),
         reqid: request.reqid,
@@ -75,7 +82,7 @@ pub(super) fn child(
     let filter = model::LeaseFilter {
         reqid: request.reqid,
         addresses: request.addresses.clone(),
-        networks: networks(&request.networks),
+        networks,
         role: policy::site_of_role(&request.role).unwrap_or(&request.role).to_owned(),
     };
     Ok((spec, filter))

@@ -29,6 +29,7 @@ pub use model::{
     AllowEntry, Config, DataplaneChoice, Enrol, ExternalCa, Gateway, Ike, MatchRule, PeerId, Pki,
     Pool, Ppk, Psk, Revocation, Role, Site,
 };
+pub(crate) use site::no_transport;
 pub use value::duration_text;
 
 /// Where the configuration is looked for when `--config` is not given.

@@ -8,6 +8,7 @@ use ike::crypto::SecretBytes;
 use ike::wire::Identification;
 use ipnet::IpNet;
 use pki::signer::{KeyKind, TokenUri};
+use xfrm::model::Offload;
 
 /// Everything `runnel up` needs to know.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,6 +81,8 @@ pub struct Gateway {
     pub listen: Vec<IpAddr>,
     /// Which data plane.
     pub dataplane: DataplaneChoice,
+    /// What network devices are asked to do of the work, in the kernel plane.
+    pub offload: Offload,
     /// Name of the tunnel interface.
     pub interface: String,
     /// Tunnels outlive the process.
@@ -277,6 +280,8 @@ pub struct Site {
     /// When we connect: the IKE SA without a child SA (RFC 6023), which follows with a key exchange
     /// of its own.
     pub childless: bool,
+    /// Transport mode: between the two machines themselves, which only the kernel plane has.
+    pub transport: bool,
     /// File with the root certificates it is trusted by; `None`: our own CA.
     pub ca: Option<PathBuf>,
     /// Where `ca` stands in the file, for messages.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use pki::signer::{KeyKind, TokenUri};
 use toml::de::DeTable;
+use xfrm::model::Offload;
 
 use super::audit;
 use super::error::{ConfigError, ConfigErrors};
@@ -90,7 +91,8 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, ConfigErrors> {
         };
         if let Some(sections) = top.tables("site", "[[site]]", &mut found) {
             let own = config.gateway.id.clone();
-            config.sites = site_list(sections, &config.pools, own.as_deref(), &mut found);
+            let plane = config.gateway.dataplane;
+            config.sites = site_list(sections, &config.pools, own.as_deref(), plane, &mut found);
         }
         if let Some(sections) = top.tables("psk", "[[psk]]", &mut found) {
             config.psks = keys::psks(sections, &config.roles, &config.sites, &mut found);
@@ -131,6 +133,7 @@ pub(super) fn built_in() -> Config {
             id: None,
             listen: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
             dataplane: DataplaneChoice::Auto,
+            offload: Offload::None,
             interface: "runnel0".to_owned(),
             keep_tunnels: true,
             runtime: PathBuf::from("/run/runnel"),
@@ -244,6 +247,20 @@ fn gateway(mut section: Section<'_, '_>, out: &mut Gateway, found: &mut Findings
             _ => found.error(
                 at,
                 format!("`dataplane = \"{word}\"` must be \"auto\", \"kernel\" or \"userspace\""),
+            ),
+        }
+    }
+    if let Some((word, at)) = section.string("offload", found) {
+        match [Offload::None, Offload::Crypto, Offload::Packet].iter().find(|o| o.name() == word) {
+            Some(Offload::None) => out.offload = Offload::None,
+            Some(_) if out.dataplane == DataplaneChoice::Userspace => found.error(
+                at,
+                format!("`offload = \"{word}\"` is for the kernel data plane; remove it, or set dataplane = \"kernel\""),
+            ),
+            Some(offload) => out.offload = *offload,
+            None => found.error(
+                at,
+                format!("`offload = \"{word}\"` must be \"none\", \"crypto\" or \"packet\""),
             ),
         }
     }

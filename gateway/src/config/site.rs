@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::error::ConfigError;
 use super::keyfile::read_key;
-use super::model::{PeerId, Pool, Site};
+use super::model::{DataplaneChoice, PeerId, Pool, Site};
 use super::read::named;
 use super::section::{Findings, Section};
 use super::value;
@@ -27,7 +27,7 @@ impl Site {
             (
                 site.remote.clone(),
                 site.id.clone(),
-                (site.connect, site.follow_redirects, site.childless),
+                (site.connect, site.follow_redirects, site.childless, site.transport),
                 site.anchors.clone(),
                 site.psk.clone(),
                 site.local.clone(),
@@ -45,6 +45,7 @@ pub(super) fn site_list(
     sections: Vec<Section<'_, '_>>,
     pools: &[Pool],
     own_id: Option<&str>,
+    plane: DataplaneChoice,
     found: &mut Findings<'_>,
 ) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
@@ -75,6 +76,9 @@ pub(super) fn site_list(
                     other.name, site.name, site.id
                 ),
             );
+        }
+        if site.transport && plane == DataplaneChoice::Userspace {
+            found.error(section.place("mode"), no_transport(&site.name));
         }
         overlaps(&section, &site, &sites, pools, found);
         sites.push(site);
@@ -125,7 +129,7 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         },
         None => remote.is_some(),
     };
-    mode(section, &name, found);
+    let transport = mode(section, found);
     let follow_redirects = section.boolean("follow_redirects", found).unwrap_or(false);
     let childless = section.boolean("childless", found).unwrap_or(false);
     if childless && !connect {
@@ -135,6 +139,9 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
     let ca = section.string("ca", found).map(|(path, _)| PathBuf::from(path));
     let local = networks(section, "local_networks", &name, found);
     let networks = networks(section, "remote_networks", &name, found);
+    if transport {
+        hosts(section, &name, (&local, &networks), remote.as_deref(), found);
+    }
     let mut allow = Vec::new();
     for (text, at) in section.strings("allow", found).unwrap_or_default() {
         match value::allow_entry(&text) {
@@ -161,6 +168,7 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
         connect,
         follow_redirects,
         childless,
+        transport,
         ca,
         ca_line: found.line(ca_at),
         psk_file,
@@ -173,13 +181,51 @@ fn site(section: &mut Section<'_, '_>, name: String, found: &mut Findings<'_>) -
     }
 }
 
-/// `mode`: only tunnel mode can be had. Packets of transport mode would pass beside the tunnel
-/// interface, where every filter is.
-fn mode(section: &mut Section<'_, '_>, site: &str, found: &mut Findings<'_>) {
+/// The refusal of transport mode in the userspace plane: its packets would pass beside the tunnel
+/// interface.
+pub(crate) fn no_transport(site: &str) -> String {
+    format!(
+        "site \"{site}\" asks for transport mode, which only the kernel data plane has: set \
+         dataplane = \"kernel\", or remove `mode` and give both hosts an address each for tunnel \
+         mode to join (in `local_networks` and `remote_networks`)"
+    )
+}
+
+/// `mode`; true for transport mode.
+fn mode(section: &mut Section<'_, '_>, found: &mut Findings<'_>) -> bool {
     match section.string("mode", found) {
-        Some((word, at)) if word == "transport" => found.error(at, format!("site \"{site}\" asks for transport mode, which neither data plane has: its packets would pass beside the tunnel interface and its filters; remove `mode`, and give both hosts an address each for tunnel mode to join (in `local_networks` and `remote_networks`)")),
-        Some((word, at)) if word != "tunnel" => found.error(at, format!("`mode = \"{word}\"` must be \"tunnel\"")),
-        _ => {}
+        Some((word, _)) if word == "transport" => true,
+        Some((word, at)) if word != "tunnel" => {
+            found.error(at, format!("`mode = \"{word}\"` must be \"tunnel\" or \"transport\""));
+            false
+        }
+        _ => false,
+    }
+}
+
+/// In transport mode the networks are the two machines' own addresses.
+fn hosts(
+    section: &Section<'_, '_>,
+    site: &str,
+    (local, remote): (&[IpNet], &[IpNet]),
+    gateway: Option<&str>,
+    found: &mut Findings<'_>,
+) {
+    let is_host = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+    for (key, networks) in [("local_networks", local), ("remote_networks", remote)] {
+        // None at all has been said already.
+        if networks.len() > 1 || networks.iter().any(|net| !is_host(net)) {
+            found.error(section.place(key), format!("site \"{site}\" is in transport mode, which joins two machines: `{key}` must be the one outer address of the machine on that side, like \"192.0.2.1/32\"; or remove `mode`"));
+        }
+    }
+    if let ([ours], [theirs]) = (local, remote) {
+        if ours.addr().is_ipv4() != theirs.addr().is_ipv4() {
+            found.error(section.place("remote_networks"), format!("site \"{site}\" is in transport mode between {ours} and {theirs}, which are of different families; name addresses of one"));
+        }
+        let outer = gateway.and_then(|host| host.parse::<IpAddr>().ok());
+        if outer.is_some_and(|outer| outer != theirs.addr()) {
+            found.error(section.place("remote_networks"), format!("site \"{site}\" is in transport mode, where `remote_networks` is the address in `remote` itself; write remote_networks = [\"{}\"]", outer.map_or_else(String::new, |outer| IpNet::from(outer).to_string())));
+        }
     }
 }
 
@@ -249,7 +295,7 @@ fn overlaps(
             }
         }
         let outer = site.remote.as_ref().and_then(|host| host.parse::<IpAddr>().ok());
-        if outer.is_some_and(|outer| net.contains(&outer)) {
+        if !site.transport && outer.is_some_and(|outer| net.contains(&outer)) {
             found.error(at, format!("{net} of site \"{}\" holds its own gateway's address {}: the tunnel would swallow itself; leave that address out", site.name, site.remote.as_deref().unwrap_or_default()));
         }
     }

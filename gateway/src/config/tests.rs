@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use xfrm::model::Offload;
+
 use super::*;
 
 /// Every mistake of a text, as the operator sees it.
@@ -330,6 +332,38 @@ fn site_with(line: &str) -> Site {
     Config::parse(&text, "f").unwrap().sites.remove(0)
 }
 
+const TRANSPORT: &str = r#"
+[[site]]
+name = "database"
+remote = "198.51.100.2"
+id = "db.example.com"
+mode = "transport"
+local_networks = ["192.0.2.1/32"]
+remote_networks = ["198.51.100.2/32"]
+allow = ["192.0.2.1:443/tcp"]
+"#;
+
+#[test]
+fn offload_is_for_the_kernel_plane() {
+    let parsed = |lines: &str| Config::parse(&format!("[gateway]\n{lines}"), "f");
+    assert_eq!(parsed("").unwrap().gateway.offload, Offload::None);
+    assert_eq!(parsed("offload = \"packet\"").unwrap().gateway.offload, Offload::Packet);
+    let both = "dataplane = \"userspace\"\noffload = \"crypto\"\n";
+    assert!(errors(&format!("[gateway]\n{both}"))[0].contains("set dataplane = \"kernel\""));
+    assert!(parsed("dataplane = \"userspace\"\noffload = \"none\"").is_ok());
+    assert!(errors("[gateway]\noffload = \"all\"\n")[0].contains("must be \"none\""));
+}
+
+#[test]
+fn a_site_in_transport_mode_is_two_machines() {
+    let site = Config::parse(TRANSPORT, "f").unwrap().sites.remove(0);
+    assert!(site.transport && site.connect);
+    let tunnel = TRANSPORT.replace("mode = \"transport\"\n", "");
+    assert!(errors(&tunnel).iter().any(|line| line.contains("would swallow itself")));
+    let other = Site { transport: false, ..site.clone() };
+    assert!(!site.has_same_tunnel(&other), "a change of mode is another tunnel");
+}
+
 #[test]
 fn mistakes_about_sites_say_what_to_write() {
     let office = "remote = \"gw.office.example.com\"";
@@ -350,7 +384,16 @@ fn mistakes_about_sites_say_what_to_write() {
         (SITE.replace("10.30.0.0/16", "10.77.3.0/24"), "of pool \"runners\""),
         (SITE.replace("10.20.0.10:443/tcp", "10.9.0.1:443/tcp"), "not within `local_networks`"),
         (SITE.replace("allow", "start = \"later\"\nallow"), "must be \"now\""),
-        (SITE.replace("allow", "mode = \"transport\"\nallow"), "which neither data plane has"),
+        (SITE.replace("allow", "mode = \"transport\"\nallow"), "joins two machines"),
+        (TRANSPORT.replace("198.51.100.2/32", "198.51.100.3/32"), "[\"198.51.100.2/32\"]"),
+        (
+            TRANSPORT.replace("192.0.2.1", "2001:db8::1").replace("/32", "/128"),
+            "different families",
+        ),
+        (
+            format!("{TRANSPORT}[gateway]\ndataplane = \"userspace\"\n"),
+            "only the kernel data plane",
+        ),
         (SITE.replace("allow", "mode = \"tunel\"\nallow"), "must be \"tunnel\""),
         (
             SITE.replace("allow", "start = \"wait\"\nchildless = true\nallow"),

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use xfrm::model::{AllowRule, RoleFilter, TunnelNetwork};
 
 pub use selectors::{MAX_SELECTORS, allowed_selectors};
-pub use sites::{selectors, site_filters, site_of_role, site_role, site_routes};
+pub use sites::{against_sites, selectors, site_filters, site_of_role, site_role, site_routes};
 
 use crate::config::{AllowEntry, Config, Pool, Role, Site};
 
@@ -64,8 +64,9 @@ pub fn text(config: &Config) -> String {
         lines.push(format!("psk {:?} {}", client.id, client.role));
     }
     for site in &config.sites {
-        let Site { name, id, local, networks, allow, .. } = site;
-        lines.push(format!("site {name} {id} {local:?} {networks:?} {allow:?}"));
+        let Site { name, id, local, networks, allow, transport, .. } = site;
+        let mode = if *transport { " transport" } else { "" };
+        lines.push(format!("site {name} {id} {local:?} {networks:?} {allow:?}{mode}"));
     }
     lines.join("\n")
 }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use ike::wire::TrafficSelector;
 use ipnet::IpNet;
 use pki::SITE_ROLE;
-use xfrm::model::{AllowRule, SiteFilter, SiteRoute};
+use xfrm::model::{AllowRule, HostSite, SiteFilter, SiteRoute};
 
-use crate::config::{Config, Site};
+use crate::config::{Config, Site, no_transport};
 
 /// The role a site's tunnels have in listings and leases.
 pub fn site_role(site: &str) -> String {
@@ -34,11 +34,14 @@ pub fn site_filters(config: &Config) -> Vec<SiteFilter> {
                 ports: entry.ports,
             })
             .collect(),
+        hosts: site
+            .transport
+            .then(|| HostSite { own_ports: vec![config.pki.status_listen.port()] }),
     };
     config.sites.iter().map(filter).collect()
 }
 
-/// The routes to every site. What this machine itself sends there comes from its address in the
+/// The routes to every site; to one in transport mode it is the machine's own. What this machine itself sends there comes from its address in the
 /// networks of our side, when it has one.
 pub fn site_routes(config: &Config, own: &[IpAddr]) -> Vec<SiteRoute> {
     let route = |site: &Site, network: IpNet| {
@@ -51,8 +54,14 @@ pub fn site_routes(config: &Config, own: &[IpAddr]) -> Vec<SiteRoute> {
     config
         .sites
         .iter()
+        .filter(|site| !site.transport)
         .flat_map(|site| site.networks.iter().map(move |network| route(site, *network)))
         .collect()
+}
+
+/// Why a data plane without transport mode cannot do what a site asks for; `None` when it can.
+pub fn against_sites(config: &Config) -> Option<String> {
+    config.sites.iter().find(|site| site.transport).map(|site| no_transport(&site.name))
 }
 
 /// Networks as selectors: every protocol and port.

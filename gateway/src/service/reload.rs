@@ -26,6 +26,11 @@ impl Instance {
                 format!("{what} changed, which a reload cannot apply: restart the gateway"),
             ));
         }
+        if !self.facts.capabilities.transport_mode
+            && let Some(why) = policy::against_sites(&config)
+        {
+            return Err(failed(why));
+        }
         let keys = PeerKeys::load(&config).map_err(|errors| failed(errors.join("\n")))?;
         crate::oidc::check(&config).map_err(|errors| failed(errors.join("\n")))?;
         let externals = Externals::load(&config).map_err(|errors| failed(errors.join("\n")))?;

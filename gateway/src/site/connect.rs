@@ -105,7 +105,7 @@ fn peer(
         ts_local: policy::selectors(&site.local),
         ts_remote: policy::selectors(&site.networks),
         first_child: if site.childless { FirstChild::Separately } else { FirstChild::WithIkeAuth },
-        transport: false,
+        transport: site.transport,
         mobike: false,
         initial_contact: true,
         follow_redirects: site.follow_redirects,

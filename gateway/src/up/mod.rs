@@ -333,6 +333,7 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
             kind: kind.name().to_owned(),
             interface: parts.interface,
             why,
+            offload: options.config.gateway.offload.name().to_owned(),
             drops: BTreeMap::new(),
             counters: BTreeMap::new(),
         },

@@ -47,12 +47,14 @@ pub(super) fn bring_up(
         }
         PlaneKind::Kernel => {
             let if_id = if_id_for(&interface);
-            let config = KernelConfig { interface, if_id, ports: sockets };
+            let kernel = KernelConfig { interface, if_id, ports: sockets };
             // What a former process left is looked after only when its state was kept too.
-            Box::new(match sequences {
-                Some(_) => KernelPlane::resume(config, &sink)?,
-                None => KernelPlane::open(config, &sink)?,
-            })
+            let mut plane = match sequences {
+                Some(_) => KernelPlane::resume(kernel, &sink)?,
+                None => KernelPlane::open(kernel, &sink)?,
+            };
+            plane.set_offload(config.gateway.offload);
+            Box::new(plane)
         }
         PlaneKind::Mock => {
             return Err(UpError::Other("the recording data plane is for tests".to_owned()));

@@ -12,7 +12,7 @@ use crate::actions::{Externals, PeerKeys};
 use crate::config::{Config, DataplaneChoice, Hooks};
 use crate::driver::IkeSockets;
 use crate::hooks::PublicCertificate;
-use crate::{service, sys};
+use crate::{policy, service, sys};
 
 /// What was found, with every port already held.
 pub(super) struct Preflight {
@@ -58,6 +58,11 @@ impl Preflight {
         let report = probe::probe();
         check_nft(&report)?;
         let (kind, why) = probe::choose(choice(config.gateway.dataplane), &report)?;
+        if kind != PlaneKind::Kernel
+            && let Some(why) = policy::against_sites(config)
+        {
+            return Err(UpError::Other(why));
+        }
         let sockets = IkeSockets::bind(&config.gateway.listen, kind == PlaneKind::Kernel)?;
         let certificate = public("[enrol]", config.enrol.certificate.as_ref())?;
         let enrol = (bind(config.enrol.listen, "[enrol] listen")?, certificate);

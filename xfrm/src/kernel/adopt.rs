@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use ipnet::IpNet;
-
 use super::KernelPlane;
 use super::decode::{PolicyState, SaState, Wanted};
 use super::encode::{self, Half};
-use super::policies::{Sender, inner_networks};
+use super::flow::{Flow, flows};
+use super::policies::Sender;
+use super::transport::{self, Companion};
 use crate::dataplane::PlaneEvent;
 use crate::error::PlaneError;
 use crate::model::{ChildSpec, Hosts, Limits, Spi, Usage};
@@ -26,7 +26,9 @@ const OUT: u8 = 1;
 pub(super) struct Left {
     sas: BTreeMap<Spi, Vec<SaState>>,
     /// Outbound policies by what they select.
-    pub(super) policies: BTreeMap<IpNet, PolicyState>,
+    pub(super) policies: BTreeMap<Flow, PolicyState>,
+    /// The other policies of children in transport mode.
+    pub(super) companions: BTreeMap<Companion, PolicyState>,
 }
 
 impl Left {
@@ -47,11 +49,18 @@ impl KernelPlane {
             self.left.sas.entry(sa.spi).or_default().push(sa);
         }
         for policy in self.dump_policies()? {
-            if let (OUT, Some(inner)) = (policy.direction, policy.inner) {
-                // A new policy must not get the index of one that is there.
-                let number = encode::outbound_number(policy.index).unwrap_or_default();
-                self.policies_made = self.policies_made.max(number);
-                self.left.policies.insert(inner, policy);
+            match (policy.direction, policy.flow) {
+                (OUT, Some(flow)) if policy.protects => {
+                    // A new policy must not get the index of one that is there.
+                    let number = encode::outbound_number(policy.index).unwrap_or_default();
+                    self.policies_made = self.policies_made.max(number);
+                    self.left.policies.insert(flow, policy);
+                }
+                (direction, Some(flow)) if flow.between.is_some() => {
+                    let companion = Companion::new(direction, flow, policy.protects);
+                    self.left.companions.insert(companion, policy);
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -59,9 +68,9 @@ impl KernelPlane {
 
     /// Removes what nobody took over.
     pub(super) fn remove_left(&mut self) -> Result<usize, PlaneError> {
-        let context = self.context;
-        let policies = self.left.policies.values().map(|policy| policy.index);
-        let policies = policies.map(|index| encode::delete_policy_by_index(context, index));
+        let policies = self.left.policies.values().chain(self.left.companions.values());
+        let policies =
+            policies.map(|policy| encode::delete_policy_by_index(policy.if_id, policy.index));
         let sas = self.left.sas.values().flatten().map(delete);
         let messages: Vec<Message> = policies.chain(sas).collect();
         let count = messages.len();
@@ -85,23 +94,31 @@ impl KernelPlane {
         };
         let from = outer(outbound, Half::Out, &spec.hosts);
         let known = ChildSpec { hosts: from, ..spec.clone() };
-        for inner in inner_networks(spec) {
+        for flow in flows(spec) {
             let sends = |policy: &&PolicyState| {
                 policy.sender.is_some_and(|to| (to.spi, to.reqid) == (spec.spi_out, spec.reqid))
             };
-            if let Some(policy) = self.left.policies.get(&inner).filter(sends) {
-                self.senders.insert(inner, Sender { child: spec.id, policy: policy.index });
+            if let Some(policy) = self.left.policies.get(&flow).filter(sends) {
+                self.senders.insert(flow, Sender { child: spec.id, policy: policy.index });
             }
         }
+        // What is made anew is made without.
+        let device = outbound.device.filter(|_| from == spec.hosts);
+        self.devices.extend(device.map(|device| (spec.id, device)));
+        let companions = self.companion_steps(spec);
         self.enlist(known.clone());
         self.index.insert(spec.id, spec.spi_in, spec.spi_out, spec.hosts);
         // Copies from a move that was under way when the process died.
         let messages = surplus.iter().map(delete).collect();
         let done = self
             .run_deletions("remove a former SA", messages)
-            .and_then(|()| self.bring_to(&known, inbound, spec));
-        for inner in self.sends_to(spec) {
-            self.left.policies.remove(&inner);
+            .and_then(|()| self.bring_to(&known, inbound, spec))
+            .and_then(|()| self.run(companions));
+        for flow in self.sends_to(spec) {
+            self.left.policies.remove(&flow);
+        }
+        for companion in flows(spec).iter().flat_map(transport::companions) {
+            self.left.companions.remove(&companion);
         }
         match done {
             Ok(()) => {
@@ -146,11 +163,11 @@ impl KernelPlane {
             spi: spec.spi_out,
             reqid: spec.reqid,
         };
-        let mut inners = inner_networks(spec);
-        inners.retain(|inner| {
-            self.left.policies.get(inner).is_none_or(|policy| policy.sender != Some(wanted))
+        let mut carried = flows(spec);
+        carried.retain(|flow| {
+            self.left.policies.get(flow).is_none_or(|policy| policy.sender != Some(wanted))
         });
-        let (steps, senders) = self.policy_steps(spec, hosts, &inners);
+        let (steps, senders) = self.policy_steps(spec, hosts, &carried);
         self.run(steps)?;
         self.senders.extend(senders);
         Ok(())
@@ -158,16 +175,17 @@ impl KernelPlane {
 
     /// After a failure: nothing of the child passes a packet.
     fn give_up(&mut self, spec: &ChildSpec, sas: [&SaState; 2]) {
-        let inners = self.sends_to(spec);
+        let flows = self.sends_to(spec);
         let mut messages: Vec<Message> = sas.map(delete).into();
         messages.push(encode::delete_sa(spec.hosts.local.ip(), spec.spi_in));
         messages.push(encode::delete_sa(spec.hosts.remote.ip(), spec.spi_out));
-        let policies = self.delete_policies(&inners);
+        let policies = self.delete_policies(&flows);
         let sas = self.run_deletions("remove an SA that could not be taken over", messages);
-        for error in [policies, sas].into_iter().filter_map(Result::err) {
+        self.strike(spec.id);
+        let companions = self.remove_companions(spec);
+        for error in [policies, sas, companions].into_iter().filter_map(Result::err) {
             tracing::warn!(child = spec.id.0, %error, "a part of the child stays");
         }
-        self.strike(spec.id);
         self.index.remove(spec.id, spec.spi_in, spec.spi_out);
     }
 

@@ -3,12 +3,11 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::KernelPlane;
 use super::decode::{self, PolicyState, SaState};
 use super::encode::{self, Half, Sequence};
-use super::policies::{Sender, inner_networks};
+use super::flow::{Flow, flows};
+use super::policies::Sender;
 use crate::error::PlaneError;
 use crate::model::{ChildSpec, Spi};
 use crate::netlink::{Message, Refusal};
@@ -31,10 +30,10 @@ pub(super) struct Over {
 
 impl KernelPlane {
     /// What installs a child, and who sends then.
-    pub(super) fn installation(&mut self, spec: &ChildSpec) -> (Vec<Step>, Vec<(IpNet, Sender)>) {
+    pub(super) fn installation(&mut self, spec: &ChildSpec) -> (Vec<Step>, Vec<(Flow, Sender)>) {
         let fresh = Sequence::default();
         let sent = Sequence { sent: spec.first_seq_out, ..Sequence::default() };
-        let (context, hosts, suite) = (self.context, &spec.hosts, spec.suite.name());
+        let (context, hosts, suite) = (self.context_of(spec.id), &spec.hosts, spec.suite.name());
         let mut steps = vec![
             Step {
                 what: format!("install the inbound SA {} ({suite})", spec.spi_in),
@@ -49,9 +48,10 @@ impl KernelPlane {
                 over: None,
             },
         ];
+        steps.extend(self.companion_steps(spec));
         let mut senders = Vec::new();
         if spec.outbound_active {
-            let (policies, theirs) = self.policy_steps(spec, hosts, &inner_networks(spec));
+            let (policies, theirs) = self.policy_steps(spec, hosts, &flows(spec));
             steps.extend(policies);
             senders = theirs;
         }
@@ -126,19 +126,19 @@ impl KernelPlane {
         }
     }
 
-    /// Policies with our `if_id`.
+    /// Policies of ours.
     pub(super) fn dump_policies(&mut self) -> Result<Vec<PolicyState>, PlaneError> {
         let ours = self.context.if_id;
         self.netlink.dump("list policies", &encode::dump_policies(), |_, payload| {
-            decode::policy(payload).map(|policy| (policy.if_id == ours).then_some(policy))
+            decode::policy(payload).map(|policy| (policy.owner == ours).then_some(policy))
         })
     }
 
-    /// SAs with our `if_id`, larval ones among them.
+    /// SAs of ours, larval ones among them.
     pub(super) fn dump_sas(&mut self) -> Result<Vec<SaState>, PlaneError> {
         let ours = self.context.if_id;
         self.netlink.dump("list SAs", &encode::dump_sas(), |_, payload| {
-            decode::sa(payload).map(|sa| (sa.if_id == ours).then_some(sa))
+            decode::sa(payload).map(|sa| (sa.owner == ours).then_some(sa))
         })
     }
 
@@ -154,7 +154,7 @@ impl KernelPlane {
     /// Whether a larval SA, which a packet without an SA or an allocation made, has this name.
     fn is_larval(&mut self, destination: IpAddr, spi: Spi) -> Result<bool, PlaneError> {
         let ours = self.context.if_id;
-        Ok(self.found(destination, spi)?.is_some_and(|sa| sa.larval && sa.if_id == ours))
+        Ok(self.found(destination, spi)?.is_some_and(|sa| sa.larval && sa.owner == ours))
     }
 
     fn found(&mut self, destination: IpAddr, spi: Spi) -> Result<Option<SaState>, PlaneError> {

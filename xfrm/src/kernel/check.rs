@@ -1,9 +1,9 @@
 //! What the plane refuses before it asks the kernel.
 
-use super::policies::inner_networks;
+use super::flow::flows;
 use super::{KernelPlane, MAX_WINDOW};
 use crate::error::PlaneError;
-use crate::model::{ChildSpec, Mode, PlaneKind};
+use crate::model::{ChildSpec, PlaneKind};
 
 /// Prefixes behind one peer at most: each is a policy.
 const MAX_NETWORKS: usize = 128;
@@ -36,16 +36,14 @@ impl KernelPlane {
                 spec.hosts.local, spec.hosts.remote
             )));
         }
-        if spec.mode != Mode::Tunnel {
-            return Err(unsupported("do transport mode".to_owned(), "negotiate tunnel mode"));
-        }
+        Self::check_transport(spec)?;
         if spec.replay_window > MAX_WINDOW {
             return Err(unsupported(
                 format!("keep a replay window of {}", spec.replay_window),
                 "choose at most 4096",
             ));
         }
-        if inner_networks(spec).len() > MAX_NETWORKS {
+        if flows(spec).len() > MAX_NETWORKS {
             return Err(unsupported(
                 format!("route more than {MAX_NETWORKS} networks to one peer"),
                 "name whole networks instead of odd ranges",

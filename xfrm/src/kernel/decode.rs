@@ -9,16 +9,19 @@ use ipnet::IpNet;
 use netlink_packet_xfrm::constants::{
     AF_INET, AF_INET6, IPPROTO_ESP, XFRM_MSG_ACQUIRE, XFRM_MSG_EXPIRE, XFRM_MSG_MAPPING,
     XFRMA_ALG_AEAD, XFRMA_ALG_AUTH, XFRMA_ALG_COMP, XFRMA_ALG_CRYPT, XFRMA_ENCAP, XFRMA_IF_ID,
-    XFRMA_LASTUSED, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL, XFRMA_TMPL,
+    XFRMA_LASTUSED, XFRMA_OFFLOAD_DEV, XFRMA_REPLAY_ESN_VAL, XFRMA_REPLAY_VAL, XFRMA_SET_MARK,
+    XFRMA_SET_MARK_MASK, XFRMA_TMPL,
 };
 use netlink_packet_xfrm::{
-    Address, EncapTmpl, UserAcquire, UserExpire, UserMapping, UserPolicyInfo, UserSaInfo,
-    UserTemplate, XFRM_ENCAP_TMPL_LEN, XFRM_USER_ACQUIRE_LEN, XFRM_USER_EXPIRE_LEN,
-    XFRM_USER_MAPPING_LEN, XFRM_USER_POLICY_INFO_LEN, XFRM_USER_SA_INFO_LEN,
+    Address, EncapTmpl, Selector as XfrmSelector, UserAcquire, UserExpire, UserMapping,
+    UserPolicyInfo, UserSaInfo, UserTemplate, XFRM_ENCAP_TMPL_LEN, XFRM_USER_ACQUIRE_LEN,
+    XFRM_USER_EXPIRE_LEN, XFRM_USER_MAPPING_LEN, XFRM_USER_POLICY_INFO_LEN, XFRM_USER_SA_INFO_LEN,
     XFRM_USER_TEMPLATE_LEN,
 };
 
-use super::encode::Sequence;
+use super::encode::{LABEL, Sequence};
+use super::flow::{Between, Flow};
+use super::offload::Device;
 use crate::error::PlaneError;
 use crate::model::Spi;
 use crate::netlink::{Attrs, attr_u32};
@@ -31,7 +34,8 @@ pub(super) struct SaState {
     pub(super) spi: Spi,
     pub(super) protocol: u8,
     pub(super) reqid: u32,
-    pub(super) if_id: u32,
+    /// Which instance made it: its `if_id`, in transport mode its label (0: a stranger).
+    pub(super) owner: u32,
     pub(super) bytes: u64,
     pub(super) packets: u64,
     pub(super) drops_replay: u64,
@@ -41,6 +45,8 @@ pub(super) struct SaState {
     pub(super) sequence: Sequence,
     /// UDP ports of its packets, source and destination.
     pub(super) encap: Option<(u16, u16)>,
+    /// The device that has work of it.
+    pub(super) device: Option<Device>,
     /// It only holds a place until somebody installs a real one: it has no algorithm.
     pub(super) larval: bool,
 }
@@ -51,8 +57,16 @@ pub(super) struct PolicyState {
     pub(super) direction: u8,
     pub(super) index: u32,
     pub(super) if_id: u32,
-    /// The destinations it selects, when that is a network.
-    pub(super) inner: Option<IpNet>,
+    /// Which instance made it: its `if_id`, in transport mode its label (0: a stranger).
+    pub(super) owner: u32,
+    /// What it selects, when ours could.
+    pub(super) flow: Option<Flow>,
+    /// The source and destination networks it selects.
+    pub(super) networks: Option<(IpNet, IpNet)>,
+    /// What it does with them (`XFRM_POLICY_ALLOW`, `XFRM_POLICY_BLOCK`).
+    pub(super) action: u8,
+    /// It demands protection.
+    pub(super) protects: bool,
     /// The SA it demands, when that is one.
     pub(super) sender: Option<Wanted>,
 }
@@ -112,7 +126,7 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
         spi: Spi(info.id.spi),
         protocol: info.id.proto,
         reqid: info.reqid,
-        if_id: 0,
+        owner: 0,
         bytes: info.lifetime_cur.bytes,
         packets: info.lifetime_cur.packets,
         drops_replay: u64::from(info.stats.replay) + u64::from(info.stats.replay_window),
@@ -120,18 +134,23 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
         last_used: None,
         sequence: Sequence::default(),
         encap: None,
+        device: None,
         larval: true,
     };
+    let (mut mark, mut mask) = (0, u32::MAX);
     for attr in Attrs::new(attrs) {
         let attr = attr?;
         match attr.kind {
-            XFRMA_IF_ID => state.if_id = attr_u32(attr.value)?,
+            XFRMA_IF_ID => state.owner = attr_u32(attr.value)?,
+            XFRMA_SET_MARK => mark = attr_u32(attr.value)?,
+            XFRMA_SET_MARK_MASK => mask = attr_u32(attr.value)?,
             XFRMA_LASTUSED => {
                 let seconds = attr.value.try_into().map(u64::from_ne_bytes);
                 state.last_used = Some(seconds.map_err(|_| short("time", attr.value.len()))?);
             }
             XFRMA_REPLAY_VAL => state.sequence = replay(&words(attr.value)?)?,
             XFRMA_REPLAY_ESN_VAL => state.sequence = replay_esn(&words(attr.value)?)?,
+            XFRMA_OFFLOAD_DEV => state.device = Some(Device::parse(attr.value)?),
             XFRMA_ENCAP => state.encap = Some(ports(attr.value)?),
             // What they hold are keys.
             XFRMA_ALG_AEAD | XFRMA_ALG_AUTH | XFRMA_ALG_CRYPT | XFRMA_ALG_COMP => {
@@ -139,6 +158,9 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
             }
             _ => {}
         }
+    }
+    if (state.owner, mask) == (0, 0) {
+        state.owner = mark;
     }
     Ok(state)
 }
@@ -178,16 +200,46 @@ fn replay_esn(words: &[u32]) -> Result<Sequence, PlaneError> {
 pub(super) fn policy(payload: &[u8]) -> Result<PolicyState, PlaneError> {
     let (fixed, attrs) = split("policy", payload, XFRM_USER_POLICY_INFO_LEN)?;
     let info = UserPolicyInfo::parse(fixed).map_err(|error| refuse("policy", &error))?;
-    let selector = &info.selector;
+    let if_id = if_id(attrs)?;
+    let label = info.lifetime_cfg.soft_byte_limit;
+    let labelled =
+        if label >> 32 == LABEL { u32::try_from(label & 0xffff_ffff).ok() } else { None };
     Ok(PolicyState {
         direction: info.direction,
         index: info.index,
-        if_id: if_id(attrs)?,
-        inner: address(selector.family, &selector.daddr)
-            .ok()
-            .and_then(|to| IpNet::new(to, selector.prefixlen_d).ok()),
+        if_id,
+        owner: if if_id == 0 { labelled.unwrap_or_default() } else { if_id },
+        flow: flow(&info.selector),
+        networks: networks(&info.selector),
+        action: info.action,
+        protects: Attrs::find_kind(attrs, XFRMA_TMPL)?.is_some(),
         sender: sender(attrs)?,
     })
+}
+
+fn networks(selector: &XfrmSelector) -> Option<(IpNet, IpNet)> {
+    let network =
+        |at: &Address, length: u8| IpNet::new(address(selector.family, at).ok()?, length).ok();
+    Some((
+        network(&selector.saddr, selector.prefixlen_s)?,
+        network(&selector.daddr, selector.prefixlen_d)?,
+    ))
+}
+
+fn flow(selector: &XfrmSelector) -> Option<Flow> {
+    let destination = address(selector.family, &selector.daddr).ok()?;
+    let destination = IpNet::new(destination, selector.prefixlen_d).ok()?;
+    if selector.prefixlen_s == 0 {
+        return Some(Flow::to(destination));
+    }
+    let port = |port: u16, mask: u16| (mask != 0).then_some(port);
+    let between = Between {
+        source: address(selector.family, &selector.saddr).ok()?,
+        protocol: selector.proto,
+        source_port: port(selector.sport, selector.sport_mask),
+        destination_port: port(selector.dport, selector.dport_mask),
+    };
+    Some(Flow { destination, between: Some(between) })
 }
 
 /// Strangers' policies may have several templates, or odd ones; ours have one.

@@ -6,7 +6,6 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_xfrm::constants::{
     AF_INET, AF_INET6, IPPROTO_ESP, UDP_ENCAP_ESPINUDP, XFRM_INF, XFRM_MODE_TRANSPORT,
@@ -25,6 +24,8 @@ use netlink_packet_xfrm::{
 };
 use zeroize::Zeroize;
 
+use super::flow::Flow;
+use super::offload::Device;
 use crate::model::{ChildSpec, EspSuite, Hosts, Mode, SaKeys, Spi};
 use crate::netlink::Message;
 
@@ -37,6 +38,10 @@ const CLASSIC_WINDOW: u32 = 32;
 /// Where Runnel's policies stand among others on the machine; lower goes first. They match only
 /// packets of its own xfrm interface, so the value never decides against a stranger's.
 const PRIORITY: u32 = 1000;
+/// What passes beside the SAs is decided first.
+const OUTSIDE_PRIORITY: u32 = PRIORITY - 1;
+/// High half of the label of policies without `if_id`, whose low half is the instance's: "Runn".
+pub(super) const LABEL: u64 = 0x5275_6e6e;
 /// A changed peer address is reported at most this often, in seconds, instead of per packet.
 const MAPPING_INTERVAL: u32 = 1;
 
@@ -50,10 +55,13 @@ pub(super) enum Half {
 /// What the SA messages of one plane have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Context {
-    /// The xfrm interface's identifier; it marks everything that is ours.
+    /// The xfrm interface's identifier; it marks everything that is ours (in transport mode as a
+    /// label, see [`super::transport`]).
     pub(super) if_id: u32,
     /// The kernel understands `XFRMA_SA_DIR`.
     pub(super) sa_dir: bool,
+    /// The device that takes over work of this child.
+    pub(super) device: Option<Device>,
 }
 
 /// Anti-replay state an SA begins with.
@@ -130,10 +138,12 @@ fn sa(
     info.id.daddr = Address::from_ip(&destination.ip());
     info.id.spi = spi.0;
     info.id.proto = IPPROTO_ESP;
-    match single_inner_address(spec) {
-        Some(inner) => info.selector = sa_selector(inner, half),
+    match (spec.mode, single_inner_address(spec)) {
+        // The policies are as narrow as the SA.
+        (Mode::Transport, _) => {}
+        (Mode::Tunnel, Some(inner)) => info.selector = sa_selector(inner, half),
         // The kernel would otherwise take the outer family for the inner one.
-        None => info.flags |= XFRM_STATE_AF_UNSPEC,
+        (Mode::Tunnel, None) => info.flags |= XFRM_STATE_AF_UNSPEC,
     }
     let mut nlas = algorithms(spec.suite, keys);
     // With a direction the kernel wants no receive window on the sending half; without, it wants
@@ -164,7 +174,14 @@ fn sa(
             nlas.push(XfrmAttrs::MappingTimeThreshold(MAPPING_INTERVAL));
         }
     }
-    nlas.push(XfrmAttrs::IfId(context.if_id));
+    match spec.mode {
+        Mode::Tunnel => nlas.push(XfrmAttrs::IfId(context.if_id)),
+        Mode::Transport => {
+            nlas.push(XfrmAttrs::MarkVal(context.if_id));
+            nlas.push(XfrmAttrs::MarkMask(0));
+        }
+    }
+    nlas.extend(context.device.map(|device| device.of_sa(half, destination.is_ipv6())));
     if context.sa_dir {
         let direction = match half {
             Half::In => XFRM_SA_DIR_IN,
@@ -225,14 +242,14 @@ pub(super) fn wide_policies(context: Context) -> Vec<Message> {
     messages
 }
 
-/// The outbound policy of one inner address: everything to it goes through this very SA.
+/// The outbound policy of one flow: all of it goes through this very SA.
 /// `index` is its name in the kernel; `replace` says whether one is there already, which then
 /// keeps its own.
 pub(super) fn outbound_policy(
     context: Context,
     spec: &ChildSpec,
     hosts: &Hosts,
-    inner: IpNet,
+    flow: &Flow,
     index: u32,
     replace: bool,
 ) -> Message {
@@ -244,20 +261,59 @@ pub(super) fn outbound_policy(
     template.family = family(hosts.remote.ip());
     template.reqid = spec.reqid;
     let kind = if replace { XFRM_MSG_UPDPOLICY } else { XFRM_MSG_NEWPOLICY };
-    policy(kind, context, to_inner(inner), (XFRM_POLICY_OUT, index), template)
+    let name = (XFRM_POLICY_OUT, index);
+    match flow.between {
+        None => policy(kind, context, selector(flow), name, template),
+        Some(_) => host_policy(kind, context, selector(flow), name, Some(template)),
+    }
 }
 
-/// `XFRM_MSG_DELPOLICY` of an inner address's outbound policy, by its selector.
-pub(super) fn delete_outbound_policy(context: Context, inner: IpNet) -> Message {
-    delete_policy(context, to_inner(inner), 0, XFRM_POLICY_OUT)
+/// A policy between two hosts' own addresses, beside the xfrm interface; without a template it
+/// lets pass in clear.
+pub(super) fn host_policy(
+    kind: u16,
+    context: Context,
+    selector: XfrmSelector,
+    (direction, index): (u8, u32),
+    template: Option<UserTemplate>,
+) -> Message {
+    let mut lifetime_cfg = unlimited();
+    lifetime_cfg.soft_byte_limit = LABEL << 32 | u64::from(context.if_id);
+    let priority = if template.is_some() { PRIORITY } else { OUTSIDE_PRIORITY };
+    let message = PolicyModifyMessage {
+        user_policy_info: UserPolicyInfo {
+            selector,
+            lifetime_cfg,
+            priority,
+            index,
+            direction,
+            ..UserPolicyInfo::default()
+        },
+        nlas: template
+            .map(|template| XfrmAttrs::Template(vec![template]))
+            .into_iter()
+            .chain(offloaded(context, direction))
+            .collect(),
+    };
+    Message::emit(kind, 0, &message)
+}
+
+/// `XFRM_MSG_DELPOLICY` of a flow's outbound policy, by its selector.
+pub(super) fn delete_outbound_policy(context: Context, flow: &Flow) -> Message {
+    delete_policy(if_id_of(context, flow), selector(flow), 0, XFRM_POLICY_OUT)
+}
+
+/// The `if_id` of a flow's policies.
+pub(super) fn if_id_of(context: Context, flow: &Flow) -> u32 {
+    if flow.between.is_some() { 0 } else { context.if_id }
 }
 
 /// `XFRM_MSG_DELPOLICY` by index. Deleting by selector makes the kernel search its whole tree of
 /// policies for empty nodes each time, which at 10,000 clients takes half a millisecond under a
 /// lock.
-pub(super) fn delete_policy_by_index(context: Context, index: u32) -> Message {
+pub(super) fn delete_policy_by_index(if_id: u32, index: u32) -> Message {
     let direction = u8::try_from(index & 3).unwrap_or_default();
-    delete_policy(context, XfrmSelector::default(), index, direction)
+    delete_policy(if_id, XfrmSelector::default(), index, direction)
 }
 
 /// A policy index the kernel takes for an outbound policy: the direction is in its low bits. The
@@ -272,11 +328,16 @@ pub(super) fn outbound_number(index: u32) -> Option<u32> {
     (number & 0x1000_0000 != 0).then_some(number & 0x0fff_ffff)
 }
 
-fn delete_policy(context: Context, selector: XfrmSelector, index: u32, direction: u8) -> Message {
-    let message = PolicyDelGetMessage {
-        user_policy_id: UserPolicyId { selector, index, direction },
-        nlas: vec![XfrmAttrs::IfId(context.if_id)],
-    };
+/// `XFRM_MSG_DELPOLICY` by index, or by selector when that is 0.
+pub(super) fn delete_policy(
+    if_id: u32,
+    selector: XfrmSelector,
+    index: u32,
+    direction: u8,
+) -> Message {
+    let nlas = if if_id == 0 { Vec::new() } else { vec![XfrmAttrs::IfId(if_id)] };
+    let message =
+        PolicyDelGetMessage { user_policy_id: UserPolicyId { selector, index, direction }, nlas };
     Message::emit(XFRM_MSG_DELPOLICY, 0, &message)
 }
 
@@ -297,21 +358,37 @@ fn policy(
     };
     let message = PolicyModifyMessage {
         user_policy_info: info,
-        nlas: vec![XfrmAttrs::Template(vec![template]), XfrmAttrs::IfId(context.if_id)],
+        nlas: [XfrmAttrs::Template(vec![template]), XfrmAttrs::IfId(context.if_id)]
+            .into_iter()
+            .chain(offloaded(context, direction))
+            .collect(),
     };
     Message::emit(kind, 0, &message)
 }
 
-fn template(mode: u8) -> UserTemplate {
+/// What a device must know of a policy, if any.
+fn offloaded(context: Context, direction: u8) -> Option<XfrmAttrs> {
+    context.device.filter(|_| direction == XFRM_POLICY_OUT)?.of_policy()
+}
+
+pub(super) fn template(mode: u8) -> UserTemplate {
     let mut template = UserTemplate { mode, ..UserTemplate::default() };
     template.id.proto = IPPROTO_ESP;
     (template.aalgos, template.ealgos, template.calgos) = (u32::MAX, u32::MAX, u32::MAX);
     template
 }
 
-fn to_inner(inner: IpNet) -> XfrmSelector {
+pub(super) fn selector(flow: &Flow) -> XfrmSelector {
     let mut selector = XfrmSelector::default();
-    selector.destination_prefix(&inner.network(), inner.prefix_len());
+    let to = flow.destination;
+    if let Some(between) = flow.between {
+        let whole = |port: Option<u16>| port.map_or((0, 0), |port| (port, u16::MAX));
+        selector.source_prefix(&between.source, to.max_prefix_len());
+        selector.proto = between.protocol;
+        (selector.sport, selector.sport_mask) = whole(between.source_port);
+        (selector.dport, selector.dport_mask) = whole(between.destination_port);
+    }
+    selector.destination_prefix(&to.network(), to.prefix_len());
     selector
 }
 
@@ -326,7 +403,7 @@ fn single_inner_address(spec: &ChildSpec) -> Option<IpAddr> {
 
 fn sa_selector(inner: IpAddr, half: Half) -> XfrmSelector {
     let mut selector = XfrmSelector::default();
-    let length = IpNet::from(inner).max_prefix_len();
+    let length = if inner.is_ipv6() { 128 } else { 32 };
     match half {
         Half::In => selector.source_prefix(&inner, length),
         Half::Out => selector.destination_prefix(&inner, length),

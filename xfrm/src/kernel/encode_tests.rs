@@ -7,7 +7,7 @@ use crate::kernel::decode;
 use crate::model::{ChildId, Limits, Selector};
 use crate::netlink::{Attrs, Frames};
 
-const CONTEXT: Context = Context { if_id: 0x1122_3344, sa_dir: true };
+const CONTEXT: Context = Context { if_id: 0x1122_3344, sa_dir: true, device: None };
 const OLD: Context = Context { sa_dir: false, ..CONTEXT };
 const FIXED: usize = 224;
 
@@ -215,7 +215,7 @@ fn an_sa_reads_back_without_its_keys() {
     let state = decode::sa(&payload(&message)).unwrap();
     assert_eq!(state.destination, spec.hosts.local.ip());
     assert_eq!(state.source, spec.hosts.remote.ip());
-    assert_eq!((state.spi, state.reqid, state.if_id), (spec.spi_in, 77, CONTEXT.if_id));
+    assert_eq!((state.spi, state.reqid, state.owner), (spec.spi_in, 77, CONTEXT.if_id));
     assert_eq!(state.sequence, sequence);
     assert_eq!((state.encap, state.larval), (Some((4500, 4500)), false));
     assert!(!format!("{state:?}").contains("161"), "0xa1 is a key byte");
@@ -252,9 +252,9 @@ fn wide_policies_are_four_and_require_a_tunnel() {
 #[test]
 fn an_outbound_policy_names_the_client() {
     let spec = spec();
-    let inner = "10.77.0.2/32".parse().unwrap();
+    let inner = Flow::to("10.77.0.2/32".parse().unwrap());
     let index = outbound_index(5);
-    let message = outbound_policy(CONTEXT, &spec, &spec.hosts, inner, index, false);
+    let message = outbound_policy(CONTEXT, &spec, &spec.hosts, &inner, index, false);
     assert_eq!(message.kind(), XFRM_MSG_NEWPOLICY);
     let policy = PolicyModifyMessage::parse(&payload(&message)).unwrap();
     let info = &policy.user_policy_info;
@@ -269,30 +269,30 @@ fn an_outbound_policy_names_the_client() {
     assert_eq!((read.direction, read.if_id, read.index), (1, CONTEXT.if_id, index));
     assert_eq!(index & 7, 1, "the direction is in the low bits");
     assert_eq!((outbound_number(index), outbound_number(9)), (Some(5), None));
-    assert_eq!(read.inner, Some(inner));
+    assert_eq!((read.flow, read.owner), (Some(inner), CONTEXT.if_id));
     let sender = read.sender.unwrap();
     assert_eq!(
         (sender.source, sender.destination),
         (spec.hosts.local.ip(), spec.hosts.remote.ip())
     );
     assert_eq!((sender.spi, sender.reqid), (spec.spi_out, 77));
-    let delete = delete_policy_by_index(CONTEXT, read.index);
+    let delete = delete_policy_by_index(CONTEXT.if_id, read.index);
     let delete = PolicyDelGetMessage::parse(&payload(&delete)).unwrap();
     assert_eq!((delete.user_policy_id.index, delete.user_policy_id.direction), (index, 1));
     assert_eq!(delete.nlas, [XfrmAttrs::IfId(CONTEXT.if_id)]);
-    let delete = PolicyDelGetMessage::parse(&payload(&delete_outbound_policy(CONTEXT, inner)));
+    let delete = PolicyDelGetMessage::parse(&payload(&delete_outbound_policy(CONTEXT, &inner)));
     assert_eq!(delete.unwrap().user_policy_id.selector, info.selector);
 }
 
 #[test]
 fn messages_are_whole_netlink_messages() {
     let spec = spec();
-    let inner = "fd77::2/128".parse().unwrap();
+    let inner = Flow::to("fd77::2/128".parse().unwrap());
     for message in [
         new_sa(CONTEXT, &spec, &spec.hosts, Half::In, &Sequence::default()),
         update_sa(CONTEXT, &spec, &spec.hosts, Half::Out),
         delete_sa(spec.hosts.local.ip(), spec.spi_in),
-        outbound_policy(CONTEXT, &spec, &spec.hosts, inner, outbound_index(1), true),
+        outbound_policy(CONTEXT, &spec, &spec.hosts, &inner, outbound_index(1), true),
         ask_for_direction(),
     ] {
         assert_eq!(message.bytes().len() % 4, 0);

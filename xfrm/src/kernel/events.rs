@@ -68,7 +68,8 @@ impl Index {
     fn resolve(&self, occurrence: &Occurrence, ours: u32) -> Option<PlaneEvent> {
         let inner = self.lock();
         match *occurrence {
-            Occurrence::Expire { destination, spi, hard, if_id } if if_id == ours => {
+            // In transport mode nothing has our identifier, and the name alone must do.
+            Occurrence::Expire { destination, spi, hard, if_id } if [ours, 0].contains(&if_id) => {
                 let inbound = inner.inbound.get(&spi).filter(|k| k.hosts.local.ip() == destination);
                 let outbound = || {
                     // The peer chose it, so two peers may have chosen the same.
@@ -85,13 +86,14 @@ impl Index {
                 (known.hosts.remote != remote)
                     .then_some(PlaneEvent::Mapping { child: known.child, remote })
             }
-            Occurrence::Acquire { destination, sender, if_id } if if_id == ours => {
+            Occurrence::Acquire { destination, sender, if_id } if [ours, 0].contains(&if_id) => {
                 let child = sender.and_then(|wanted| {
                     let same_spi = inner.outbound.get(&wanted.spi)?;
                     let to = |k: &&Known| k.hosts.remote.ip() == wanted.destination;
                     same_spi.iter().find(to).map(|known| known.child)
                 });
-                Some(PlaneEvent::Acquire { child, destination })
+                (child.is_some() || if_id == ours)
+                    .then_some(PlaneEvent::Acquire { child, destination })
             }
             Occurrence::Expire { .. } | Occurrence::Acquire { .. } => None,
         }

@@ -5,7 +5,7 @@ use super::KernelPlane;
 use super::apply::{Over, Step};
 use super::encode::{self, Half, Sequence};
 use crate::error::PlaneError;
-use crate::model::{ChildId, ChildSpec, Hosts};
+use crate::model::{ChildId, ChildSpec, Hosts, Mode};
 
 /// Sequence numbers skipped by the outbound SA for a new destination: more than the old one can
 /// send between the reading of its counter and the change of policy, so that none is used twice
@@ -24,6 +24,18 @@ impl KernelPlane {
                 "outer addresses {} and {} are of different families",
                 hosts.local, hosts.remote
             )));
+        }
+        let ends = |hosts: &Hosts| (hosts.local.ip(), hosts.remote.ip(), hosts.encap);
+        if spec.mode == Mode::Transport && ends(&former) != ends(hosts) {
+            // RFC 4555 1.2: what it carries is between the former addresses themselves.
+            return Err(PlaneError::Conflict(format!(
+                "child {} is in transport mode, which ends with the addresses it is between; \
+                 connect again instead of moving it",
+                spec.id.0
+            )));
+        }
+        if ends(&former) != ends(hosts) {
+            self.devices.remove(&child);
         }
         let same_inbound = former.encap == hosts.encap && former.local.ip() == hosts.local.ip();
         let same_outbound = same_inbound && former.remote.ip() == hosts.remote.ip();
@@ -152,8 +164,8 @@ impl KernelPlane {
                 message: encode::fill_sa(self.context, spec, hosts, Half::Out, &sequence),
             }),
         };
-        let inners = self.sends_to(spec);
-        let (policies, _) = self.policy_steps(spec, hosts, &inners);
+        let flows = self.sends_to(spec);
+        let (policies, _) = self.policy_steps(spec, hosts, &flows);
         if old == new {
             // Only encapsulation or our own address changed: the two cannot coexist. Between the
             // two the policy finds no SA and holds packets back; nothing leaves in clear.

@@ -10,7 +10,7 @@ use super::{KernelConfig, KernelPlane, suites};
 use crate::Dataplane;
 use crate::dataplane::EventSink;
 use crate::error::PlaneError;
-use crate::model::PlaneKind;
+use crate::model::{Offload, PlaneKind};
 use crate::netlink::{Message, Netlink, Protocol};
 use crate::route::RouteSocket;
 
@@ -123,7 +123,7 @@ impl KernelPlane {
             netlink.try_query(encode::ask_for_direction())?,
             Err(refusal) if refusal.errno == libc::EINVAL
         );
-        let context = Context { if_id: config.if_id, sa_dir };
+        let context = Context { if_id: config.if_id, sa_dir, device: None };
         let suites = suites::supported(&mut netlink, context)?;
         let index = Index::default();
         let threads = Threads::start(&index, config.if_id, config.ports, sink)?;
@@ -141,6 +141,9 @@ impl KernelPlane {
             policies_made: 0,
             reserved: BTreeSet::new(),
             left: Left::default(),
+            offload: Offload::None,
+            devices: BTreeMap::new(),
+            refusing: BTreeSet::new(),
         };
         match former {
             Former::Remove => {
@@ -166,14 +169,14 @@ impl KernelPlane {
         Ok(plane)
     }
 
-    /// Removes every policy and SA with our `if_id`; returns how many there were.
+    /// Removes every policy and SA of ours; returns how many there were.
     pub(super) fn purge(&mut self) -> Result<usize, PlaneError> {
         let policies = self.dump_policies()?;
         let sas = self.dump_sas()?;
         let found = policies.len() + sas.len();
         let mut messages: Vec<Message> = policies
             .into_iter()
-            .map(|policy| encode::delete_policy_by_index(self.context, policy.index))
+            .map(|policy| encode::delete_policy_by_index(policy.if_id, policy.index))
             .collect();
         messages.extend(sas.into_iter().map(|sa| encode::delete_sa(sa.destination, sa.spi)));
         self.run_deletions("remove an SA or policy", messages)?;

@@ -8,6 +8,8 @@
 //! - Four wide inbound policies (`in` and `fwd` for IPv4 and IPv6): what leaves the interface
 //!   must have come through some ESP tunnel SA of ours. *Which* client may use which source is
 //!   the firewall's business (reqid and address).
+//! - Beside the interface, for a child in transport mode, its SAs and policies between the two
+//!   machines' own addresses ([`transport`]).
 //! - Per child two SAs. Per inner address one outbound policy whose template names the client's
 //!   outer addresses, the lease's reqid and the SPI of the SA that sends now. Naming the SPI
 //!   makes the switch at a rekey one policy update, at the moment the control plane chooses.
@@ -20,11 +22,14 @@
 mod adopt;
 mod apply;
 mod check;
+mod conflicts;
 mod decode;
 mod encode;
 mod events;
+mod flow;
 mod hosts;
 mod lifecycle;
+mod offload;
 mod policies;
 #[cfg(test)]
 mod recorded;
@@ -32,16 +37,20 @@ mod stats;
 mod suites;
 #[cfg(any(test, feature = "fuzzing"))]
 mod targets;
+mod transport;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::IpNet;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use self::adopt::Left;
+pub use self::conflicts::conflicting_policies;
 use self::encode::Context;
 use self::events::{Index, Threads};
-use self::policies::{Sender, inner_networks};
+use self::flow::{Flow, flows};
+use self::offload::Device;
+use self::policies::Sender;
+pub use self::suites::missing_suites;
 pub(crate) use self::suites::try_esp;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use self::targets::kernel_message;
@@ -51,7 +60,7 @@ use crate::Dataplane;
 use crate::dataplane::PlaneEvent;
 use crate::error::PlaneError;
 use crate::model::{
-    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, PlaneKind, PlaneStats, Spi, Usage,
+    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, Offload, PlaneKind, PlaneStats, Spi, Usage,
 };
 use crate::netlink::Netlink;
 use crate::route::RouteSocket;
@@ -94,13 +103,19 @@ pub struct KernelPlane {
     index: Index,
     threads: Option<Threads>,
     children: BTreeMap<ChildId, ChildSpec>,
-    /// Children by the inner addresses they can carry.
-    carriers: BTreeMap<IpNet, BTreeSet<ChildId>>,
-    /// Which child sends to an inner address, and its policy's index.
-    senders: BTreeMap<IpNet, Sender>,
+    /// Children by what they can carry.
+    carriers: BTreeMap<Flow, BTreeSet<ChildId>>,
+    /// Which child sends a flow, and its policy's index.
+    senders: BTreeMap<Flow, Sender>,
     policies_made: u32,
     reserved: BTreeSet<Spi>,
     left: Left,
+    /// What devices are asked for.
+    offload: Offload,
+    /// Devices with work of a child.
+    devices: BTreeMap<ChildId, Device>,
+    /// What devices will never do.
+    refusing: BTreeSet<Device>,
 }
 
 impl KernelPlane {
@@ -109,19 +124,20 @@ impl KernelPlane {
     }
 
     fn enlist(&mut self, spec: ChildSpec) {
-        for inner in inner_networks(&spec) {
-            self.carriers.entry(inner).or_default().insert(spec.id);
+        for flow in flows(&spec) {
+            self.carriers.entry(flow).or_default().insert(spec.id);
         }
         self.children.insert(spec.id, spec);
     }
 
     fn strike(&mut self, child: ChildId) {
+        self.devices.remove(&child);
         let Some(spec) = self.children.remove(&child) else { return };
-        for inner in inner_networks(&spec) {
-            if let Some(carriers) = self.carriers.get_mut(&inner) {
+        for flow in flows(&spec) {
+            if let Some(carriers) = self.carriers.get_mut(&flow) {
                 carriers.remove(&child);
                 if carriers.is_empty() {
-                    self.carriers.remove(&inner);
+                    self.carriers.remove(&flow);
                 }
             }
         }
@@ -136,9 +152,7 @@ impl Dataplane for KernelPlane {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             plain_esp: true,
-            // The xfrm interface would send such packets to itself, the inbound policies want tunnel
-            // SAs, and packets that do not pass the interface pass no filter.
-            transport_mode: false,
+            transport_mode: true,
             esn: true,
             max_replay_window: MAX_WINDOW,
             update_hosts: true,
@@ -174,16 +188,28 @@ impl Dataplane for KernelPlane {
 
     fn install(&mut self, spec: &ChildSpec) -> Result<(), PlaneError> {
         self.check(spec)?;
-        let (steps, senders) = self.installation(spec);
-        // Before the SAs, so that not even their first event finds nobody.
-        self.index.insert(spec.id, spec.spi_in, spec.spi_out, spec.hosts);
-        if let Err(error) = self.run(steps) {
-            self.index.remove(spec.id, spec.spi_in, spec.spi_out);
-            return Err(error);
+        for device in self.devices(spec) {
+            self.devices.extend(device.map(|device| (spec.id, device)));
+            let (steps, senders) = self.installation(spec);
+            // Before the SAs, so that not even their first event finds nobody.
+            self.index.insert(spec.id, spec.spi_in, spec.spi_out, spec.hosts);
+            match (self.run(steps), device) {
+                (Ok(()), _) => {
+                    self.reserved.remove(&spec.spi_in);
+                    self.senders.extend(senders);
+                    self.enlist(spec.clone());
+                    break;
+                }
+                (Err(error), device) => {
+                    self.index.remove(spec.id, spec.spi_in, spec.spi_out);
+                    self.devices.remove(&spec.id);
+                    match device {
+                        Some(device) => self.refused(device, &error),
+                        None => return Err(error),
+                    }
+                }
+            }
         }
-        self.reserved.remove(&spec.spi_in);
-        self.senders.extend(senders);
-        self.enlist(spec.clone());
         Ok(())
     }
 
@@ -201,7 +227,7 @@ impl Dataplane for KernelPlane {
 
     fn activate_outbound(&mut self, child: ChildId) -> Result<(), PlaneError> {
         let spec = self.known(child)?.clone();
-        let (steps, senders) = self.policy_steps(&spec, &spec.hosts, &inner_networks(&spec));
+        let (steps, senders) = self.policy_steps(&spec, &spec.hosts, &flows(&spec));
         self.run(steps)?;
         self.senders.extend(senders);
         Ok(())
@@ -214,17 +240,17 @@ impl Dataplane for KernelPlane {
     fn remove(&mut self, child: ChildId) -> Result<Usage, PlaneError> {
         let spec = self.known(child)?.clone();
         let mut orphans = Vec::new();
-        for inner in self.sends_to(&spec) {
-            // The newest other child that carries the address goes on sending.
-            let carriers = self.carriers.get(&inner).into_iter().flatten();
+        for flow in self.sends_to(&spec) {
+            // The newest other child that carries it goes on sending.
+            let carriers = self.carriers.get(&flow).into_iter().flatten();
             let heir = carriers.rev().find(|other| **other != child);
             match heir.and_then(|heir| self.children.get(heir)).cloned() {
                 Some(heir) => {
-                    let (steps, senders) = self.policy_steps(&heir, &heir.hosts, &[inner]);
+                    let (steps, senders) = self.policy_steps(&heir, &heir.hosts, &[flow]);
                     self.run(steps)?;
                     self.senders.extend(senders);
                 }
-                None => orphans.push(inner),
+                None => orphans.push(flow),
             }
         }
         self.delete_policies(&orphans)?;
@@ -238,6 +264,7 @@ impl Dataplane for KernelPlane {
         )?;
         self.strike(child);
         self.index.remove(child, spec.spi_in, spec.spi_out);
+        self.remove_companions(&spec)?;
         Ok(usage)
     }
 
@@ -277,6 +304,7 @@ impl Dataplane for KernelPlane {
         self.senders.clear();
         self.reserved.clear();
         self.left = Left::default();
+        self.devices.clear();
         self.index = Index::default();
         self.purge()?;
         if self.owns_interface {

@@ -49,7 +49,12 @@ impl KernelPlane {
 }
 
 pub(super) fn usage(inbound: Option<&SaState>, outbound: Option<&SaState>) -> Usage {
-    let mut usage = Usage::default();
+    let level = |sa: Option<&SaState>| sa.and_then(|sa| sa.device).map(|device| device.level);
+    let mut usage = Usage {
+        // Of two halves the one with less counts.
+        offload: level(inbound).min(level(outbound)).unwrap_or_default(),
+        ..Usage::default()
+    };
     if let Some(sa) = inbound {
         usage.bytes_in = sa.bytes;
         usage.packets_in = sa.packets;

@@ -4,19 +4,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::encode::{self, Context, Half, Sequence};
 use crate::error::PlaneError;
-use crate::model::{ChildId, ChildSpec, EspSuite, Hosts, Limits, Mode, SaKeys, Selector, Spi};
+use crate::model::{
+    Capabilities, ChildId, ChildSpec, EspSuite, Hosts, Limits, Mode, SaKeys, Selector, Spi,
+};
 use crate::netlink::{Netlink, Protocol, Refusal};
-
-/// Best first.
-const ALL: [EspSuite; 7] = [
-    EspSuite::Aes256Gcm16,
-    EspSuite::Aes128Gcm16,
-    EspSuite::ChaCha20Poly1305,
-    EspSuite::Aes256CbcSha256,
-    EspSuite::Aes128CbcSha256,
-    EspSuite::Aes256CbcSha384,
-    EspSuite::Aes256CbcSha512,
-];
 
 /// Suites the kernel installs now, best first; none when it has no ESP.
 pub(super) fn supported(
@@ -24,7 +15,7 @@ pub(super) fn supported(
     context: Context,
 ) -> Result<Vec<EspSuite>, PlaneError> {
     let mut suites = Vec::new();
-    for suite in ALL {
+    for suite in EspSuite::ALL {
         match attempt(netlink, context, suite, false)? {
             Ok(()) => suites.push(suite),
             Err(refusal) if refusal.errno == libc::EPERM => {
@@ -36,11 +27,23 @@ pub(super) fn supported(
     Ok(suites)
 }
 
+/// Suites the kernel has not, each with what to load for it.
+pub fn missing_suites(capabilities: &Capabilities) -> Vec<String> {
+    let modules = |suite| match suite {
+        EspSuite::Aes256Gcm16 | EspSuite::Aes128Gcm16 => "gcm",
+        EspSuite::ChaCha20Poly1305 => "chacha20poly1305",
+        EspSuite::Aes256CbcSha256 | EspSuite::Aes128CbcSha256 => "cbc authencesn sha256_generic",
+        EspSuite::Aes256CbcSha384 | EspSuite::Aes256CbcSha512 => "cbc authencesn sha512_generic",
+    };
+    let missing = EspSuite::ALL.into_iter().filter(|suite| !capabilities.suites.contains(suite));
+    missing.map(|suite| format!("{} (`modprobe -a {}`)", suite.name(), modules(suite))).collect()
+}
+
 /// Installs and removes an AES-GCM SA over each outer family in the calling thread's network
 /// namespace, for the probe.
 pub(crate) fn try_esp() -> Result<(), PlaneError> {
     let mut netlink = Netlink::open(Protocol::Xfrm)?;
-    let context = Context { if_id: 1, sa_dir: false };
+    let context = Context { if_id: 1, sa_dir: false, device: None };
     for ipv6 in [false, true] {
         let what =
             if ipv6 { "install an AES-GCM ESP SA over IPv6" } else { "install an AES-GCM ESP SA" };

@@ -46,7 +46,7 @@ pub(crate) fn samples() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     use super::encode::{self, Context};
     use crate::netlink::Message;
 
-    let context = Context { if_id: 7, sa_dir: true };
+    let context = Context { if_id: 7, sa_dir: true, device: None };
     let mut policies = Vec::new();
     for mut message in encode::wide_policies(context).into_iter().take(2) {
         message.seal(0, 1);

@@ -72,7 +72,7 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         let (mut first, mut last) = (Duration::ZERO, Duration::ZERO);
         for number in 0..10_000 {
             let spec = spec(number);
-            let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &inner_networks(&spec));
+            let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &flows(&spec));
             let started = Instant::now();
             plane.run(steps).unwrap();
             plane.senders.extend(senders);
@@ -108,7 +108,7 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         let indexes: BTreeSet<u32> = all.iter().map(|policy| policy.index).collect();
         let known: Vec<u32> = plane.senders.values().map(|sender| sender.policy).collect();
         assert!(known.iter().all(|index| indexes.contains(index)), "the kernel took our indexes");
-        let some: Vec<IpNet> = plane.senders.keys().take(1_000).copied().collect();
+        let some: Vec<Flow> = plane.senders.keys().take(1_000).copied().collect();
         let started = Instant::now();
         plane.delete_policies(&some).unwrap();
         println!("removed 1,000: {:?}", started.elapsed());
@@ -123,11 +123,11 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
 #[test]
 fn a_killed_instance_is_cleaned_up_and_strangers_are_left_alone() {
     with_plane(|mut plane, _| {
-        let stranger = Context { if_id: 5, sa_dir: false };
+        let stranger = Context { if_id: 5, sa_dir: false, device: None };
         let message = encode::wide_policies(stranger).remove(0);
         plane.netlink.request("add a policy", message).unwrap();
         let spec = spec(1);
-        let (steps, _) = plane.policy_steps(&spec, &spec.hosts, &inner_networks(&spec)[..1]);
+        let (steps, _) = plane.policy_steps(&spec, &spec.hosts, &flows(&spec)[..1]);
         plane.run(steps).unwrap();
         assert_eq!(policies(&mut plane).len(), 6);
 
@@ -164,17 +164,17 @@ fn a_refused_sa_leaves_nothing_behind() {
 fn a_taken_policy_index_does_not_keep_the_policy() {
     with_plane(|mut plane, _| {
         let spec = spec(1);
-        let inners = inner_networks(&spec);
+        let carried = flows(&spec);
         let taken = encode::outbound_index(1);
-        let stranger = Context { if_id: 5, sa_dir: false };
+        let stranger = Context { if_id: 5, sa_dir: false, device: None };
         let message =
-            encode::outbound_policy(stranger, &spec, &spec.hosts, inners[0], taken, false);
+            encode::outbound_policy(stranger, &spec, &spec.hosts, &carried[0], taken, false);
         plane.netlink.request("add a policy", message).unwrap();
-        let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &inners);
+        let (steps, senders) = plane.policy_steps(&spec, &spec.hosts, &carried);
         plane.run(steps).unwrap();
         plane.senders.extend(senders);
         assert_eq!(policies(&mut plane).len(), 7);
-        plane.delete_policies(&inners).unwrap();
+        plane.delete_policies(&carried).unwrap();
         let left: Vec<u32> = policies(&mut plane)
             .iter()
             .filter(|policy| policy.direction == 1)
@@ -208,7 +208,7 @@ fn an_expired_sa_of_ours_is_an_event() {
             let message = Message::emit(0x16, 0, &ask);
             let (_, answer) = plane.netlink.query("allocate an SPI", message).unwrap();
             let state = decode::sa(&answer).unwrap();
-            assert_eq!((state.spi, state.if_id), (Spi(spi), if_id));
+            assert_eq!((state.spi, state.owner), (Spi(spi), if_id));
             assert_eq!(state.destination, spec.hosts.local.ip());
         }
         assert_eq!(plane.dump_sas().unwrap().len(), 1, "the other is a stranger's");

@@ -12,6 +12,11 @@
 //!              network -> tunnel    reply, destination -> ret.ROLE, else drop
 //! input        tunnel -> gateway    (reqid .) source -> loc.ROLE, else drop
 //! output       gateway -> tunnel    reply, destination -> ret.ROLE, else drop
+//!
+//! A site in transport mode is one machine, whose packets pass beside the tunnel interface:
+//! prerouting   from it in clear, but for IKE, ESP and ports of ours              drop
+//! host_input   from it through an SA -> sloc.SITE, else drop
+//! host_output  to it in clear, but for the same                                  drop
 //! ```
 
 use std::collections::BTreeSet;
@@ -234,6 +239,7 @@ pub(super) fn base(config: &FirewallConfig) -> String {
         fwd6 = key_expression(true, config.plane),
     );
     spoofing(&mut text, config, &config.sites);
+    host_chains(&mut text, &config.sites);
     masquerade(&mut text, interface, &config.networks);
     text.push_str("}\n");
     text
@@ -433,6 +439,10 @@ pub(super) fn replace_sites(
     let table = table_name(&config.instance);
     let mut text = String::new();
     let kept = |name: &str| sites.iter().any(|site| site.site == name);
+    // First, because they lead to chains that may go.
+    for chain in ["prerouting", "host_input", "host_output"] {
+        let _ = writeln!(text, "flush chain inet {table} {chain}");
+    }
     for site in former {
         for kind in ChainKind::ALL {
             let chain = site_chain(kind, &site.site);
@@ -445,11 +455,12 @@ pub(super) fn replace_sites(
             let _ = writeln!(text, "delete set inet {table} {}", site_reqids(&site.site));
         }
     }
-    let _ = writeln!(text, "flush chain inet {table} prerouting\ntable inet {table} {{");
+    let _ = writeln!(text, "table inet {table} {{");
     for site in sites {
         site_chains(&mut text, site, config.plane);
     }
     spoofing(&mut text, config, sites);
+    host_chains(&mut text, sites);
     text.push_str("}\n");
     text
 }
@@ -481,7 +492,8 @@ pub(super) fn site_elements(config: &FirewallConfig, lease: &LeaseFilter, add: b
 fn spoofing(text: &mut String, config: &FirewallConfig, sites: &[SiteFilter]) {
     let interface = &config.interface;
     let pools = config.networks.iter().map(|network| network.network.trunc());
-    let behind = sites.iter().flat_map(|site| site.remote.iter().map(IpNet::trunc));
+    let behind = sites.iter().filter(|site| site.hosts.is_none());
+    let behind = behind.flat_map(|site| site.remote.iter().map(IpNet::trunc));
     text.push_str(
         "  chain prerouting {\n    type filter hook prerouting priority raw; policy accept;\n",
     );
@@ -492,6 +504,55 @@ fn spoofing(text: &mut String, config: &FirewallConfig, sites: &[SiteFilter]) {
              drop_spoofed drop",
             ip_word(is_ipv6(&net))
         );
+    }
+    for (site, from_it, _) in host_pairs(sites) {
+        in_clear(text, site, &format!("{from_it} meta ipsec missing"), "d", "drop_spoofed");
+    }
+    text.push_str("  }\n");
+}
+
+/// Sites in transport mode, with matches of what comes from the machine and of what goes to it.
+fn host_pairs(sites: &[SiteFilter]) -> impl Iterator<Item = (&SiteFilter, String, String)> {
+    sites.iter().filter(|site| site.hosts.is_some()).filter_map(|site| {
+        let [local, remote] = [site.local.first()?.trunc(), site.remote.first()?.trunc()];
+        let matches =
+            |from, to| format!("{} {}", address_match("saddr", from), address_match("daddr", to));
+        Some((site, matches(remote, local), matches(local, remote)))
+    })
+}
+
+/// Drops what is between two machines without protection, but for what makes the protection: IKE,
+/// ESP, neighbour discovery, and the ports that show whether certificates are good. `ours` is the
+/// port on our side, `s` or `d`.
+fn in_clear(text: &mut String, site: &SiteFilter, matched: &str, ours: &str, counter: &str) {
+    let own_ports = site.hosts.iter().flat_map(|hosts| &hosts.own_ports);
+    let mut except = vec!["meta l4proto esp".to_owned(), format!("udp {ours}port {{ 500, 4500 }}")];
+    if matched.starts_with("ip6") {
+        except.push("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }".to_owned());
+    }
+    except.extend(own_ports.map(|port| format!("tcp {ours}port {port}")));
+    for exception in except {
+        let _ = writeln!(text, "    {matched} {exception} accept");
+    }
+    let _ = writeln!(text, "    {matched} counter name {counter} drop");
+}
+
+/// The filter of machines in transport mode.
+fn host_chains(text: &mut String, sites: &[SiteFilter]) {
+    text.push_str(
+        "  chain host_input {\n    type filter hook input priority filter; policy accept;\n",
+    );
+    for (site, from_it, _) in host_pairs(sites) {
+        let protected = format!("{from_it} meta ipsec exists");
+        let chain = site_chain(ChainKind::Local, &site.site);
+        let _ = writeln!(text, "    {protected} jump {chain}");
+        let _ = writeln!(text, "    {protected} counter name drop_from_client drop");
+    }
+    text.push_str(
+        "  }\n  chain host_output {\n    type filter hook output priority filter; policy accept;\n",
+    );
+    for (site, _, to_it) in host_pairs(sites) {
+        in_clear(text, site, &format!("{to_it} rt ipsec missing"), "s", "drop_to_client");
     }
     text.push_str("  }\n");
 }

@@ -11,7 +11,7 @@ use super::mtu;
 use super::replay::ReplayWindow;
 use crate::dataplane::PlaneEvent;
 use crate::error::PlaneError;
-use crate::model::{ChildId, ChildSpec, EspSuite, Hosts, Limits, Selector, Usage};
+use crate::model::{ChildId, ChildSpec, EspSuite, Hosts, Limits, Offload, Selector, Usage};
 
 /// Numbers left when a rekey is asked for: more than two minutes at a million packets a second.
 const SEQUENCE_RESERVE: u64 = 1 << 27;
@@ -228,6 +228,7 @@ impl Child {
             drops_replay: load(&self.drops_replay),
             drops_auth: load(&self.drops_auth),
             drops_selector: load(&self.drops_selector),
+            offload: Offload::None,
         }
     }
 }

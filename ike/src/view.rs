@@ -90,6 +90,8 @@ pub struct ChildView {
     pub ts_remote: Vec<TrafficSelector>,
     /// Outer addresses.
     pub hosts: Hosts,
+    /// Transport instead of tunnel mode.
+    pub transport: bool,
     /// When it was installed.
     pub installed_at: Timestamp,
     /// How long it has been installed.

@@ -8,6 +8,7 @@
 
 mod forwarding;
 mod ops;
+mod settings;
 #[cfg(any(test, feature = "fuzzing"))]
 mod targets;
 
@@ -24,7 +25,7 @@ pub(crate) use self::targets::samples;
 use crate::enforcer::TunnelAddressing;
 use crate::error::PlaneError;
 use crate::kernel::if_id_for;
-use crate::model::{EspSuite, SiteRoute, TunnelNetwork};
+use crate::model::{EspSuite, Mode, PlaneKind, SiteRoute, TunnelNetwork};
 
 /// The metric of an instance's unreachable routes: worse than any in practical use, so that every
 /// other route to a pool wins. Its lower bits tell instances apart, by their interface, so that
@@ -43,6 +44,12 @@ pub enum ProblemKind {
     Forwarding,
     /// There is no route to a destination.
     NoRoute,
+    /// A client's or site's address does not lead to the tunnel interface.
+    ReversePath,
+    /// A switch takes the interface out of IPsec.
+    Switch,
+    /// An IPsec policy of another program is in the way.
+    ForeignPolicy,
 }
 
 /// Something on this machine that keeps packets from flowing, as one sentence with its remedy.
@@ -99,6 +106,20 @@ pub fn forwarding_report(destinations: &[IpNet]) -> Result<Vec<Problem>, PlaneEr
     forwarding::report(&mut RouteSocket::open()?, destinations)
 }
 
+/// Routes and settings that drop packets of `inside` (pools, and networks behind sites) at the tunnel
+/// interface: addresses that lead elsewhere, rp_filter, switches that turn IPsec off. Empty when all
+/// is well.
+///
+/// # Errors
+/// When netlink fails.
+pub fn settings_report(
+    tunnel: &str,
+    plane: PlaneKind,
+    inside: &[IpNet],
+) -> Result<Vec<Problem>, PlaneError> {
+    settings::report(&mut RouteSocket::open()?, tunnel, plane, inside)
+}
+
 /// MTU of the tunnel interface for a path MTU, in bytes: the largest inner packet whose ESP
 /// packet fits (RFC 4303 2, RFC 3948 2.1).
 pub fn tunnel_mtu(path_mtu: u32, suite: EspSuite, outer_ipv6: bool, encap: bool) -> u32 {
@@ -108,6 +129,16 @@ pub fn tunnel_mtu(path_mtu: u32, suite: EspSuite, outer_ipv6: bool, encap: bool)
     let room = path_mtu.saturating_sub(fixed);
     // Payload, padding, pad length and next header fill whole blocks.
     (room - room % block as u32).saturating_sub(2)
+}
+
+/// The largest packet a child SA carries over a path of `path_mtu` bytes: as [`tunnel_mtu`], in
+/// transport mode with the packet's own header, which is the outer one then.
+pub fn inner_mtu(path_mtu: u32, suite: EspSuite, outer_ipv6: bool, encap: bool, mode: Mode) -> u32 {
+    let payload = tunnel_mtu(path_mtu, suite, outer_ipv6, encap);
+    match mode {
+        Mode::Tunnel => payload,
+        Mode::Transport => payload.saturating_add(if outer_ipv6 { 40 } else { 20 }),
+    }
 }
 
 /// Addresses and routes of one tunnel interface.

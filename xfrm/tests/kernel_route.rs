@@ -8,8 +8,10 @@ use std::fs;
 use support::{in_namespace, sh};
 use xfrm::PlaneError;
 use xfrm::enforcer::TunnelAddressing;
-use xfrm::model::TunnelNetwork;
-use xfrm::route::{ProblemKind, RouteSocket, TunnelNet, forwarding_report, route_to};
+use xfrm::model::{EspSuite, Mode, PlaneKind, TunnelNetwork};
+use xfrm::route::{
+    ProblemKind, RouteSocket, TunnelNet, forwarding_report, inner_mtu, route_to, settings_report,
+};
 
 fn networks() -> Vec<TunnelNetwork> {
     vec![
@@ -187,4 +189,53 @@ fn names_the_interface_that_does_not_forward() {
         let problems = forwarding_report(&destinations[..2]).unwrap();
         assert_eq!(problems, []);
     });
+}
+
+/// What sends clients' packets elsewhere, or takes the interface out of IPsec, is said with its fix.
+#[test]
+fn routes_and_switches_in_the_way_are_reported() {
+    in_namespace(|| {
+        sh(
+            "ip link add tun.1 type veth peer name far && ip link set tun.1 up && ip link set far up",
+        );
+        sh("ip link add elsewhere type veth peer name far2");
+        sh("ip link set elsewhere up && ip link set far2 up");
+        sh("ip route add 10.77.0.0/16 dev tun.1 && ip -6 route add fd77::/64 dev tun.1");
+        let inside = ["10.77.0.0/16", "fd77::/64"].map(|net| net.parse().unwrap());
+        let found = |plane| -> Vec<(ProblemKind, String)> {
+            let problems = settings_report("tun.1", plane, &inside).unwrap();
+            problems.into_iter().map(|problem| (problem.kind, problem.sentence)).collect()
+        };
+        for plane in [PlaneKind::Kernel, PlaneKind::Userspace] {
+            assert_eq!(found(plane), []);
+        }
+        sh("sysctl -qw net.ipv4.conf.tun/1.disable_policy=1 net.ipv4.conf.all.rp_filter=1");
+        let [(ProblemKind::Switch, sentence)] = &found(PlaneKind::Kernel)[..] else { panic!() };
+        assert!(sentence.contains("-w net.ipv4.conf.tun/1.disable_policy=0"), "{sentence}");
+        assert_eq!(found(PlaneKind::Userspace), [], "has no use for IPsec");
+
+        sh("ip route add 10.77.0.0/24 dev elsewhere");
+        let [(ProblemKind::ReversePath, sentence), _] = &found(PlaneKind::Kernel)[..] else {
+            panic!()
+        };
+        assert!(sentence.contains("to elsewhere instead of tun.1"), "{sentence}");
+        assert!(!sentence.contains("rp_filter"), "does not look at what came by IPsec: {sentence}");
+        let [(_, sentence)] = &found(PlaneKind::Userspace)[..] else { panic!() };
+        assert!(sentence.contains("-w net.ipv4.conf.tun/1.rp_filter=2"), "{sentence}");
+        sh("sysctl -qw net.ipv4.conf.tun/1.rp_filter=2");
+        let [(_, sentence)] = &found(PlaneKind::Userspace)[..] else { panic!() };
+        assert!(!sentence.contains("rp_filter"), "lenient already: {sentence}");
+    });
+}
+
+#[test]
+fn what_a_child_carries_over_a_path_depends_on_suite_encapsulation_and_mode() {
+    let suite = EspSuite::Aes256Gcm16;
+    // 1500 - 20 - 8 - 8 - 16 = 1448, less the trailer's two.
+    assert_eq!(inner_mtu(1500, suite, false, false, Mode::Tunnel), 1446);
+    assert_eq!(inner_mtu(1500, suite, false, true, Mode::Tunnel), 1438);
+    assert_eq!(inner_mtu(1500, suite, true, true, Mode::Tunnel), 1418);
+    // Its own header is the outer one.
+    assert_eq!(inner_mtu(1500, suite, false, false, Mode::Transport), 1466);
+    assert_eq!(inner_mtu(0, suite, true, true, Mode::Tunnel), 0);
 }

@@ -154,7 +154,9 @@ fn show(sa: &Sa) -> String {
         text.push_str(&format!("\nchild {}\n", child.id));
         text.push_str(&pairs(&[
             ("  SPIs", format!("in {} out {}", child.spi_in, child.spi_out)),
-            ("  suite", child.suite.clone()),
+            ("  suite", format!("{}, {} mode", child.suite, child.mode)),
+            ("  offload", child.offload.clone()),
+            ("  MTU", child.mtu.map_or_else(|| "unknown".to_owned(), |mtu| mtu.to_string())),
             ("  our side", child.ts_local.clone()),
             ("  peer's side", child.ts_remote.clone()),
             ("  in", format!("{} bytes, {} packets, {idle}", child.bytes_in, child.packets_in)),

@@ -28,6 +28,14 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<(), Failure> {
 }
 
 /// Packets the data plane dropped, by reason and by the kernel's counters.
+fn plane(plane: &DataplaneStatus) -> String {
+    let offload = match plane.offload.as_str() {
+        "" | "none" => String::new(),
+        wanted => format!("; devices are asked for {wanted} offload"),
+    };
+    format!("on {}: {}{offload}", plane.interface, plane.why)
+}
+
 fn drops(plane: &DataplaneStatus) -> String {
     let list = |counts: &BTreeMap<String, u64>| {
         let counts: Vec<_> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
@@ -58,7 +66,7 @@ fn text(status: &Status) -> String {
         ),
         ("config", status.config.clone().unwrap_or_else(|| "built-in".to_owned())),
         ("state", status.state.clone()),
-        ("data plane", format!("on {}: {}", status.dataplane.interface, status.dataplane.why)),
+        ("data plane", plane(&status.dataplane)),
         (
             "leases",
             format!(

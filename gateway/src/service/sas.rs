@@ -3,8 +3,10 @@
 use ike::event::CloseReason;
 use ike::io::{Command, IkeSaId};
 use pki::{Actor, AuditEvent};
+use xfrm::model::Mode;
 
 use super::{Instance, PATIENCE, failed, no_sa, now, pki_error, views};
+use crate::actions::plane_suite;
 use crate::admin::proto::AdminError;
 use crate::admin::view;
 use crate::driver::Message;
@@ -22,10 +24,28 @@ impl Instance {
     pub(super) fn sa(&self, id: u64) -> Result<view::Sa, AdminError> {
         let found = self.sas()?.into_iter().find(|sa| sa.id == id);
         let mut sa = found.ok_or_else(|| no_sa(id))?;
+        let views = self.engine.sas(PATIENCE).map_err(failed)?;
+        let children = views.iter().flat_map(|view| &view.children);
+        for child in children {
+            if let Some(shown) = sa.children.iter_mut().find(|shown| shown.id == child.id.0) {
+                shown.mtu = self.inner_mtu(child);
+            }
+        }
         let look = move |engine: &ike::Engine| engine.timers(IkeSaId(id));
         sa.timers = views::timers(&self.engine.look(look, PATIENCE).map_err(failed)?);
         sa.history = sa.lease.as_deref().map(|lease| self.lives.of(lease)).unwrap_or_default();
         Ok(sa)
+    }
+
+    /// The largest inner packet of a child that fits the path to its peer, whose MTU the kernel knows
+    /// from the route, or learnt.
+    pub(super) fn inner_mtu(&self, child: &ike::ChildView) -> Option<u32> {
+        let suite = plane_suite(&child.suite)?;
+        let remote = child.hosts.remote.ip().to_canonical();
+        let path = xfrm::route::route_to(remote).ok()?.mtu;
+        let encap = child.hosts.encap || !self.facts.capabilities.plain_esp;
+        let mode = if child.transport { Mode::Transport } else { Mode::Tunnel };
+        Some(xfrm::route::inner_mtu(path, suite, remote.is_ipv6(), encap, mode))
     }
 
     pub(super) fn sa_rekey(&self, actor: &Actor, id: u64) -> Result<String, AdminError> {

@@ -280,6 +280,9 @@ fn view_child(child: &ChildView, usage: Usage) -> view::Child {
         drops_replay: usage.drops_replay,
         drops_auth: usage.drops_auth,
         drops_selector: usage.drops_selector,
+        mode: if child.transport { "transport" } else { "tunnel" }.to_owned(),
+        offload: usage.offload.name().to_owned(),
+        mtu: None,
         installed: since(child.installed_at),
     }
 }

@@ -73,6 +73,7 @@ impl Child {
             ts_local: self.ts_local.clone(),
             ts_remote: self.ts_remote.clone(),
             hosts: self.hosts,
+            transport: self.transport,
             installed_at: self.installed_at,
             age: now.since(self.installed_at),
             outbound_active: self.outbound_active,

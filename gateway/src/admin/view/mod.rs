@@ -139,6 +139,9 @@ pub struct DataplaneStatus {
     pub interface: String,
     /// Why this one.
     pub why: String,
+    /// What network devices are asked to do of the work; `runnel sa show` says what they do.
+    #[serde(default)]
+    pub offload: String,
     /// Packets it dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// What the kernel counted behind them, by its own names; of everything in the network
@@ -492,6 +495,16 @@ pub struct Child {
     pub drops_auth: u64,
     /// Of these, with inner addresses or ports that are not this SA's.
     pub drops_selector: u64,
+    /// `tunnel` or `transport`.
+    #[serde(default)]
+    pub mode: String,
+    /// What a network device does of the work: `none`, `crypto` or `packet`.
+    #[serde(default)]
+    pub offload: String,
+    /// Bytes of the largest inner packet that fits the path to the peer, as far as it is known; only
+    /// where one SA is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
     /// Installed.
     pub installed: String,
 }

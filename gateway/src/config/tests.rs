@@ -386,10 +386,7 @@ fn mistakes_about_sites_say_what_to_write() {
         (SITE.replace("allow", "start = \"later\"\nallow"), "must be \"now\""),
         (SITE.replace("allow", "mode = \"transport\"\nallow"), "joins two machines"),
         (TRANSPORT.replace("198.51.100.2/32", "198.51.100.3/32"), "[\"198.51.100.2/32\"]"),
-        (
-            TRANSPORT.replace("192.0.2.1", "2001:db8::1").replace("/32", "/128"),
-            "different families",
-        ),
+        (TRANSPORT.replace("\"192.0.2.1/32\"", "\"2001:db8::1/128\""), "different families"),
         (
             format!("{TRANSPORT}[gateway]\ndataplane = \"userspace\"\n"),
             "only the kernel data plane",

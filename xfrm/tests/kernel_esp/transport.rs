@@ -48,7 +48,9 @@ fn two_machines_are_joined_in_transport_mode_and_stay_so_over_rekey_and_restart(
         let mut plane = KernelPlane::open(config("gw", IF_ID, Vec::new()), &sink().0).unwrap();
         plane.install(&v4).unwrap();
         plane.install(&v6).unwrap();
-        let state = || sh("ip -s xfrm state list nokeys; ip xfrm policy list nosock; ip neigh");
+        let state = || {
+            sh("ip xfrm state list nokeys | grep -v 00000000; ip xfrm policy list nosock; ip neigh")
+        };
         assert_eq!(ping("192.0.2.2", 5, 56), 5, "{}", state());
         // Fragments pass, and neighbour discovery goes on beside the SAs.
         assert_eq!(ping("192.0.2.2", 2, 3000), 2, "{}", state());
@@ -64,7 +66,7 @@ fn two_machines_are_joined_in_transport_mode_and_stay_so_over_rekey_and_restart(
         // What comes in clear for the same two is dropped: the other machine forgets its policies.
         let theirs = mirrored(&v4);
         other.lock().unwrap().remove(theirs.id).unwrap();
-        assert_eq!(ping("192.0.2.2", 2, 56), 0);
+        sh("! ping -q -c 2 -i 0.05 -W 1 192.0.2.2");
         other.lock().unwrap().install(&theirs).unwrap();
 
         // A rekey changes who sends and nothing else.
@@ -72,6 +74,7 @@ fn two_machines_are_joined_in_transport_mode_and_stay_so_over_rekey_and_restart(
         other.lock().unwrap().install(&mirrored(&next)).unwrap();
         plane.install(&next).unwrap();
         plane.activate_outbound(next.id).unwrap();
+        other.lock().unwrap().activate_outbound(next.id).unwrap();
         plane.remove(v4.id).unwrap();
         assert_eq!(ping("192.0.2.2", 3, 56), 3, "{}", state());
 

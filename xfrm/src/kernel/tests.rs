@@ -90,17 +90,17 @@ fn ten_thousand_dual_stack_clients_are_twenty_thousand_and_four_policies() {
         assert_eq!((count(0), count(1), count(2)), (2, 20_000, 2));
         assert!(all.iter().all(|policy| policy.if_id == 0x77));
         // Each virtual address has a policy that names its client's outer addresses and reqid.
-        let outbound: BTreeMap<IpNet, decode::Wanted> = all
+        let outbound: BTreeMap<Flow, decode::Wanted> = all
             .iter()
             .filter(|policy| policy.direction == 1)
-            .map(|policy| (policy.inner.unwrap(), policy.sender.unwrap()))
+            .map(|policy| (policy.flow.unwrap(), policy.sender.unwrap()))
             .collect();
         assert_eq!(outbound.len(), 20_000);
         for number in 0..10_000 {
             let spec = spec(number);
-            for inner in inner_networks(&spec) {
+            for flow in flows(&spec) {
                 let Hosts { local, remote, .. } = spec.hosts;
-                let wanted = outbound[&inner];
+                let wanted = outbound[&flow];
                 assert_eq!((wanted.source, wanted.destination), (local.ip(), remote.ip()));
                 assert_eq!(wanted.reqid, spec.reqid);
             }

@@ -207,6 +207,11 @@ fn only_the_allow_list_passes() {
         let counters = world.firewall.counters().unwrap();
         assert!(counters.leases[&7].from_client.packets >= 9, "{counters:?}");
         assert!(counters.leases[&7].to_client.packets >= 3, "{counters:?}");
+        // What its role does not allow is counted for the lease.
+        let refused = counters.leases[&7].refused.packets;
+        assert!(refused > 0 && refused <= counters.drops["from_client"].packets, "{counters:?}");
+        assert!(world.blocked("10.20.0.1:9090"));
+        assert!(world.firewall.counters().unwrap().leases[&7].refused.packets > refused);
 
         world.firewall.unbind(&lease(7, 2)).unwrap();
         assert!(world.blocked("10.20.0.10:8080"));
@@ -482,6 +487,7 @@ fn the_kernel_plane_binds_reqid_and_source() {
         assert!(text.contains("4711 . 10.77.0.2 counter : jump fwd.builder-1"), "{text}");
         assert!(text.contains("4711 . fd77::2 counter : jump loc.builder-1"), "{text}");
         assert!(text.contains("10.77.0.2 counter : jump ret.builder-1"), "{text}");
+        assert!(text.contains("4711 . fd77::2 counter : drop"), "{text}");
         assert!(firewall.counters().unwrap().leases.contains_key(&4711));
         firewall.unbind(&lease(4711, 2)).unwrap();
         assert!(!sh("nft list table inet runnel").contains("10.77.0.2 "));

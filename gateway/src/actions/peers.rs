@@ -223,6 +223,11 @@ impl Peers {
         }
     }
 
+    /// The request id of a lease that has, or had, a tunnel.
+    pub fn known_reqid(&self, lease: &LeaseId) -> Option<u32> {
+        self.registry.known_reqid(lease)
+    }
+
     /// What a lease grants under the configuration in force, to a client of a role or to a site;
     /// `None` when role, pool or site are not configured, or the shared key is not that a client's
     /// lease was opened with.

@@ -110,6 +110,15 @@ impl PlaneHandle {
         })
     }
 
+    /// Packets of each lease, by its request id, that its role does not allow.
+    pub fn refused(&self) -> Confirmation<BTreeMap<u32, u64>> {
+        self.call(|enforcer| {
+            let counters = enforcer.filter_counters().map_err(|error| error.to_string())?;
+            let refused = counters.leases.into_iter();
+            Ok(refused.map(|(reqid, lease)| (reqid, lease.refused.packets)).collect())
+        })
+    }
+
     /// Packets dropped by the plane.
     pub fn stats(&self) -> Confirmation<PlaneStats> {
         self.call(|enforcer| Ok(enforcer.plane().stats()))

@@ -98,6 +98,7 @@ fn list(sas: &[Sa]) -> String {
                 bytes_out.to_string(),
                 packets(sa),
                 sa.children.iter().map(|child| child.drops).sum::<u64>().to_string(),
+                sa.refused.to_string(),
                 last(sa.children.iter().filter_map(|child| child.idle_seconds).min()),
                 sa.established.clone(),
             ]
@@ -114,6 +115,7 @@ fn list(sas: &[Sa]) -> String {
         "OUT",
         "PACKETS",
         "DROPPED",
+        "REFUSED",
         "LAST",
         "ESTABLISHED",
     ];
@@ -148,6 +150,7 @@ fn show(sa: &Sa) -> String {
         ("ends", sa.ends.clone().unwrap_or_else(|| "never".to_owned())),
         ("our side", sa.side.clone()),
         ("NAT", sa.nat.clone()),
+        ("refused", format!("{} packet(s) that the role does not allow", sa.refused)),
     ]);
     for child in &sa.children {
         let idle = last(child.idle_seconds);

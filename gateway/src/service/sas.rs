@@ -17,7 +17,15 @@ impl Instance {
         sas.retain(|sa| sa.state == ike::SaState::Established);
         let children = sas.iter().flat_map(|sa| sa.children.iter().map(|c| c.id)).collect();
         let usages = self.plane.usages(children).wait(PATIENCE).map_err(failed)?;
-        Ok(sas.iter().map(|sa| views::sa(sa, &usages)).collect())
+        let refused = self.plane.refused().wait(PATIENCE).map_err(failed)?;
+        let of = |sa: &ike::IkeSaView| {
+            let reqid = self.peers.known_reqid(sa.lease.as_ref()?)?;
+            refused.get(&reqid).copied()
+        };
+        Ok(sas
+            .iter()
+            .map(|sa| view::Sa { refused: of(sa).unwrap_or_default(), ..views::sa(sa, &usages) })
+            .collect())
     }
 
     /// One IKE SA with what it waits for and what happened to it.

@@ -214,6 +214,7 @@ pub(super) fn sa(sa: &IkeSaView, usages: &BTreeMap<u64, Usage>) -> view::Sa {
         }
         .to_owned(),
         ends: sa.deadline.map(|end| clock::rfc3339(end.0.div_euclid(1_000_000))),
+        refused: 0,
         timers: Vec::new(),
         history: Vec::new(),
         children: sa

@@ -58,6 +58,7 @@ const NFTA_OBJ_NAME: u16 = 2;
 const NFTA_OBJ_TYPE: u16 = 3;
 const NFTA_OBJ_DATA: u16 = 4;
 const NFT_OBJECT_COUNTER: u32 = 1;
+const NF_DROP: i32 = 0;
 const NFT_JUMP: i32 = -3;
 
 fn message(kind: u16, flags: u16) -> Message {
@@ -78,6 +79,9 @@ pub(super) fn bind(table: &str, plane: PlaneKind, lease: &LeaseFilter) -> Vec<Me
                             NFTA_SET_ELEM_DATA,
                             |m| {
                                 m.nest(NFTA_DATA_VERDICT, |m| {
+                                    if kind == ChainKind::Refused {
+                                        return m.attr(NFTA_VERDICT_CODE, &NF_DROP.to_be_bytes());
+                                    }
                                     m.attr(NFTA_VERDICT_CODE, &NFT_JUMP.to_be_bytes())
                                         .attr_str(NFTA_VERDICT_CHAIN, &chain)
                                 })
@@ -110,7 +114,7 @@ fn each_element(
     plane: PlaneKind,
     lease: &LeaseFilter,
 ) -> impl Iterator<Item = (ChainKind, bool, Vec<u8>)> {
-    ChainKind::ALL.into_iter().flat_map(move |kind| {
+    ChainKind::MAPS.into_iter().flat_map(move |kind| {
         lease
             .addresses
             .iter()
@@ -334,7 +338,7 @@ mod tests {
         // As `nft add element inet runnel_t fwd4 '{ 10.0.0.2 : jump fwd.a_b }'` sends it,
         // without the set id, which only sets of the same transaction need.
         let messages = bind("runnel_t", PlaneKind::Userspace, &lease());
-        assert_eq!(messages.len(), 3);
+        assert_eq!(messages.len(), 4);
         let expected: &[u8] = &[
             1, 0, 0, 0, // nfgenmsg
             13, 0, 1, 0, b'r', b'u', b'n', b'n', b'e', b'l', b'_', b't', 0, 0, 0, 0, //
@@ -344,6 +348,13 @@ mod tests {
             12, 0, 2, 0, b'f', b'w', b'd', b'.', b'a', b'_', b'b', 0,
         ];
         assert_eq!(&messages[0].bytes()[16..], expected);
+        // What no chain accepted is counted for the lease: `10.0.0.2 : drop`.
+        let refused: &[u8] = &[
+            9, 0, 2, 0, b'r', b'e', b'f', b'4', 0, 0, 0, 0, //
+            36, 0, 3, 0x80, 32, 0, 1, 0x80, 12, 0, 1, 0x80, 8, 0, 1, 0, 10, 0, 0, 2, //
+            16, 0, 2, 0x80, 12, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 0,
+        ];
+        assert!(messages[3].bytes().ends_with(refused));
     }
 
     #[test]

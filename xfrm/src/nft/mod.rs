@@ -81,6 +81,8 @@ pub struct LeaseCounters {
     pub from_client: Counter,
     /// Packets towards the client that reached its role's reply chain.
     pub to_client: Counter,
+    /// Packets of the client that its role does not allow: dropped.
+    pub refused: Counter,
 }
 
 /// Counters of the firewall.
@@ -369,7 +371,7 @@ impl PacketFilter for Firewall {
 
     fn counters(&mut self) -> Result<FilterCounters, PlaneError> {
         let mut counters = FilterCounters::default();
-        for kind in ChainKind::ALL {
+        for kind in ChainKind::MAPS {
             for (address, counter) in self.list(kind)? {
                 let Some(reqid) = self.owners.get(&address) else {
                     continue;
@@ -378,6 +380,7 @@ impl PacketFilter for Firewall {
                 match kind {
                     ChainKind::Forward | ChainKind::Local => lease.from_client += counter,
                     ChainKind::Return => lease.to_client += counter,
+                    ChainKind::Refused => lease.refused += counter,
                 }
             }
         }
@@ -414,7 +417,7 @@ impl PacketFilter for Firewall {
         for site in &sites {
             load(&ruleset::site_elements(&self.config, site, true))?;
         }
-        for chunk in leases.chunks(TRANSACTION_MESSAGES / 6) {
+        for chunk in leases.chunks(TRANSACTION_MESSAGES / 8) {
             let messages = chunk
                 .iter()
                 .flat_map(|lease| elements::bind(&self.table, self.config.plane, lease))

@@ -47,10 +47,15 @@ pub(super) enum ChainKind {
     Local,
     /// Replies to the client.
     Return,
+    /// From the client, and by no chain of its role accepted: counted for its lease, then dropped.
+    Refused,
 }
 
 impl ChainKind {
+    /// Those that each role and site has.
     pub(super) const ALL: [Self; 3] = [Self::Forward, Self::Local, Self::Return];
+    /// Those that have maps of leases.
+    pub(super) const MAPS: [Self; 4] = [Self::Forward, Self::Local, Self::Return, Self::Refused];
 
     /// Prefix of chain and map names.
     pub(super) fn prefix(self) -> &'static str {
@@ -58,6 +63,7 @@ impl ChainKind {
             Self::Forward => "fwd",
             Self::Local => "loc",
             Self::Return => "ret",
+            Self::Refused => "ref",
         }
     }
 
@@ -67,6 +73,7 @@ impl ChainKind {
             Self::Forward => "sin",
             Self::Local => "sloc",
             Self::Return => "sout",
+            Self::Refused => "sref",
         }
     }
 }
@@ -167,7 +174,7 @@ pub(super) fn base(config: &FirewallConfig) -> String {
     for reason in super::DROP_REASONS {
         let _ = writeln!(text, "  counter drop_{reason} {{ }}");
     }
-    for kind in ChainKind::ALL {
+    for kind in ChainKind::MAPS {
         for ipv6 in [false, true] {
             let key = key_type(kind, ipv6, config.plane);
             let map = map_name(kind, ipv6);
@@ -198,14 +205,20 @@ pub(super) fn base(config: &FirewallConfig) -> String {
     {fwd6} vmap @fwd6
     ip saddr vmap @sin4
     ip6 saddr vmap @sin6
-    counter name drop_from_client drop
+    counter name drop_from_client
+    {fwd4} vmap @ref4
+    {fwd6} vmap @ref6
+    drop
   }}
   chain to_gateway {{
     {fwd4} vmap @loc4
     {fwd6} vmap @loc6
     ip saddr vmap @sloc4
     ip6 saddr vmap @sloc6
-    counter name drop_from_client drop
+    counter name drop_from_client
+    {fwd4} vmap @ref4
+    {fwd6} vmap @ref6
+    drop
   }}
   chain to_client {{
     ip daddr vmap @sout4

@@ -432,6 +432,9 @@ pub struct Sa {
     pub side: String,
     /// A NAT in front of the peer, of us, both or none.
     pub nat: String,
+    /// Packets from the client that its role does not allow, of all its lease's tunnels.
+    #[serde(default)]
+    pub refused: u64,
     /// It ends then at the latest.
     pub ends: Option<String>,
     /// Its children.

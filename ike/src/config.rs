@@ -93,6 +93,9 @@ pub struct Timers {
     pub half_open: Duration,
     /// An action must be answered in this time.
     pub action: Duration,
+    /// So must be, after a restart, that a child is taken back: the data plane takes back thousands,
+    /// one after the other.
+    pub adoption: Duration,
     /// Silence before a liveness check; zero turns it off.
     pub dpd: Duration,
     /// Rekey an IKE SA after this long.
@@ -122,6 +125,7 @@ impl Default for Timers {
             retransmit_tries: 5,
             half_open: s(30),
             action: s(15),
+            adoption: s(600),
             dpd: s(10),
             rekey_ike: s(3600),
             rekey_child: s(25 * 60),

@@ -178,11 +178,10 @@ impl Ctx {
     /// Emits an action and waits for its answer.
     pub(crate) fn act(&mut self, sa: IkeSaId, purpose: Purpose, action: Action) -> Token {
         let token = Token(self.fresh_id());
-        // After a restart thousands are taken back one after the other, and each is answered.
-        if !matches!(purpose, Purpose::Reinstall(_)) {
-            let at = self.now.mono + self.config.timers.action;
-            self.timers.set(TimerKey::sub(sa, TimerKind::Action, token.0), at);
-        }
+        let timers = &self.config.timers;
+        let adopts = matches!(purpose, Purpose::Reinstall(_));
+        let at = self.now.mono + if adopts { timers.adoption } else { timers.action };
+        self.timers.set(TimerKey::sub(sa, TimerKind::Action, token.0), at);
         self.pending.insert(token, Pending { sa, purpose });
         self.out.push_back(Output::Action(token, action));
         token

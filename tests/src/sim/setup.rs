@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used)]
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ike::EngineConfig;
 use ike::config::{
@@ -56,7 +57,8 @@ pub fn config(name: &str) -> EngineConfig {
         eap_tls: false,
         eap_only: false,
         ppk: false,
-        timers: Timers::default(),
+        // Here answers are lost, and few children are taken back.
+        timers: Timers { adoption: Duration::from_secs(25), ..Timers::default() },
         volume: Volume::default(),
         limits: Limits::default(),
         continuity: Continuity::default(),

@@ -327,57 +327,6 @@ fn a_new_mapping_is_an_event_and_is_followed() {
 }
 
 #[test]
-fn lost_events_are_made_up_for() {
-    in_namespace(|| {
-        if !has_esp() {
-            return;
-        }
-        let mut spec = spec(2, true);
-        spec.limits.soft_packets = Some(1_500);
-        let (told, events) = sink();
-        let gate = Arc::new(Mutex::new(()));
-        let theirs = gate.clone();
-        let slow: EventSink = Arc::new(move |event| {
-            drop(theirs.lock().unwrap());
-            told(event);
-        });
-        let client = Client::new(&spec);
-        let config = config("gw", IF_ID, vec![port("192.0.2.1:4500")]);
-        let mut plane = KernelPlane::open(config, &slow).unwrap();
-        plane.install(&spec).unwrap();
-        route_pool();
-        assert_eq!(client.ping(3), 3);
-
-        // Each packet from another port is an event; they fill the socket, and the one that counts
-        // does not fit any more.
-        let held = gate.lock().unwrap();
-        let theirs = mirrored(&spec);
-        let moved = Hosts { local: "192.0.2.2:1025".parse().unwrap(), ..theirs.hosts };
-        client.plane.lock().unwrap().update_hosts(theirs.id, &moved).unwrap();
-        client.host.sh(&format!("ping -q -f -c 2000 -W 2 {INSIDE} || true"));
-        drop(held);
-        let due = PlaneEvent::Expire { child: spec.id, hard: false };
-        loop {
-            let event = events.recv_timeout(PATIENCE).expect("an event that says so");
-            assert_ne!(event, due, "the socket was not full");
-            if event == PlaneEvent::Lost {
-                break;
-            }
-        }
-        assert_eq!(plane.resync().unwrap(), [due]);
-        // What still changes tells again.
-        while events.recv_timeout(Duration::from_secs(1)).is_ok() {}
-        client.ping(1);
-        let remote: SocketAddr = "192.0.2.2:1025".parse().unwrap();
-        await_event(&events, &PlaneEvent::Mapping { child: spec.id, remote });
-        plane.update_hosts(spec.id, &Hosts { remote, ..spec.hosts }).unwrap();
-        assert_eq!(client.ping(3), 3);
-        plane.shutdown().unwrap();
-        assert_eq!(sh("ip xfrm state; ip xfrm policy list nosock"), "");
-    });
-}
-
-#[test]
 fn our_address_changes_under_traffic() {
     in_namespace(|| {
         if !has_esp() {

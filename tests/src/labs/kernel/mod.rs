@@ -52,8 +52,11 @@ fn connected(
 ) -> Result<(Charon, String)> {
     let credentials = scene.enrol(host, "enrolled", P256)?;
     let charon = scene.runner(host, &credentials, change)?;
+    scene.lab.step(&format!("{} has strongSwan", host.name()));
     charon.initiate("net")?;
     scene.agree(&charon)?;
+    let again = charon.log().matches("[IKE] retransmit ").count();
+    scene.lab.step(&format!("{} is connected; requests sent again: {again}", host.name()));
     Ok((charon, credentials.serial))
 }
 

@@ -13,7 +13,7 @@ use crate::labs::scene::{Pings, Scene};
 use crate::labs::sites::spis;
 
 /// Rekeys that each end asks for.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 6;
 
 /// Both ends rekey the IKE SA and the child, often at once, while a ping runs every 10 ms: none
 /// is lost.

@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Why, as in RFC 5280: unspecified, key-compromise, superseded, cessation-of-operation, ...
     #[arg(long, default_value = "unspecified")]
     reason: String,
-    /// Only list what would end
+    /// Only list what would end, with the leases that wait and would be denied
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]

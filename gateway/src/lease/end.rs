@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use ike::event::CloseReason;
 use ike::io::LeaseId;
 use pki::{
-    Actor, Authority, Lease, LeaseChange, LeaseState, RevocationReason, RevokeOutcome, UnixTime,
+    Actor, Authority, Lease, LeaseChange, LeaseState, PendingLease, RevocationReason,
+    RevokeOutcome, UnixTime,
 };
 use thiserror::Error;
 
@@ -235,12 +236,22 @@ impl LeaseEnder {
         Ok(ended)
     }
 
-    /// The leases that revoking would end now.
+    /// The leases that revoking would end now, and those that wait and would be denied.
     ///
     /// # Errors
     /// [`EndError`].
-    pub fn preview(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
-        self.select(selector)
+    pub fn preview(
+        &self,
+        selector: &Selector,
+    ) -> Result<(Vec<Lease>, Vec<PendingLease>), EndError> {
+        let selected = selector.to_pki()?;
+        // As a revocation looks: what is opened in between is among the live ones then.
+        let waiting = self.authority.select_waiting(&selected)?;
+        let leases = self.authority.select(&selected)?;
+        if leases.is_empty() && waiting.is_empty() {
+            return Err(EndError::NoMatch(selector.to_string()));
+        }
+        Ok((leases, waiting))
     }
 
     /// Ends the tunnels of leases whose time has come; how many leases moved.
@@ -268,11 +279,6 @@ impl LeaseEnder {
     /// [`EndError::NotConfirmed`].
     pub fn cut_tunnels(&self, lease: &Lease, reason: CloseReason) -> Result<usize, EndError> {
         self.tunnels.end(lease, reason).map_err(EndError::NotConfirmed)
-    }
-
-    fn select(&self, selector: &Selector) -> Result<Vec<Lease>, EndError> {
-        let leases = self.authority.select(&selector.to_pki()?)?;
-        if leases.is_empty() { Err(EndError::NoMatch(selector.to_string())) } else { Ok(leases) }
     }
 
     /// Ends the tunnels of leases whose end has just become durable, whatever failed beside them.

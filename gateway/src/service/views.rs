@@ -132,6 +132,27 @@ pub(super) fn lease(lease: &Lease, sas: &BTreeMap<String, Vec<u64>>) -> view::Le
     }
 }
 
+/// A lease that waits among those that live: without certificate, addresses and tunnels.
+pub(super) fn waiting(pending: &pki::PendingLease) -> view::Lease {
+    view::Lease {
+        id: pending.id.clone(),
+        role: pending.role.clone(),
+        state: pending.state().to_owned(),
+        identity: pending.identity.clone(),
+        subject: String::new(),
+        dns: "-".to_owned(),
+        serial: String::new(),
+        addresses: Vec::new(),
+        created: pending.created.to_string(),
+        expires: pending.expires.to_string(),
+        door: pending.door.clone(),
+        sas: Vec::new(),
+        ended: None,
+        claims: pending.claims.clone(),
+        job: pending.ci_ref.clone(),
+    }
+}
+
 pub(super) fn certificate(record: &CertRecord, now: UnixTime) -> view::Cert {
     let state = if record.revoked.is_some() {
         "revoked"

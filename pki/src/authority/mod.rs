@@ -148,6 +148,8 @@ impl Authority {
     ) -> Result<Self, Error> {
         let mut authority = Self::over_resting(state, options, now)?;
         authority.startup.orphaned = authority.orphan_active(now)?;
+        // The configuration may have been changed while no gateway ran.
+        authority.retime()?;
         Ok(authority)
     }
 
@@ -262,16 +264,24 @@ impl Authority {
         self.lock.is_some()
     }
 
-    /// Replaces the settings. Leases keep their addresses; new timers apply to each from its
-    /// next change on.
+    /// Replaces the settings. Leases keep their addresses; other periods hold at once for those
+    /// that live already, counted from when they came into their state.
     ///
     /// # Errors
-    /// When the settings cannot work; the old ones then stay.
+    /// When the settings cannot work; the old ones then stay. When the store fails: leases may then
+    /// keep deadlines by the old periods.
     pub fn reconfigure(&self, settings: Settings) -> Result<(), Error> {
         settings.validate()?;
         lock(&self.addresses).configure(&settings.pools);
         lock(&self.keyring).configure(&settings.issuers);
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+        let timers = settings.timers;
+        let before = {
+            let mut current = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, Arc::new(settings))
+        };
+        if before.timers != timers {
+            self.retime()?;
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 pub(crate) mod book;
 pub(crate) mod pool;
 pub(crate) mod prune;
+mod retime;
 pub(crate) mod site;
 pub(crate) mod state;
 

@@ -65,6 +65,11 @@ pub(super) fn run(lab: &Lab) -> Result<()> {
     lab.step("another is denied: the client gives up, and the token stays with it");
     let mut polling = Polling::start(&scene, &host, &est, "denied")?;
     let id = waiting(&scene)?;
+    let preview = scene.gateway.json(&["revoke", "--role", "watched", "--dry-run"])?;
+    let listed = preview.as_array().into_iter().flatten().any(|lease| lease["id"] == *id);
+    if !listed || preview.as_array().map(Vec::len) != Some(2) {
+        bail!("a revocation would deny what waits, and says so: {preview}");
+    }
     scene.gateway.told(&["lease", "deny", &id, "--reason", "not this one"])?;
     if polling.process.wait(lab, SOON)? == 0 {
         bail!("a denied client got a certificate");

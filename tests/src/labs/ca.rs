@@ -5,15 +5,20 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
+use super::endings::{background_ping, mark, nothing_behind_the_mark, now};
 use super::refusals::expect_refusal;
 use super::scene::Scene;
+use crate::lab::capture::Capture;
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, Settings};
 use crate::lab::pkitool::{Authority, P256, RSA4096};
-use crate::lab::world::{Shape, World};
-use crate::lab::{Lab, cmd};
+use crate::lab::world::{POOL, STORE, Shape, World};
+use crate::lab::{Lab, cmd, wait};
+
+/// A second is what it must take; a machine with other work gets more.
+const SECONDS_TO_END: f64 = 5.0;
 
 /// What the root's owner writes into the issuing CA's certificate.
 const EXTENSIONS: &str = "basicConstraints=critical,CA:TRUE,pathlen:0\n\
@@ -95,11 +100,27 @@ pub(super) fn offline(lab: &Lab) -> Result<()> {
     lab.step("the root's owner revokes the issuing CA: the tunnel ends before the import answers");
     let before = charon.log().len();
     fs::write(&list, root.revocation_list(&[&issuing])?)?;
+    let mut inside = Capture::start(&scene.world.private, "eth0", "icmp")?;
+    let _pinging = background_ping(&host, STORE)?;
+    wait::holds(lab, "pings to pass", Duration::from_secs(45), || {
+        // A file that is being written may end within a packet.
+        Ok(inside.count("icmp[icmptype] == icmp-echo").is_ok_and(|count| count >= 10))
+    })?;
+    let asked = now();
     let said = scene.gateway.told(&["ca", "import", "--crl", &list.display().to_string()])?;
     for words in ["nothing is issued from now on", "1 lease(s) ended", "1 IKE SA(s) closed"] {
         if !said.contains(words) {
             bail!("the import should say `{words}`: {said}");
         }
+    }
+    mark(&scene)?;
+    inside.stop()?;
+    nothing_behind_the_mark(lab, &inside)?;
+    let inner = inside.times(&format!("icmp[icmptype] == icmp-echo and src net {POOL}"))?;
+    let passed = inner.last().context("no ping was ever seen")? - asked;
+    lab.step(&format!("packets of the tunnel passed for {:.0} ms after that", passed * 1000.0));
+    if passed > SECONDS_TO_END {
+        bail!("packets passed for {passed:.3} s after the import was asked for");
     }
     if !scene.gateway.sas()?.is_empty() {
         bail!("there is still an SA after the answer");

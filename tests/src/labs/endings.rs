@@ -1,12 +1,14 @@
 //! How access ends: release, revocation, a vanished client.
 
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::refusals::expect_refusal;
-use super::scene::{Scene, ping};
+use super::scene::{Credentials, Scene, ping};
 use crate::lab::capture::{Capture, ESP_IN_UDP};
 use crate::lab::gateway::Settings;
 use crate::lab::host::Host;
@@ -125,10 +127,7 @@ pub(super) fn dead_peer(lab: &Lab) -> Result<()> {
     let vanished = std::time::Instant::now();
     scene.no_sas(Duration::from_secs(90))?;
     lab.step(&format!("noticed after {:.1} s", vanished.elapsed().as_secs_f64()));
-    let lease = wait::until(lab, "the lease to be lost", Duration::from_secs(5), || {
-        let lease = scene.gateway.lease(&credentials.serial)?;
-        Ok((lease["state"] == "lost").then_some(lease))
-    })?;
+    let lease = lost(&scene, &credentials)?;
     drop(charon);
     // What the killed daemon left on its host would answer for it.
     let _ = host.ip("link del ipsec0");
@@ -146,14 +145,44 @@ pub(super) fn dead_peer(lab: &Lab) -> Result<()> {
             "a lost client's address answered {answered} pings, and {sent} ESP packets were sent"
         );
     }
-    let back = scene.runner(&host, &credentials, |_| {})?;
+    let mut back = scene.runner(&host, &credentials, |_| {})?;
     back.initiate("net")?;
     scene.download(&host, 10_000)?;
     if back.virtual_addresses()?.first().map(String::as_str) != Some(address) {
         bail!("the client came back to another address than {address}");
     }
-    back.terminate("net")?;
+
+    // Gone for good: what is left of the default 90 s is not waited for.
+    back.process().kill()?;
+    scene.no_sas(Duration::from_secs(90))?;
+    lost(&scene, &credentials)?;
+    let text = fs::read_to_string(scene.gateway.config())?;
+    fs::write(scene.gateway.config(), format!("{text}\n[lease]\nlost_grace = \"10s\"\n"))?;
+    scene.gateway.told(&["reload"])?;
+    drop(back);
+    let _ = host.ip("link del ipsec0");
+    let _ = host.ip("route flush table 220");
+    let _ = host.ip(&format!("addr del {address}/32 dev eth0"));
+    let lease = wait::until(lab, "the lease to be released", Duration::from_secs(60), || {
+        let lease = scene.gateway.lease(&credentials.serial)?;
+        Ok((lease["state"] == "released").then_some(lease))
+    })?;
+    if !lease["ended"].as_str().unwrap_or_default().ends_with("lost") {
+        bail!("the lease ended otherwise: {lease}");
+    }
+    lab.step("its certificate opens nothing any more");
+    let late = scene.runner(&host, &credentials, |_| {})?;
+    expect_refusal(&scene, &late, "a lease that was lost for too long", "AUTH_FAILED")?;
+    scene.no_download(&host)?;
     scene.finish()
+}
+
+/// Waits until the lease of a client that is gone is lost.
+fn lost(scene: &Scene, credentials: &Credentials) -> Result<Value> {
+    wait::until(&scene.lab, "the lease to be lost", Duration::from_secs(5), || {
+        let lease = scene.gateway.lease(&credentials.serial)?;
+        Ok((lease["state"] == "lost").then_some(lease))
+    })
 }
 
 /// Sends a packet of the gateway's own behind the last one of a tunnel, once an end was answered:

@@ -278,7 +278,8 @@ pub struct Lease {
     pub id: String,
     /// Its role.
     pub role: String,
-    /// `issued`, `active`, `lost`, `lapsed`, `released`, `revoked` or `expired`.
+    /// `issued`, `active`, `lost`, `lapsed`, `released`, `revoked` or `expired`; where it is listed
+    /// what would end, also `pending` and `approved`.
     pub state: String,
     /// The identity in its certificate.
     pub identity: String,

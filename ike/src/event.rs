@@ -21,6 +21,8 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's address.
         remote: SocketAddr,
+        /// A NAT is in front of the peer (RFC 7296 2.23): the address is the NAT's.
+        nat: bool,
         /// Who it is.
         identity: String,
         /// Its lease.
@@ -90,6 +92,8 @@ pub enum Event {
         from: SocketAddr,
         /// After.
         to: SocketAddr,
+        /// A NAT is in front of the peer there.
+        nat: bool,
     },
     /// As initiator: the peer sent us to another gateway, and the SA is closed.
     Redirected {

@@ -164,6 +164,9 @@ pub(crate) mod key {
         let (micros, digest) = due.strip_prefix(JWT_DUE)?.split_once('/')?;
         Some((UnixTime::from_micros(micros.parse().ok()?), digest))
     }
+    /// Where the audit trail begins once records were forgotten.
+    pub(crate) const AUDIT_BEGINNING: &str = "audit-beginning";
+
     /// How far the audit trail was brought to a place elsewhere.
     pub(crate) fn audit_sink(name: &str) -> String {
         format!("audit-sink/{name}")

@@ -125,7 +125,7 @@ fn a_start_tells_that_the_end_was_tampered_with() {
     assert!(!verify(directory.path()).is_sound());
 }
 
-/// Everybody can be refused as often as it likes, and the trail is kept for ever.
+/// Everybody can be refused as often as it likes, and the trail is kept for long.
 #[test]
 fn refusals_are_written_down_once_a_minute_for_each_peer_and_kind() {
     let directory = tempfile::tempdir().unwrap();

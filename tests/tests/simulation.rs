@@ -300,6 +300,7 @@ fn a_lease_without_its_sa_and_an_sa_without_its_lease_are_noticed() {
         spis: (1, 2),
         local: "192.0.2.1:500".parse().expect("an address"),
         remote: "192.0.2.9:500".parse().expect("an address"),
+        nat: false,
         identity: "client-0".to_owned(),
         lease: lease.id,
         role: String::new(),

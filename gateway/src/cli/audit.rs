@@ -23,8 +23,8 @@ Examples:
 const VERIFY: &str = "\
 Examples:
   runnel audit verify                          the trail of this gateway and its copy audit.jsonl
-  runnel audit verify --file audit.jsonl.1     a rotated or shipped copy by itself
-  runnel audit verify --file audit.jsonl.1 --file audit.jsonl --key audit.pub --max-age 2h
+  runnel audit verify --file audit-000000004711.jsonl   a rotated or shipped copy by itself
+  runnel audit verify --file audit-000000004711.jsonl --file audit.jsonl --key audit.pub --max-age 2h
                                                on another machine: what runnel audit key gave
   runnel audit verify --seal-key /etc/runnel/seal.key    while the gateway does not run
 
@@ -178,7 +178,7 @@ fn verdict_text(verdict: &AuditVerdict) -> String {
 }
 
 fn part_text(part: &AuditPart) -> String {
-    let AuditPart { name, records, first, last, hash, sealed, signed, faults } = part;
+    let AuditPart { name, records, first, last, hash, sealed, signed, forgotten, faults } = part;
     let end = if *sealed { "its end is sealed" } else { "its end was not compared with a seal" };
     let mut text = match records {
         0 => format!("{name}: empty\n"),
@@ -187,6 +187,9 @@ fn part_text(part: &AuditPart) -> String {
     if let Some(signed) = signed {
         let AuditSigned { checkpoint, record, time } = signed;
         text.push_str(&format!("  signed up to record {record} at {time} (record {checkpoint})\n"));
+    }
+    if let Some(forgotten) = forgotten {
+        text.push_str(&format!("  records up to {forgotten} were forgotten when they were old\n"));
     }
     for fault in faults {
         let line = fault.line.map(|line| format!("line {line}: ")).unwrap_or_default();

@@ -2,6 +2,7 @@
 //! are read when the gateway starts, not here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::read::named;
 use super::section::{Findings, Section};
@@ -16,6 +17,12 @@ const FILE_SIZE: u64 = 64 << 20;
 /// Files put aside that are kept, when nothing is said.
 const FILES: u64 = 15;
 
+/// One day.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// How long records are kept, when nothing is said: more than the year that auditors look back.
+const KEEP: Duration = DAY.saturating_mul(400);
+
 /// The audit trail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
@@ -25,13 +32,15 @@ pub struct Audit {
     pub file_size: u64,
     /// So many that were put aside are kept.
     pub files: u64,
+    /// Records stay in the trail so long at least.
+    pub keep: Duration,
     /// Places elsewhere that take it.
     pub sinks: Vec<AuditSink>,
 }
 
 impl Default for Audit {
     fn default() -> Self {
-        Self { required: false, file_size: FILE_SIZE, files: FILES, sinks: Vec::new() }
+        Self { required: false, file_size: FILE_SIZE, files: FILES, keep: KEEP, sinks: Vec::new() }
     }
 }
 
@@ -98,6 +107,7 @@ pub(super) fn audit(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> A
     let required = section.boolean("required", found).unwrap_or(false);
     let file_size = section.size("file_size", 1 << 20..=1 << 40, found).unwrap_or(FILE_SIZE);
     let files = section.number("files", 1..=1_000, found).unwrap_or(FILES);
+    let keep = section.duration("keep", DAY..=DAY.saturating_mul(36_500), found).unwrap_or(KEEP);
     let mut sinks: Vec<AuditSink> = Vec::new();
     for section in section.tables("sink", "[[audit.sink]]", found).unwrap_or_default() {
         let at = section.offset;
@@ -110,7 +120,7 @@ pub(super) fn audit(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> A
         }
     }
     section.finish(&[], found);
-    Audit { required, file_size, files, sinks }
+    Audit { required, file_size, files, keep, sinks }
 }
 
 fn sink(mut section: Section<'_, '_>, found: &mut Findings<'_>) -> Option<AuditSink> {
@@ -265,7 +275,7 @@ mod tests {
 
     #[test]
     fn sinks_of_both_kinds_are_read() {
-        let text = "[audit]\nrequired = true\nfile_size = \"10MB\"\nfiles = 3\n\
+        let text = "[audit]\nrequired = true\nfile_size = \"10MB\"\nfiles = 3\nkeep = \"90d\"\n\
             [[audit.sink]]\nname = \"siem\"\nkind = \"syslog\"\naddress = \"siem.example.com\"\n\
             format = \"cef\"\nca = \"/etc/siem.pem\"\n\
             [[audit.sink]]\nname = \"splunk\"\nkind = \"https\"\n\
@@ -274,6 +284,7 @@ mod tests {
         let audit = Config::parse(text, "f").unwrap().audit;
         assert!(audit.required);
         assert_eq!((audit.file_size, audit.files), (10_000_000, 3));
+        assert_eq!(audit.keep, DAY * 90);
         let [siem, splunk] = audit.sinks.as_slice() else { panic!("{audit:?}") };
         assert_eq!((siem.host.as_str(), siem.port), ("siem.example.com", 6514));
         assert_eq!((siem.format, &siem.target), (AuditFormat::Cef, &AuditTarget::Syslog));

@@ -32,7 +32,8 @@ impl Service for EstService {
         }
         let (authority, refusals) = (Arc::clone(&self.authority), Arc::clone(&self.refusals));
         // Signing and the store's sync to disk block.
-        let answered = super::blocking(move || answer(&authority, &refusals, &request));
+        let id = request.id.clone();
+        let answered = super::blocking(&id, move || answer(&authority, &refusals, &request));
         match answered.await {
             Ok(reply) => reply,
             Err(error) => {

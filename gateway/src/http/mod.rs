@@ -14,6 +14,7 @@ mod rate;
 mod server;
 mod status;
 mod tls;
+mod worded;
 
 pub use api::{Api, ApiService, EndLeases, OPENAPI};
 pub use enrol::EnrolService;
@@ -45,11 +46,14 @@ const STATUS: usize = 8;
 static PLACES: Semaphore = Semaphore::const_new(ENROLLING);
 static STATUS_PLACES: Semaphore = Semaphore::const_new(STATUS);
 
-/// Runs work for the public that blocks, when one of its places is free.
+/// Runs work for the public that blocks, when one of its places is free. What it writes into the
+/// audit trail names the request.
 async fn blocking<T: Send + 'static>(
+    request: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, JoinError> {
-    blocking_in(&PLACES, work).await
+    let request = request.to_owned();
+    blocking_in(&PLACES, move || pki::audit::for_request(&request, work)).await
 }
 
 /// The same for questions about status.
@@ -126,7 +130,7 @@ mod tests {
     #[test]
     fn the_operator_is_served_while_the_public_blocks_every_thread_it_may() {
         serves_while_taken(&PLACES, BLOCKING, |work| {
-            tokio::spawn(blocking(work));
+            tokio::spawn(async move { blocking("test", work).await });
         });
     }
 }

@@ -29,7 +29,7 @@ impl Service for PageService {
         }
         let authority = Arc::clone(&self.authority);
         let source = request.peer.ip();
-        let found = super::blocking(move || authority.lease_by_address(source));
+        let found = super::blocking(&request.id, move || authority.lease_by_address(source));
         match found.await {
             Ok(Ok(Some(lease))) => Reply::text(200, text(&self.gateway, &lease, &request)),
             Ok(Ok(None)) => Reply::text(403, format!("{source} has no lease here\n")),

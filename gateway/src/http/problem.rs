@@ -1,8 +1,11 @@
 //! Error answers (RFC 9457), and which paths get them.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Reply;
+
+/// The media type of errors (RFC 9457 6.1).
+pub(super) const TYPE: &str = "application/problem+json";
 
 /// Whether a path is one of the JSON interfaces. A label before the well-known part of EST may be
 /// any word, so that one decides.
@@ -19,7 +22,20 @@ pub(super) fn problem(status: u16, code: &str, detail: &str) -> Reply {
         "status": status,
         "detail": detail,
     });
-    Reply::new(status, "application/problem+json", problem.to_string().into_bytes())
+    Reply::new(status, TYPE, problem.to_string().into_bytes())
+}
+
+/// The same answer with the request's id beside what it says (RFC 9457 3.2): whoever keeps only the
+/// body finds it in the log and in the audit trail. Other answers have it in a header field.
+pub(super) fn named(mut reply: Reply, id: &str) -> Reply {
+    let is_problem = |(name, value): &(&str, String)| *name == "content-type" && value == TYPE;
+    if reply.headers.iter().any(is_problem)
+        && let Ok(Value::Object(mut problem)) = serde_json::from_slice(&reply.body)
+    {
+        problem.insert("request_id".to_owned(), id.into());
+        reply.body = Value::Object(problem).to_string().into_bytes().into();
+    }
+    reply
 }
 
 /// What the listener itself answers to a request that cannot be read; text where nobody speaks

@@ -19,7 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-use super::problem::unread;
+use super::problem::{named, unread};
+use super::worded::Worded;
 
 /// Bounds of one listener.
 #[derive(Debug, Clone, Copy)]
@@ -192,7 +193,7 @@ pub(super) async fn exchange<S: Service>(
                 Ok(request) => service.answer(request).await,
                 Err(reply) => reply,
             };
-            Ok::<_, Infallible>(respond(reply, &id))
+            Ok::<_, Infallible>(respond(named(reply, &id), &id))
         }
     });
     hyper::server::conn::http1::Builder::new()
@@ -201,7 +202,7 @@ pub(super) async fn exchange<S: Service>(
         .max_buf_size(64 * 1024)
         // Header and body are copied together and leave in one write, hence one TLS record.
         .writev(false)
-        .serve_connection(TokioIo::new(stream), handler)
+        .serve_connection(TokioIo::new(Worded::new(stream)), handler)
         .await?;
     Ok(())
 }
@@ -265,8 +266,9 @@ fn respond(reply: Reply, id: &str) -> Response<Full<Bytes>> {
     response
 }
 
-/// Unique in this process and unlikely to repeat in another: start time and a counter.
-fn request_id() -> String {
+/// Unique in this process and unlikely to repeat in another: start time and a counter. What a client
+/// says of itself is no id: it would choose what the audit trail says.
+pub(super) fn request_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{:x}-{count:x}", crate::sys::clock::wall().0)
@@ -404,6 +406,7 @@ mod tests {
         client.write_all(&request).await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
+        drop(client);
         let _ = served.await.unwrap();
         (answer, writes.load(Ordering::Relaxed))
     }
@@ -447,6 +450,49 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
         let (answer, _) = run(talk(post("ab", 3)));
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+
+    /// The header, lower case, and the problem of an answer.
+    fn told(answer: &str) -> (String, serde_json::Value) {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let problem = serde_json::from_str(body);
+        (head.to_lowercase(), problem.unwrap_or_else(|error| panic!("{error}: {answer}")))
+    }
+
+    #[test]
+    fn what_cannot_be_parsed_is_answered_with_a_problem() {
+        // RFC 9112 2.2, 3; RFC 6585 5; RFC 9110 15.5.15; RFC 9457 3.
+        let field =
+            |length| format!("GET / HTTP/1.1\r\nHost: gw\r\nX: {}\r\n\r\n", "a".repeat(length));
+        let fields = format!("GET / HTTP/1.1\r\n{}\r\n", "X: a\r\n".repeat(200));
+        let target = format!("GET /{} HTTP/1.1\r\nHost: gw\r\n\r\n", "a".repeat(66_000));
+        for (request, status) in [
+            ("no HTTP at all\r\n\r\n".to_owned(), 400),
+            ("GET / HTTP/1.1\r\nno field\r\n\r\n".to_owned(), 400),
+            ("\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}\u{fc}\u{3}\u{3}".to_owned(), 400),
+            (fields, 431),
+            (field(200_000), 431),
+            (target, 414),
+        ] {
+            let (head, problem) = told(&run(talk(request.into_bytes())).0);
+            assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+            assert!(head.contains("content-type: application/problem+json"), "{head}");
+            let id = problem["request_id"].as_str().unwrap();
+            assert!(head.contains(&format!("x-request-id: {id}")), "{head}");
+            assert_eq!(problem["status"], status);
+            assert!(problem["detail"].as_str().unwrap().contains(": "), "{problem}");
+        }
+        let (answer, _) = run(talk(post("abc", 3)));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    #[test]
+    fn a_client_does_not_choose_the_id_of_its_request() {
+        let request =
+            "GET /v1/x HTTP/1.1\r\nHost: gw\r\nX-Request-Id: forged\r\nConnection: close\r\n\r\n";
+        let (answer, _) = run(talk(request.as_bytes().to_vec()));
+        assert!(answer.to_lowercase().contains("x-request-id: "), "{answer}");
+        assert!(!answer.contains("forged"), "{answer}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::site::Sites;
 use crate::sys::clock;
 
 /// Moves of one tunnel are written down this far apart: a peer can move with every packet, and the
-/// trail is kept for ever.
+/// trail is kept for long.
 const MOVES: Duration = Duration::from_secs(30);
 
 /// See the module.
@@ -116,6 +116,7 @@ impl Follower {
         let facts = TunnelFacts {
             local: snapshot.local,
             remote: snapshot.remote,
+            nat: snapshot.peer.peer_behind_nat,
             spi_i: snapshot.spi_i.0,
             spi_r: snapshot.spi_r.0,
             ike_suite: snapshot.suite.to_string(),
@@ -136,15 +137,25 @@ impl Follower {
         self.sites.event(event, Instant::now());
         match event {
             Event::IkeUp {
-                ike, spis, local, remote, identity, lease, suite, addresses, ..
+                ike,
+                spis,
+                local,
+                remote,
+                nat,
+                identity,
+                lease,
+                suite,
+                addresses,
+                ..
             } => {
                 tracing::info!(
-                    ike = ike.0, %local, %remote, %identity, lease = %lease.0, %suite, ?addresses,
+                    ike = ike.0, %local, %remote, nat, %identity, lease = %lease.0, %suite, ?addresses,
                     "IKE SA established"
                 );
                 let facts = TunnelFacts {
                     local: *local,
                     remote: *remote,
+                    nat: *nat,
                     spi_i: spis.0,
                     spi_r: spis.1,
                     ike_suite: suite.to_string(),
@@ -200,9 +211,9 @@ impl Follower {
                 self.refusals.report(&Report::from(refusal), clock::now());
                 self.refused(refusal);
             }
-            Event::Moved { ike, from, to } => {
-                tracing::debug!(ike = ike.0, %from, %to, "peer moved");
-                self.moved(*ike, *to, Instant::now());
+            Event::Moved { ike, from, to, nat } => {
+                tracing::debug!(ike = ike.0, %from, %to, nat, "peer moved");
+                self.moved(*ike, *to, *nat, Instant::now());
             }
             Event::Redirected { ike, connection, to } => {
                 tracing::info!(ike = ike.0, site = %connection, ?to, "sent to another gateway");
@@ -320,10 +331,11 @@ impl Follower {
     }
 
     /// The tunnel goes on from another address.
-    fn moved(&mut self, ike: IkeSaId, to: SocketAddr, now: Instant) {
+    fn moved(&mut self, ike: IkeSaId, to: SocketAddr, nat: bool, now: Instant) {
         let Some(tally) = self.tallies.get_mut(&ike) else { return };
         let Some(facts) = &mut tally.facts else { return };
         let from = std::mem::replace(&mut facts.remote, to);
+        facts.nat = nat;
         tally.moves.note(from);
         self.write_moves(ike, now);
     }

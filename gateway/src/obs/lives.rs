@@ -65,7 +65,7 @@ impl Lives {
             Event::ChildDown { child, lease, reason, .. } => {
                 inner.remember(lease, at, format!("child {} ended: {reason}", child.0));
             }
-            Event::Moved { ike, from, to } => {
+            Event::Moved { ike, from, to, .. } => {
                 inner.about(*ike, at, format!("the peer moved from {from} to {to}"));
             }
             Event::Refused(refusal) => {
@@ -129,6 +129,7 @@ mod tests {
             spis: (1, 2),
             local: "198.51.100.1:4500".parse().unwrap(),
             remote: "192.0.2.1:4500".parse().unwrap(),
+            nat: false,
             identity: "CN=ci".to_owned(),
             lease: lease(number),
             role: "builder".to_owned(),

@@ -250,6 +250,7 @@ fn part(name: &str, report: ChainReport) -> view::AuditPart {
         last: report.last,
         hash: report.hash,
         sealed: report.sealed,
+        forgotten: report.forgotten,
         signed: report.signed.map(|signed| view::AuditSigned {
             checkpoint: signed.checkpoint,
             record: signed.record,

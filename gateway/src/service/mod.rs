@@ -204,9 +204,10 @@ impl Instance {
             Request::CertList { all, paging } => value(self.certificates(all, &paging)?),
             Request::CertShow { serial } => value(self.certificate(&serial)?),
             Request::RevokePreview { selector } => {
-                let leases = self.ender.preview(&selector).map_err(end_error)?;
+                let (leases, waiting) = self.ender.preview(&selector).map_err(end_error)?;
                 let sas = views::by_lease(&self.engine.sas(PATIENCE).map_err(failed)?);
-                value(leases.iter().map(|lease| views::lease(lease, &sas)).collect::<Vec<_>>())
+                let leases = leases.iter().map(|lease| views::lease(lease, &sas));
+                value(leases.chain(waiting.iter().map(views::waiting)).collect::<Vec<_>>())
             }
             Request::CertRevoke { serial, reason } => {
                 value(self.revoke(&Selector::Serial(serial), &reason, actor)?)
@@ -286,6 +287,18 @@ impl Instance {
     /// One sentence.
     pub fn prune(&self) -> Result<usize, String> {
         self.authority.prune(now()).map_err(|error| error.to_string())
+    }
+
+    /// Forgets audit records that are older than the configuration has them kept, and that are in
+    /// the file (which has those up to `copied`) and with every sink; how many.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn prune_audit(&self, copied: u64) -> Result<u64, String> {
+        let keep = self.config.get().audit.keep;
+        let delivered = self.sinks.iter().map(|sink| sink.status().delivered);
+        let everywhere = delivered.min().unwrap_or(copied).min(copied);
+        self.authority.prune_audit(keep, everywhere, now()).map_err(|error| error.to_string())
     }
 
     /// Forgets issuing CAs when all that they issued has ended; how many.

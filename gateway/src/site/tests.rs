@@ -22,6 +22,7 @@ fn up(ike: u64, ours: bool) -> Event {
         spis: (1, 2),
         local: any,
         remote: any,
+        nat: false,
         identity: "gw".to_owned(),
         lease: LeaseId("s-1".to_owned()),
         role: policy::site_role(NAME),

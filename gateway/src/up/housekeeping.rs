@@ -43,6 +43,7 @@ pub(super) fn run(instance: &Arc<Instance>, mut audit: AuditFile, stop: &AtomicB
         if pruned.elapsed() >= PRUNE_EVERY {
             pruned = Instant::now();
             troubled.say("pruning", instance.prune());
+            troubled.say("audit retention", instance.prune_audit(audit.position()));
         }
         if renewed.elapsed() >= RENEW_EVERY {
             renewed = Instant::now();

@@ -55,7 +55,8 @@ pub(crate) fn move_children(ctx: &mut Ctx, sa: &mut IkeSa) {
         ctx.act(sa.id, Purpose::Move(child.id), update);
     }
     if let Some(from) = from {
-        ctx.event(Event::Moved { ike: sa.id, from, to: hosts.remote });
+        let nat = sa.traits.peer_behind_nat;
+        ctx.event(Event::Moved { ike: sa.id, from, to: hosts.remote, nat });
     }
     ctx.checkpoint(sa);
 }

@@ -31,6 +31,7 @@ fn without_nat_everything_stays_on_port_500_and_esp_goes_plain() {
 
     let sa = &pair.server.established()[0];
     assert_eq!((sa.nat, sa.encap), ((false, false), false));
+    assert!(matches!(pair.server.events[0], Event::IkeUp { nat: false, .. }));
     assert_eq!(sa.remote, address(CLIENT_IP, 500));
     assert!(!pair.server.plane.values().next().unwrap().hosts.encap);
     pair.assert_no_leaks();
@@ -46,6 +47,9 @@ fn a_client_behind_nat_moves_to_port_4500_and_esp_goes_in_udp() {
     assert_eq!(server.local, address(SERVER_IP, 4500));
     let client = &pair.client.established()[0];
     assert_eq!(client.nat, (false, true));
+    // The peer of the one is behind it, that of the other is not.
+    assert!(matches!(pair.server.events[0], Event::IkeUp { nat: true, .. }));
+    assert!(matches!(pair.client.events[0], Event::IkeUp { nat: false, .. }));
     let hosts = pair.server.plane.values().next().unwrap().hosts;
     assert!(hosts.encap);
     assert_eq!(hosts.remote, address(NAT, 14_500));
@@ -91,7 +95,7 @@ fn a_rebound_nat_is_followed_by_fresh_messages() {
 
     assert_eq!(pair.server.established()[0].remote, address(NAT, 24_500));
     assert_eq!(pair.server.plane.values().next().unwrap().hosts.remote, address(NAT, 24_500));
-    assert!(pair.server.events.iter().any(|event| matches!(event, Event::Moved { .. })));
+    assert!(pair.server.events.iter().any(|event| matches!(event, Event::Moved { nat: true, .. })));
     pair.assert_connected();
     pair.assert_no_leaks();
 }

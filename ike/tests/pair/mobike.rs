@@ -97,6 +97,7 @@ fn a_nat_on_the_new_path_is_found_and_esp_goes_in_udp() {
 
     let sa = &pair.server.established()[0];
     assert_eq!(sa.nat, (true, false));
+    assert!(matches!(pair.server.events.last(), Some(Event::Moved { nat: true, .. })));
     let hosts = pair.server.plane.values().next().unwrap().hosts;
     assert_eq!((hosts.remote, hosts.encap), (address("198.18.0.1", 14_500), true));
     assert!(pair.client.plane.values().next().unwrap().hosts.encap);

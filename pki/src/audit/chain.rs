@@ -9,6 +9,7 @@ use std::io::BufRead;
 use std::time::Duration;
 
 use super::LOG;
+use super::begin::{self, Beginning};
 use super::checkpoint::{Broken, CheckpointVerifier, Checkpoints, Signed};
 use crate::error::Error;
 use crate::issue::hex;
@@ -16,7 +17,7 @@ use crate::store::{LogEntry, LogHead, LogSeal, Store};
 use crate::time::UnixTime;
 
 /// Records read at once.
-const PAGE: usize = 1_000;
+pub(super) const PAGE: usize = 1_000;
 /// Faults told; a trail that is broken everywhere needs no longer list.
 const MAX_FAULTS: usize = 100;
 /// Looks at an end that moves while it is being looked at.
@@ -103,6 +104,8 @@ pub struct ChainReport {
     pub sealed: bool,
     /// The last checkpoint, when there was a key to verify it with.
     pub signed: Option<Signed>,
+    /// Of a trail whose oldest records were forgotten: the last of them.
+    pub forgotten: Option<u64>,
     /// What is wrong; empty: nothing was touched.
     pub faults: Vec<ChainFault>,
 }
@@ -150,7 +153,7 @@ pub fn parse(line: &str) -> Option<LogEntry> {
     (render(&entry) == line).then_some(entry)
 }
 
-fn octets(text: &str) -> Option<[u8; 32]> {
+pub(super) fn octets(text: &str) -> Option<[u8; 32]> {
     let mut octets = [0u8; 32];
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     if pairs.len() != octets.len() || !rest.is_empty() {
@@ -165,7 +168,7 @@ fn octets(text: &str) -> Option<[u8; 32]> {
 
 /// Follows a chain record by record.
 #[derive(Debug, Default)]
-struct Walk {
+pub(super) struct Walk {
     report: ChainReport,
     last_hash: [u8; 32],
     checkpoints: Checkpoints,
@@ -176,7 +179,46 @@ impl Walk {
         Self { checkpoints: Checkpoints::with(verifier), ..Self::default() }
     }
 
-    fn record(&mut self, entry: &LogEntry, line: Option<u64>) {
+    /// Over a trail whose oldest records may have been forgotten.
+    pub(super) fn begun(
+        verifier: Option<CheckpointVerifier>,
+        beginning: Option<&Beginning>,
+    ) -> Self {
+        let mut walk = Self::with(verifier);
+        let Some(beginning) = beginning else { return walk };
+        if verifier.is_some_and(|verifier| !beginning.is_of(&verifier)) {
+            let what = format!(
+                "the beginning behind record {} was forged, or signed by another gateway: who wrote \
+                 it may have removed what is missing before",
+                beginning.record
+            );
+            walk.report.fault(FaultKind::Forged, beginning.record, None, what);
+        }
+        walk.report.last = beginning.record;
+        walk.report.forgotten = Some(beginning.record);
+        if let Some(hash) = beginning.octets() {
+            walk.last_hash = hash;
+            walk.checkpoints.begin(beginning.record + 1, hash);
+        }
+        walk
+    }
+
+    /// The last record so far.
+    pub(super) fn last(&self) -> u64 {
+        self.report.last
+    }
+
+    /// The last record that a verified checkpoint stands for.
+    pub(super) fn signed(&self) -> Option<u64> {
+        self.checkpoints.signed.as_ref().map(|signed| signed.record)
+    }
+
+    /// What is wrong so far.
+    pub(super) fn fault(&self) -> Option<&ChainFault> {
+        self.report.faults.first()
+    }
+
+    pub(super) fn record(&mut self, entry: &LogEntry, line: Option<u64>) {
         let seq = entry.seq;
         let last = self.report.last;
         self.report.records += 1;
@@ -185,16 +227,24 @@ impl Walk {
             let what = format!("record {seq} was edited: its hash is not that of what it says");
             self.report.fault(FaultKind::Edited, seq, line, what);
         } else if seq == last + 1
-            && (self.report.first > 0 || seq == 1)
+            && (self.report.first > 0 || seq == 1 || self.report.forgotten.is_some())
             && entry.prev != self.last_hash
         {
             let what = match last {
                 0 => format!("record {seq} was rewritten: it names a record before the first"),
+                _ if self.report.first == 0 => {
+                    format!("record {seq} was rewritten: the trail does not begin with it as it is")
+                }
                 _ => format!(
                     "record {last} or {seq} was rewritten: {seq} was not written after {last} as it is"
                 ),
             };
             self.report.fault(FaultKind::Rewritten, seq, line, what);
+        }
+        if seq <= last && self.report.first == 0 {
+            let what = format!("record {seq} was forgotten and is there again: somebody added it");
+            self.report.fault(FaultKind::Added, seq, line, what);
+            return;
         }
         if seq <= last {
             let what = match seq == last {
@@ -206,7 +256,9 @@ impl Walk {
         }
         if self.report.first == 0 {
             self.report.first = seq;
-            self.checkpoints.begin(seq, entry.prev);
+            if self.report.forgotten.is_none() {
+                self.checkpoints.begin(seq, entry.prev);
+            }
         }
         if seq > last + 1 && (self.report.records > 1 || line.is_none()) {
             let what = missing(last + 1, seq - 1);
@@ -288,11 +340,21 @@ pub fn verify_store(
     seal: Option<&LogSeal>,
     key: Option<CheckpointVerifier>,
 ) -> Result<ChainReport, Error> {
-    let mut walk = Walk::with(key);
+    let mut beginning = begin::stored(store)?;
+    let mut walk = Walk::begun(key, beginning.as_ref().map(|(beginning, _)| beginning));
     let mut position = 0;
     let mut look = 0;
     loop {
         let page = store.log(LOG, position, PAGE)?;
+        // What is forgotten meanwhile is not missing.
+        if page.first().is_some_and(|first| first.seq > walk.last() + 1) {
+            let now = begin::stored(store)?;
+            if now != beginning {
+                walk = Walk::begun(key, now.as_ref().map(|(beginning, _)| beginning));
+                (beginning, position) = (now, 0);
+                continue;
+            }
+        }
         for entry in &page {
             walk.record(entry, None);
             position = entry.seq;
@@ -405,7 +467,20 @@ pub fn verify_copy(
         let same = original
             .first()
             .is_some_and(|entry| entry.seq == report.last && hex(&entry.hash) == report.hash);
-        if !same {
+        let begun = begin::stored(store)?.map(|(beginning, _)| beginning);
+        let forgotten = begun.as_ref().map_or(0, |beginning| beginning.record);
+        if report.last < forgotten {
+            // Nothing is left to compare it with: its own checkpoints prove it, or nothing does.
+            if key.is_some() && report.signed.is_none() {
+                let what = format!(
+                    "the trail has forgotten its records up to {forgotten}, and no checkpoint of \
+                     this gateway is in the copy: nothing of it is proven"
+                );
+                report.fault(FaultKind::Unsigned, report.last, None, what);
+            }
+        } else if report.last == forgotten && begun.is_some_and(|b| b.hash == report.hash) {
+            // The signed beginning is what the copy ends with.
+        } else if !same {
             let what = format!("record {} of the copy is not that of the trail", report.last);
             report.fault(FaultKind::Differs, report.last, None, what);
         }

@@ -77,9 +77,13 @@ impl CheckpointKey {
     /// Signs the trail up to a record.
     pub(crate) fn sign(&self, record: u64, hash: &[u8; 32], at: UnixTime) -> Checkpoint {
         let hash = hex(hash);
-        let signature = self.0.sign(Checkpoint::text(record, &hash, at).as_bytes());
-        let signature = STANDARD.encode(signature.as_ref());
+        let signature = self.sign_text(&Checkpoint::text(record, &hash, at));
         Checkpoint { record, hash, key: self.verifier().id(), signature }
+    }
+
+    /// Signs a text; the signature in base64.
+    pub(super) fn sign_text(&self, text: &str) -> String {
+        STANDARD.encode(self.0.sign(text.as_bytes()).as_ref())
     }
 
     /// Its public half.
@@ -132,7 +136,12 @@ impl CheckpointVerifier {
 
     fn opens(&self, checkpoint: &Checkpoint, at: UnixTime) -> bool {
         let text = Checkpoint::text(checkpoint.record, &checkpoint.hash, at);
-        let signature = STANDARD.decode(&checkpoint.signature).unwrap_or_default();
+        self.verifies(&text, &checkpoint.signature)
+    }
+
+    /// Whether a text was signed, with this signature in base64.
+    pub(super) fn verifies(&self, text: &str, signature: &str) -> bool {
+        let signature = STANDARD.decode(signature).unwrap_or_default();
         UnparsedPublicKey::new(&ED25519, self.0).verify(text.as_bytes(), &signature).is_ok()
     }
 }
@@ -159,7 +168,7 @@ pub(super) enum Broken {
 /// Follows the checkpoints of a trail beside its chain.
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
-    verifier: Option<CheckpointVerifier>,
+    pub(super) verifier: Option<CheckpointVerifier>,
     /// Positions and hashes a checkpoint may name.
     recent: VecDeque<(u64, [u8; 32])>,
     /// The first record of what is looked at; a checkpoint of an earlier one says nothing about it.

@@ -36,6 +36,12 @@ struct Line {
     source_ip: Option<IpAddr>,
     #[serde(rename = "source.port", default, skip_serializing_if = "Option::is_none")]
     source_port: Option<u16>,
+    #[serde(rename = "client.nat.ip", default, skip_serializing_if = "Option::is_none")]
+    nat_ip: Option<IpAddr>,
+    #[serde(rename = "client.nat.port", default, skip_serializing_if = "Option::is_none")]
+    nat_port: Option<u16>,
+    #[serde(rename = "http.request.id", default, skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
     #[serde(rename = "source.bytes", default, skip_serializing_if = "Option::is_none")]
     bytes_in: Option<u64>,
     #[serde(rename = "destination.ip", default, skip_serializing_if = "Option::is_none")]
@@ -111,6 +117,7 @@ pub(crate) fn encode(event: &AuditEvent) -> Vec<u8> {
     };
     let tunnel = event.tunnel.as_ref();
     let carried = tunnel.and_then(|tunnel| tunnel.carried);
+    let nat = tunnel.filter(|tunnel| tunnel.nat).map(|tunnel| tunnel.remote);
     let spi = |spi: u64| format!("{spi:016x}");
     let signed = event.checkpoint.as_ref();
     let line = Line {
@@ -125,6 +132,9 @@ pub(crate) fn encode(event: &AuditEvent) -> Vec<u8> {
         operator,
         source_ip: tunnel.map(|tunnel| tunnel.remote.ip()).or(peer),
         source_port: tunnel.map(|tunnel| tunnel.remote.port()),
+        nat_ip: nat.map(|nat| nat.ip()),
+        nat_port: nat.map(|nat| nat.port()),
+        request: event.request.clone(),
         bytes_in: carried.map(|carried| carried.bytes_in),
         destination_ip: tunnel.map(|tunnel| tunnel.local.ip()),
         destination_port: tunnel.map(|tunnel| tunnel.local.port()),
@@ -176,6 +186,7 @@ pub(super) fn decode(value: &[u8]) -> Result<AuditEvent, String> {
     let tunnel = || {
         Some(TunnelFacts {
             remote: (line.source_ip?, line.source_port?).into(),
+            nat: line.nat_ip.is_some(),
             local: (line.destination_ip?, line.destination_port?).into(),
             spi_i: number(line.spi_i.as_deref()?)?,
             spi_r: number(line.spi_r.as_deref()?)?,
@@ -220,6 +231,7 @@ pub(super) fn decode(value: &[u8]) -> Result<AuditEvent, String> {
         object: line.object,
         reason: line.reason,
         left_out: line.left_out,
+        request: line.request,
     })
 }
 
@@ -287,6 +299,7 @@ mod tests {
         .tunnel(TunnelFacts {
             local: "198.51.100.1:4500".parse().unwrap(),
             remote: "192.0.2.7:61234".parse().unwrap(),
+            nat: true,
             spi_i: 1,
             spi_r: u64::MAX,
             ike_suite: "aes256gcm16-prfsha384-ecp384".to_owned(),
@@ -305,6 +318,7 @@ mod tests {
         event.issuer = Some("0123456789abcdef".to_owned());
         event.not_after = Some(UnixTime::from_secs(1_795_309_200));
         event.left_out = Some(2);
+        event.request = Some("64f1-2a".to_owned());
         event.checkpoint = Some(Checkpoint {
             record: 9,
             hash: "00ff".to_owned(),
@@ -325,6 +339,8 @@ mod tests {
             ("event.category", "network"),
             ("event.outcome", "success"),
             ("source.ip", "192.0.2.7"),
+            ("client.nat.ip", "192.0.2.7"),
+            ("http.request.id", "64f1-2a"),
             ("destination.ip", "198.51.100.1"),
             ("runnel.lease_id", "r-7f3k9q"),
             ("runnel.run_id", "4711"),
@@ -337,7 +353,12 @@ mod tests {
         }
         assert_eq!(value["event.duration"], 61_000_001_000u64);
         assert_eq!((&value["source.bytes"], &value["destination.bytes"]), (&7.into(), &9.into()));
+        assert_eq!(value["client.nat.port"], 61234);
         assert!(value.get("runnel.token").is_none(), "absent fields are not written");
+        let mut event = full();
+        event.tunnel.as_mut().unwrap().nat = false;
+        let value: serde_json::Value = serde_json::from_slice(&encode(&event)).unwrap();
+        assert!(value.get("client.nat.ip").is_none() && value.get("source.port").is_some());
     }
 
     #[test]

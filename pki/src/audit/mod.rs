@@ -3,11 +3,14 @@
 //! The store chains them by hash and seals the chain's end; [`chain`] finds what was done to them
 //! since, and [`checkpoint`]s let others find it. Events carry names and numbers, never secrets.
 
+pub mod begin;
 pub mod chain;
 pub mod checkpoint;
 mod ecs;
 pub mod offline;
 pub(crate) mod policy;
+pub(crate) mod prune;
+mod request;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +22,7 @@ use crate::store::Txn;
 use crate::time::UnixTime;
 
 pub(crate) use ecs::encode;
+pub use request::for_request;
 
 /// The log that holds the events.
 pub(crate) const LOG: &str = "audit";
@@ -60,8 +64,11 @@ pub enum AuditOutcome {
 pub struct TunnelFacts {
     /// The gateway's address.
     pub local: SocketAddr,
-    /// The peer's address.
+    /// The peer's address; its NAT's, if there is one.
     pub remote: SocketAddr,
+    /// A NAT is in front of the peer.
+    #[serde(default)]
+    pub nat: bool,
     /// SPI of the IKE SA's initiator.
     pub spi_i: u64,
     /// SPI of its responder.
@@ -144,13 +151,17 @@ pub struct AuditEvent {
     /// How many events like this one came before it and were not written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_out: Option<u64>,
+    /// The HTTP request that caused it, by the id that its answer has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// What a checkpoint signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<checkpoint::Checkpoint>,
 }
 
 impl AuditEvent {
-    /// A successful event without details.
+    /// A successful event without details, of the request that this thread works for
+    /// ([`for_request`]).
     pub fn new(action: &str, actor: &Actor, at: UnixTime) -> Self {
         Self {
             at,
@@ -173,6 +184,7 @@ impl AuditEvent {
             object: None,
             reason: None,
             left_out: None,
+            request: request::current(),
             checkpoint: None,
         }
     }

@@ -92,6 +92,8 @@ pub struct Authority {
     pub(crate) pruned_addresses_to: Mutex<Option<String>>,
     /// RSA keys that are being made for clients.
     pub(crate) rsa_makers: AtomicUsize,
+    /// How far the audit trail was looked at for what may be forgotten.
+    pub(crate) audit_looked: Mutex<audit::prune::Looked>,
     /// One turnstile for every sixteenth token.
     turns: [Mutex<()>; 16],
     /// The same for jobs, and for roles that have a limit.
@@ -243,6 +245,7 @@ impl Authority {
             pruned_to: Mutex::default(),
             pruned_holders_to: Mutex::default(),
             pruned_addresses_to: Mutex::default(),
+            audit_looked: Mutex::default(),
             turns: Default::default(),
             rsa_makers: AtomicUsize::new(0),
             job_turns: Default::default(),

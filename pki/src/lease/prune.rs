@@ -1,7 +1,7 @@
 //! Forgetting ended leases, some time after their end.
 //!
 //! What they leave behind stays as long as it matters: a revoked certificate until it would have
-//! expired, a bar until it is lifted, the audit trail for ever. A token that is forgotten is
+//! expired, a bar until it is lifted, the audit trail as long as it is configured. A token that is forgotten is
 //! unknown, and as such refused.
 
 use crate::audit::{Actor, AuditEvent};

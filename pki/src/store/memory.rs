@@ -97,6 +97,11 @@ impl Store for MemoryStore {
                     };
                     inner.heads.insert(log.to_owned(), head);
                 }
+                Op::Forget(log, through) => {
+                    let entries = inner.logs.entry(log.to_owned()).or_default();
+                    let last = entries.last().map_or(0, |entry| entry.seq);
+                    entries.retain(|entry| entry.seq > through || entry.seq == last);
+                }
             }
         }
         inner.watchers.publish(&changes);

@@ -57,6 +57,9 @@ pub enum Op {
     Delete(String),
     /// Appends to a hash-chained log; the store assigns the sequence number.
     Append(&'static str, Vec<u8>),
+    /// Removes a log's entries up to this position. Those that remain keep their numbers and hashes;
+    /// who removes keeps what the first of them is to be compared with.
+    Forget(&'static str, u64),
 }
 
 /// Conditions and changes that happen together or not at all.
@@ -101,6 +104,12 @@ impl Txn {
     /// Appends to a log.
     pub fn append(&mut self, log: &'static str, value: impl Into<Vec<u8>>) -> &mut Self {
         self.ops.push(Op::Append(log, value.into()));
+        self
+    }
+
+    /// Removes a log's entries up to a position. Its last one stays in any case.
+    pub fn forget(&mut self, log: &'static str, through: u64) -> &mut Self {
+        self.ops.push(Op::Forget(log, through));
         self
     }
 }

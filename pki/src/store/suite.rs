@@ -105,6 +105,33 @@ fn logs_are_numbered_and_chained(store: &dyn Store) {
     assert_eq!(store.log("nothing", 0, 10).unwrap(), []);
 }
 
+fn old_entries_of_a_log_can_be_forgotten(store: &dyn Store) {
+    for value in ["one", "two", "three"] {
+        let mut txn = Txn::new();
+        txn.append("audit", value).append("other", value);
+        committed(store, txn);
+    }
+    let before = store.log("audit", 0, 10).unwrap();
+    let mut txn = Txn::new();
+    txn.forget("audit", 2).append("audit", "four").put("with it", "1");
+    committed(store, txn);
+    let after = store.log("audit", 0, 10).unwrap();
+    assert_eq!(after.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!((&after[0], after[1].prev), (&before[2], before[2].hash));
+    assert_eq!(store.log("other", 0, 10).unwrap().len(), 3, "of this log only");
+    // The last one stays: the log goes on behind it.
+    let mut txn = Txn::new();
+    txn.forget("audit", u64::MAX);
+    committed(store, txn);
+    assert_eq!(store.log("audit", 0, 10).unwrap(), after[1..]);
+    assert_eq!(store.log_head("audit").unwrap().unwrap().seq, 4);
+    // Nor does a transaction forget that is not applied.
+    let mut txn = Txn::new();
+    txn.absent("with it").forget("other", 2);
+    store.transact(txn).unwrap();
+    assert_eq!(store.log("other", 0, 10).unwrap().len(), 3);
+}
+
 fn watches_see_changes_in_order_from_their_start(store: &dyn Store) {
     let before = committed(store, put("w/a", "0"));
     let watch = store.watch("w/").unwrap();
@@ -187,6 +214,7 @@ on_every_backend!(
     ranges_are_ordered_paged_and_bounded_by_their_prefix,
     scans_read_every_page,
     logs_are_numbered_and_chained,
+    old_entries_of_a_log_can_be_forgotten,
     watches_see_changes_in_order_from_their_start,
     a_slow_watcher_is_cut_off_instead_of_growing,
 );

@@ -309,7 +309,11 @@ pub const ALL: &[Entry] = &[
         "the SA ends with its certificate; an expired one is refused",
         refusals::lifetime,
     ),
-    waiting("dead-peer", "a vanished client is noticed, and may come back", endings::dead_peer),
+    waiting(
+        "dead-peer",
+        "a vanished client is noticed, may come back for a while, and has no access after that",
+        endings::dead_peer,
+    ),
     entry(
         "critical-extension",
         "a certificate with an unknown critical extension: refused as client's and as gateway's",

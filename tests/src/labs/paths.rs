@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::scene::{Scene, ping};
-use crate::lab::Lab;
 use crate::lab::capture::{Capture, ESP_IN_UDP, IKE};
 use crate::lab::charon::{Charon, Options};
 use crate::lab::gateway::{Gateway, ID, Settings};
@@ -17,6 +16,7 @@ use crate::lab::world::{
     FORBIDDEN, GATEWAY, POOL, PRIVATE_NET, PRIVATE_NET6, RUNNERS, STORE, STORE_PORT, STORE6, Shape,
     World,
 };
+use crate::lab::{Lab, wait};
 
 /// The runner behind a NAT.
 pub(super) fn nat_runner(lab: &Lab) -> Result<()> {
@@ -29,6 +29,7 @@ pub(super) fn nat_gateway(lab: &Lab) -> Result<()> {
 }
 
 fn simple(lab: &Lab, shape: Shape) -> Result<()> {
+    let behind_nat = shape.runner_nat;
     let scene = Scene::new(lab, shape, &Settings::default())?;
     let mut capture = Capture::start(&scene.world.internet, "east", "udp")?;
     let (charon, _) = scene.connected(P256)?;
@@ -36,6 +37,17 @@ fn simple(lab: &Lab, shape: Shape) -> Result<()> {
     charon.terminate("net")?;
     scene.no_sas(Duration::from_secs(5))?;
     scene.no_download(scene.world.runner())?;
+    for action in ["ike.sa.up", "ike.sa.down"] {
+        let record = wait::until(lab, action, Duration::from_secs(30), || {
+            let records = scene.gateway.json(&["audit", "tail", "--action", action])?;
+            Ok(records.get(0).cloned())
+        })?;
+        let nat = record.get("client.nat.ip").filter(|nat| **nat == record["source.ip"]);
+        // A client whose ESP only goes in UDP claims a NAT where there is none (RFC 7296 2.23).
+        if behind_nat && (nat.is_none() || record.get("client.nat.port").is_none()) {
+            bail!("the trail should say that the client is behind a NAT: {record}");
+        }
+    }
     capture.stop()?;
     let esp = capture.count(ESP_IN_UDP)?;
     // Segmentation offload may carry many packets as one.

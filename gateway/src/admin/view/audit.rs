@@ -29,6 +29,9 @@ pub struct AuditPart {
     /// The last signed checkpoint, when there was a key to verify it with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<AuditSigned>,
+    /// The trail begins behind this record: those up to it were forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgotten: Option<u64>,
     /// What is wrong with it.
     pub faults: Vec<AuditFault>,
 }

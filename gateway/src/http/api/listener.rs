@@ -117,6 +117,8 @@ fn what_the_listener_refuses_is_documented_for_every_operation() {
                 assert_eq!(head.contains("retry-after: "), status == 429, "{head}");
                 let told: Value = serde_json::from_slice(&body).unwrap();
                 assert_eq!(told["status"], status);
+                let id = told["request_id"].as_str().unwrap();
+                assert!(head.contains(&format!("x-request-id: {id}")), "{head}");
                 for field in schema["required"].as_array().unwrap() {
                     assert!(told.get(field.as_str().unwrap()).is_some(), "{field}: {told}");
                 }

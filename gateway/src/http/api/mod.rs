@@ -115,7 +115,8 @@ impl Service for ApiService {
             }
         }
         let api = Arc::clone(&self.0);
-        match super::blocking(move || api.handle(&request)).await {
+        let id = request.id.clone();
+        match super::blocking(&id, move || api.handle(&request)).await {
             Ok(reply) => reply,
             Err(error) => {
                 tracing::error!(%error, "a request to /v1 failed");

@@ -12,6 +12,9 @@ use crate::config::Config;
 use crate::sys::clock;
 use crate::test_issuer as oidc;
 
+/// How every request here is named.
+const REQUEST: &str = "1-1";
+
 const AUDIENCE: &str = "https://gw.example.com:8443";
 
 /// Ends leases without tunnels.
@@ -148,9 +151,10 @@ impl Fixture {
             body: body.as_bytes().to_vec().into(),
             peer: "192.0.2.7:4711".parse().unwrap(),
             client_chain,
-            id: "1-1".to_owned(),
+            id: REQUEST.to_owned(),
         };
         let reply = self.runtime.block_on(self.service.answer(request));
+        let reply = crate::http::problem::named(reply, REQUEST);
         let answer: Value = serde_json::from_slice(&reply.body).unwrap();
         let (template, item) = self.route(path);
         let operation = item.get(method.to_lowercase()).cloned();
@@ -600,6 +604,17 @@ fn the_interface_is_what_its_document_says() {
         }
     }
     assert_eq!(f.fields, fields);
+
+    // And what was done is in the trail under the request's name.
+    let records = f.authority.audit(0, 10_000).unwrap();
+    let by_peers = records.iter().filter(|record| matches!(record.event.actor, Actor::Peer(_)));
+    let named: BTreeSet<_> = by_peers
+        .map(|record| (record.event.action.as_str(), record.event.request.as_deref()))
+        .collect();
+    for action in ["lease.create", "lease.renew", "lease.release", "lease.revoke"] {
+        assert!(named.contains(&(action, Some(REQUEST))), "{action}: {named:?}");
+    }
+    assert!(named.iter().all(|(_, request)| *request == Some(REQUEST)), "{named:?}");
 }
 
 #[test]

@@ -58,7 +58,8 @@ impl Service for HookService {
     async fn answer(&self, request: Request) -> Reply {
         let inner = Arc::clone(&self.0);
         // Ending leases waits for the store and for the data plane.
-        match super::blocking(move || inner.answer(&request)).await {
+        let id = request.id.clone();
+        match super::blocking(&id, move || inner.answer(&request)).await {
             Ok(reply) => reply,
             Err(error) => {
                 tracing::error!(%error, "webhook failed");

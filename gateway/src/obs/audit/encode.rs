@@ -52,6 +52,8 @@ fn cef(record: &AuditRecord) -> String {
     let tunnel = event.tunnel.as_ref();
     maybe("src", source(record));
     maybe("spt", tunnel.map(|tunnel| tunnel.remote.port().to_string()));
+    let nat = tunnel.filter(|tunnel| tunnel.nat).map(|tunnel| tunnel.remote);
+    maybe("sourceTranslatedAddress", nat.map(|nat| nat.ip().to_string()));
     maybe("dst", tunnel.map(|tunnel| tunnel.local.ip().to_string()));
     maybe("dpt", tunnel.map(|tunnel| tunnel.local.port().to_string()));
     let carried = tunnel.and_then(|tunnel| tunnel.carried);
@@ -71,6 +73,8 @@ fn cef(record: &AuditRecord) -> String {
             maybe(&format!("cs{number}"), Some(value));
         }
     }
+    maybe("flexString1Label", event.request.as_ref().map(|_| "request".to_owned()));
+    maybe("flexString1", event.request.clone());
     text
 }
 
@@ -108,19 +112,20 @@ fn ocsf(record: &AuditRecord) -> Value {
         put("status_detail", json!(reason));
     }
     put("message", json!(event.action));
-    put(
-        "metadata",
-        json!({
-            "version": OCSF,
-            "uid": record.hash,
-            "sequence": record.seq,
-            "event_code": event.action,
-            "log_name": "audit",
-            "product": {
-                "name": "Runnel", "vendor_name": "Runnel", "version": env!("CARGO_PKG_VERSION"),
-            },
-        }),
-    );
+    let mut metadata = json!({
+        "version": OCSF,
+        "uid": record.hash,
+        "sequence": record.seq,
+        "event_code": event.action,
+        "log_name": "audit",
+        "product": {
+            "name": "Runnel", "vendor_name": "Runnel", "version": env!("CARGO_PKG_VERSION"),
+        },
+    });
+    if let (Some(request), Some(metadata)) = (&event.request, metadata.as_object_mut()) {
+        metadata.insert("correlation_uid".to_owned(), json!(request));
+    }
+    put("metadata", metadata);
     if let Some(uid) = operator(&event.actor) {
         put("actor", json!({ "user": { "uid": uid, "type_id": 2 } }));
     }
@@ -245,6 +250,7 @@ mod tests {
             .tunnel(TunnelFacts {
                 local: "198.51.100.1:4500".parse().unwrap(),
                 remote: "192.0.2.7:61234".parse().unwrap(),
+                nat: true,
                 spi_i: 1,
                 spi_r: 2,
                 ike_suite: "aes256gcm16-prfsha384-ecp384".to_owned(),
@@ -254,6 +260,7 @@ mod tests {
             .reason("a=b\\c|d\nforged");
         event.lease_id = Some("r-7f3k9q".to_owned());
         event.identity = Some("spiffe://ci.example.com/x".to_owned());
+        event.request = Some("64f1-2a".to_owned());
         AuditRecord { seq: 7, event, hash: "ab".repeat(32), line: "{}".to_owned() }
     }
 
@@ -266,7 +273,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("reason=a\\=b\\\\c|d\\nforged "), "{text}");
-        assert!(text.contains(" src=192.0.2.7 spt=61234 dst=198.51.100.1 dpt=4500 in=7 out=9 "));
+        let addresses =
+            " src=192.0.2.7 spt=61234 sourceTranslatedAddress=192.0.2.7 dst=198.51.100.1";
+        assert!(text.contains(&format!("{addresses} dpt=4500 in=7 out=9 ")), "{text}");
+        assert!(text.ends_with(" flexString1Label=request flexString1=64f1-2a"), "{text}");
         assert!(text.contains(" cs1Label=lease cs1=r-7f3k9q "), "{text}");
         assert!(!text.contains('\n'));
         assert_eq!(header("a|b\\c\nd"), "a\\|b\\\\c d");
@@ -291,6 +301,7 @@ mod tests {
         assert_eq!(value["src_endpoint"], json!({ "ip": "192.0.2.7", "port": 61234 }));
         assert_eq!(value["session"]["uid"], "0000000000000001_0000000000000002");
         assert_eq!(value["duration"], 61_000);
+        assert_eq!(value["metadata"]["correlation_uid"], "64f1-2a");
         let of = |action: &str| {
             let mut record = down();
             let event = AuditEvent::new(action, &Actor::Uid(0), UnixTime::from_secs(0));

@@ -57,6 +57,11 @@ pub struct AuditFile {
 }
 
 impl AuditFile {
+    /// The last record that is in the file or in those put aside.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
     /// Opens or creates the file and finds the last event in it; a half-written last line, left
     /// by a crash, is cut off. One that was rotated away goes on where it ended. A file that is no
     /// copy of this trail (an earlier version's, whose lines prove nothing; one from after the
@@ -154,7 +159,7 @@ impl AuditFile {
         if full && signed {
             // First: a crash between the two must not have the new file begin with what the old has.
             self.note(authority)?;
-            rotate(&self.path, self.bounds.files).map_err(failed)?;
+            put_aside(&self.path, self.position, self.bounds.files).map_err(failed)?;
             self.file = create(&self.path).map_err(failed)?;
             self.full = false;
         } else if self.moved || (full && !self.full) {
@@ -213,24 +218,45 @@ fn is_in(authority: &Authority, entry: &pki::store::LogEntry) -> Result<bool, St
 
 /// The file and those put aside before it that are there, the newest first.
 pub fn kept_files(path: &Path) -> Vec<PathBuf> {
-    let older = (1..).map(|number| numbered(path, number)).take_while(|path| path.exists());
+    let mut older = put_aside_files(path).unwrap_or_default();
+    older.reverse();
     std::iter::once(path.to_owned()).chain(older).collect()
 }
 
-fn numbered(path: &Path, number: u64) -> PathBuf {
-    path.with_extension(format!("jsonl.{number}"))
+/// Digits of a record's number in a name: names sort as their records do.
+const DIGITS: usize = 12;
+
+/// The name of a file that is put aside: that of its last record. Others who put the file aside, like
+/// logrotate, number theirs, and those are not ours to rename or to remove.
+fn aside_name(path: &Path, last: u64) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-{last:0DIGITS$}.jsonl"))
 }
 
-/// Renames the file to `.1`, that to `.2`, and so on; of more than `keep` the oldest go.
-fn rotate(path: &Path, keep: u64) -> std::io::Result<()> {
-    let there = u64::try_from(kept_files(path).len()).unwrap_or(u64::MAX) - 1;
-    for number in keep..=there {
-        std::fs::remove_file(numbered(path, number))?;
+/// Files put aside, the oldest first.
+fn put_aside_files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path.parent().unwrap_or(path))? {
+        let there = entry?.path();
+        let name = there.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.strip_suffix(".jsonl").and_then(|name| name.rsplit('-').next());
+        let number = number.and_then(|number| number.parse::<u64>().ok());
+        if let Some(number) = number.filter(|number| aside_name(path, *number) == there) {
+            found.push((number, there));
+        }
     }
-    for number in (1..=there.min(keep - 1)).rev() {
-        std::fs::rename(numbered(path, number), numbered(path, number + 1))?;
+    found.sort();
+    Ok(found.into_iter().map(|(_, there)| there).collect())
+}
+
+/// Puts the file aside, which ends with this record; of more than `keep` such files the oldest go.
+fn put_aside(path: &Path, last: u64, keep: u64) -> std::io::Result<()> {
+    std::fs::rename(path, aside_name(path, last))?;
+    let files = put_aside_files(path)?;
+    let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+    for old in files.iter().take(files.len().saturating_sub(keep)) {
+        std::fs::remove_file(old)?;
     }
-    std::fs::rename(path, numbered(path, 1))?;
     File::open(path.parent().unwrap_or(path))?.sync_all()
 }
 
@@ -411,6 +437,9 @@ mod tests {
         let path = dir.path().join("audit.jsonl");
         let authority = authority(&Arc::default());
         let bounds = Bounds { size: 20_000, files: 3 };
+        for others in ["audit.jsonl.1", "audit-7.jsonl"] {
+            std::fs::write(dir.path().join(others), "another's").unwrap();
+        }
         let mut file = AuditFile::open(&path, bounds, &authority).unwrap();
         for number in 0..400 {
             record(&authority, &number.to_string());
@@ -420,7 +449,8 @@ mod tests {
 
         let mut kept = kept_files(&path);
         assert_eq!(kept.len(), 4, "{kept:?}");
-        assert!(!dir.path().join("audit.jsonl.4").exists());
+        assert_eq!(text(&dir.path().join("audit.jsonl.1")), "another's", "logrotate's stays");
+        assert_eq!(text(&dir.path().join("audit-7.jsonl")), "another's", "no name of ours");
         let key = Some(authority.checkpoint_key());
         for aside in &kept[1..] {
             let text = text(aside);

@@ -362,6 +362,7 @@ pub(crate) fn ike_up(sa: &IkeSa) -> Option<Event> {
         spis: (sa.spi_i.0, sa.spi_r.0),
         local: sa.path.local,
         remote: sa.path.remote,
+        nat: sa.traits.peer_behind_nat,
         identity: auth.name.clone(),
         lease: auth.grant.lease.clone(),
         role: auth.grant.role.clone(),

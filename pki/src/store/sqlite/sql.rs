@@ -23,6 +23,9 @@ pub(super) const LOG: &str =
 /// Appends a record. What somebody else put there gives way: it must not stop the log.
 pub(super) const APPEND: &str =
     "INSERT OR REPLACE INTO logs (log, seq, prev, hash, value) VALUES (?1, ?2, ?3, ?4, ?5)";
+/// Removes the records of a log up to a position, but the last.
+pub(super) const FORGET: &str = "DELETE FROM logs WHERE log = ?1 AND seq <= ?2
+     AND seq < (SELECT max(seq) FROM logs WHERE log = ?1)";
 /// The end of a log.
 pub(super) const HEAD: &str =
     "SELECT log, seq, CAST(hash AS BLOB), CAST(seal AS BLOB) FROM heads WHERE log = ?1";
@@ -54,6 +57,7 @@ mod tests {
         DELETE,
         LOG,
         APPEND,
+        FORGET,
         HEAD,
         WRITE_HEAD,
         POSITION,

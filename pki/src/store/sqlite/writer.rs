@@ -273,6 +273,9 @@ pub(in crate::store) fn apply(
                 changes.push(Change { revision, key: key.clone(), value: None });
             }
         }
+        Op::Forget(log, through) => {
+            transaction.prepare_cached(sql::FORGET)?.execute(params![log, signed(*through)])?;
+        }
         // Logs have ends to keep: see `append`.
         Op::Append(..) => {}
     }

@@ -215,6 +215,11 @@ fn copies_of_forgotten_records_are_proven_by_their_own_checkpoints() {
     assert_eq!(verify(&text(1, last)), [], "what the beginning names");
     assert_eq!(verify(&text(1, last + 3)), [], "what goes on into what is kept");
     assert_eq!(verify(&text(1, 2)), [(FaultKind::Unsigned, 2)]);
+    assert_eq!(
+        verify(&text(1, last - 2)),
+        [(FaultKind::Unsigned, last - 2)],
+        "what stands behind the last checkpoint may have been made up"
+    );
     // Another trail's that is as long.
     let other = tempfile::tempdir().unwrap();
     let other = ten_days(other.path()).audit(0, 1_000).unwrap();

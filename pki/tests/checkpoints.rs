@@ -257,6 +257,22 @@ fn an_end_that_somebody_else_wrote_is_not_signed() {
     assert!(error.to_string().contains("not as this gateway wrote it"), "{error}");
 }
 
+/// Nor for an end that was true once.
+#[test]
+fn an_end_that_was_put_back_is_not_signed() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::open(directory.path(), Options::new(settings()), NOW).unwrap();
+    token(&authority);
+    let raw = rusqlite::Connection::open(directory.path().join("runnel.db")).unwrap();
+    raw.execute_batch("CREATE TABLE before AS SELECT * FROM heads").unwrap();
+    authority.checkpoint("hour", after(1)).unwrap();
+    token(&authority);
+    authority.checkpoint("hour", after(2)).unwrap();
+    raw.execute_batch("DELETE FROM heads; INSERT INTO heads SELECT * FROM before").unwrap();
+    let error = authority.checkpoint("hour", after(3)).unwrap_err();
+    assert!(error.to_string().contains("not as this gateway wrote it"), "{error}");
+}
+
 /// A state directory that was copied away without its sealing key.
 #[test]
 fn a_trail_without_its_sealing_key_is_verified_with_the_public_key() {

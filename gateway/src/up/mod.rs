@@ -10,7 +10,7 @@ mod plane;
 mod preflight;
 mod threads;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -288,13 +288,18 @@ fn build(parts: Parts<'_>) -> Result<(Running, EventLoop), UpError> {
     };
     // What ran out while nobody looked has ended before anything goes on with it.
     let started = UnixTime::from_micros(clock::wall().0);
-    authority.expire_due(started).map_err(|error| other(&error))?;
+    if let Err(error) = authority.expire_due(started) {
+        tracing::error!(%error, "leases that ran out are not all ended yet; it is tried again");
+    }
     let resumed = restart::choose(parts.saved, &checkpoints, &authority, &peers, &registry, serves);
     let (protocol, resumed) =
         restart::engine(engine_config, provider, seed()?, resumed, &checkpoints)
             .map_err(|error| other(&error))?;
     // At once, because a lease that seems lost has its time only.
-    let leases: Vec<String> = resumed.iter().map(|saved| saved.grant.lease.0.clone()).collect();
+    // Several SAs of a lease are one.
+    let leases: BTreeSet<String> =
+        resumed.iter().map(|saved| saved.grant.lease.0.clone()).collect();
+    let leases: Vec<String> = leases.into_iter().collect();
     let again = authority.reconnected(&leases, started);
     tracing::debug!(leases = leases.len(), again, "leases with a tunnel again");
     let receiving = sockets.of_port(crate::driver::IKE_PORT)?;

@@ -194,6 +194,14 @@ impl Walk {
             );
             walk.report.fault(FaultKind::Forged, beginning.record, None, what);
         }
+        if verifier.is_none() {
+            let what = format!(
+                "the trail begins behind record {}: whether this gateway forgot what came before \
+                 cannot be told without its key (--seal-key, or --key)",
+                beginning.record
+            );
+            walk.report.fault(FaultKind::Unsigned, beginning.record, None, what);
+        }
         walk.report.last = beginning.record;
         walk.report.forgotten = Some(beginning.record);
         if let Some(hash) = beginning.octets() {
@@ -470,11 +478,12 @@ pub fn verify_copy(
         let begun = begin::stored(store)?.map(|(beginning, _)| beginning);
         let forgotten = begun.as_ref().map_or(0, |beginning| beginning.record);
         if report.last < forgotten {
-            // Nothing is left to compare it with: its own checkpoints prove it, or nothing does.
-            if key.is_some() && report.signed.is_none() {
+            // Nothing is left to compare it with: the checkpoint at its end proves it, or nothing does.
+            let proven = |signed: &Signed| signed.checkpoint == report.last;
+            if !report.signed.as_ref().is_some_and(proven) {
                 let what = format!(
-                    "the trail has forgotten its records up to {forgotten}, and no checkpoint of \
-                     this gateway is in the copy: nothing of it is proven"
+                    "the trail has forgotten its records up to {forgotten}, and the copy does not end \
+                     with a checkpoint that was verified: what stands behind the last one is not proven"
                 );
                 report.fault(FaultKind::Unsigned, report.last, None, what);
             }

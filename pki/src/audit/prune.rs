@@ -25,6 +25,8 @@ const SLACK: Duration = Duration::from_secs(24 * 3_600);
 #[derive(Debug, Default)]
 pub(crate) struct Looked {
     walk: Walk,
+    /// What was written before it was old enough.
+    before: Option<UnixTime>,
     /// Up to here it may be forgotten: a checkpoint that is old enough itself stands for it.
     signed: u64,
     /// What was done to the trail behind that.
@@ -62,6 +64,11 @@ impl Authority {
             )));
         }
         let mut looked = lock(&self.audit_looked);
+        // A clock that was set back: what was old enough by it may not be.
+        if looked.before.is_some_and(|then| before < then) {
+            *looked = Looked::default();
+        }
+        looked.before = Some(before);
         self.look_on(&mut looked, stored.as_ref().map(|(begin, _)| begin), before)?;
         let through = looked.signed.min(delivered).min(begun.saturating_add(BATCH));
         if through <= begun {
@@ -100,7 +107,7 @@ impl Authority {
         let first = begun.map_or(0, |beginning| beginning.record);
         if looked.walk.last() == 0 || looked.walk.last() < first {
             let walk = Walk::begun(Some(self.checkpoint_key()), begun);
-            *looked = Looked { walk, ..Looked::default() };
+            *looked = Looked { walk, before: looked.before, ..Looked::default() };
         }
         for _ in 0..LOOKED_AT / PAGE {
             if looked.fault.is_some() {

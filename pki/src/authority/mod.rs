@@ -68,7 +68,8 @@ pub struct Authority {
     pub(crate) limiter: Mutex<Limiter>,
     pub(crate) ocsp: Mutex<ocsp::Memory>,
     /// When this process last signed the audit trail.
-    pub(crate) last_checkpoint: Mutex<Option<UnixTime>>,
+    /// When the trail was signed last, and up to which record.
+    pub(crate) last_checkpoint: Mutex<Option<(UnixTime, u64)>>,
     pub(crate) lists: Lists,
     pub(crate) keyring: Mutex<Keyring>,
     /// What clusters said of tokens a moment ago.

@@ -149,7 +149,7 @@ impl Enforcer {
     ///
     /// # Errors
     /// Whatever a part refuses; what was already made is removed again, the plane included, unless
-    /// it is to be kept.
+    /// it is to be kept and the firewall is in force.
     pub fn bring_up(
         mut plane: Box<dyn Dataplane>,
         setup: &TunnelSetup,
@@ -165,7 +165,8 @@ impl Enforcer {
         let filter = match Firewall::install(&config) {
             Ok(filter) => filter,
             Err(error) => {
-                abandon(plane.as_mut(), setup.keep);
+                // Nothing of ours guards what could be kept.
+                abandon(plane.as_mut(), false);
                 return Err(error);
             }
         };

@@ -184,6 +184,8 @@ pub struct PlaneThread {
     ensured: Instant,
     /// Something of an earlier process may be left.
     leftovers: bool,
+    /// A comparison failed, and what it should have made up for is still unknown.
+    uncompared: bool,
 }
 
 impl PlaneThread {
@@ -207,6 +209,7 @@ impl PlaneThread {
             ended: BTreeMap::new(),
             ensured: Instant::now(),
             leftovers: false,
+            uncompared: false,
         }
     }
 
@@ -263,9 +266,13 @@ impl PlaneThread {
     fn compare(&mut self) {
         // Before the look: what happens during it deserves another.
         self.resync.store(false, Ordering::Release);
-        match self.enforcer.plane().resync() {
+        let compared = self.enforcer.plane().resync();
+        self.uncompared = compared.is_err();
+        match compared {
             Ok(events) => events.iter().for_each(|event| report(&self.engine, event)),
-            Err(error) => tracing::error!(%error, "cannot compare with what is installed"),
+            Err(error) => {
+                tracing::error!(%error, "cannot compare with what is installed; it is tried again");
+            }
         }
     }
 
@@ -276,6 +283,9 @@ impl PlaneThread {
         self.ensured = Instant::now();
         if self.leftovers {
             self.reconcile();
+        }
+        if self.uncompared {
+            self.compare();
         }
         match self.enforcer.ensure_filter() {
             Ok(false) => {}

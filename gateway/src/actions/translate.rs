@@ -50,7 +50,8 @@ pub(super) fn child(
         .ok_or_else(|| "the data plane does not have the negotiated ESP suite".to_owned())?;
     let networks = networks(&request.networks);
     let remote = request.hosts.remote.ip().to_canonical();
-    if !request.transport && networks.iter().any(|net| net.contains(&remote)) {
+    // Only a site in transport mode has its gateway's own address for a network.
+    if !request.transport && networks.iter().any(|net| *net == IpNet::from(remote)) {
         return Err("the site is in transport mode, and the peer agreed to tunnel mode only; set \
                     transport mode there too (strongSwan: `mode = transport`)"
             .to_owned());

@@ -40,6 +40,8 @@ pub(super) struct SaState {
     pub(super) packets: u64,
     pub(super) drops_replay: u64,
     pub(super) drops_auth: u64,
+    /// Seconds after its installation at which it ends; 0 is never.
+    pub(super) ends_after: u64,
     /// Seconds of the wall clock.
     pub(super) last_used: Option<u64>,
     pub(super) sequence: Sequence,
@@ -129,6 +131,7 @@ pub(super) fn sa(payload: &[u8]) -> Result<SaState, PlaneError> {
         owner: 0,
         bytes: info.lifetime_cur.bytes,
         packets: info.lifetime_cur.packets,
+        ends_after: info.lifetime_cfg.hard_add_expires_seconds,
         drops_replay: u64::from(info.stats.replay) + u64::from(info.stats.replay_window),
         drops_auth: u64::from(info.stats.integrity_failed),
         last_used: None,

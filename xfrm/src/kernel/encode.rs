@@ -86,9 +86,18 @@ pub(super) fn new_sa(
 }
 
 /// `XFRM_MSG_UPDSA`: changes the encapsulation ports of one installed half. The kernel leaves
-/// keys and counters of an established SA as they are.
-pub(super) fn update_sa(context: Context, spec: &ChildSpec, hosts: &Hosts, half: Half) -> Message {
-    emit_sa(XFRM_MSG_UPDSA, sa(context, spec, hosts, half, &Sequence::default()))
+/// keys and counters of an established SA as they are, and goes on counting its time from its
+/// installation: `ends_after` is how long it had then.
+pub(super) fn update_sa(
+    context: Context,
+    spec: &ChildSpec,
+    hosts: &Hosts,
+    half: Half,
+    ends_after: u64,
+) -> Message {
+    let mut message = sa(context, spec, hosts, half, &Sequence::default());
+    message.user_sa_info.lifetime_cfg.hard_add_expires_seconds = ends_after;
+    emit_sa(XFRM_MSG_UPDSA, message)
 }
 
 /// `XFRM_MSG_UPDSA` that puts a whole SA in the place of a larval one. The kernel makes such when

@@ -284,13 +284,26 @@ fn an_outbound_policy_names_the_client() {
     assert_eq!(delete.unwrap().user_policy_id.selector, info.selector);
 }
 
+/// The kernel counts from the installation also after an update (`xfrm_state_update`): what is left
+/// by then, said again, would end the SA at once in the second half of its life.
+#[test]
+fn a_change_of_ports_does_not_shorten_an_sa() {
+    let ends = Some(std::time::Instant::now() + std::time::Duration::from_secs(6));
+    let limited = ChildSpec { limits: Limits { ends, ..Limits::default() }, ..spec() };
+    for ends_after in [0, 3_600] {
+        let message = update_sa(CONTEXT, &limited, &limited.hosts, Half::In, ends_after);
+        let seconds: [u8; 8] = payload(&message)[136..144].try_into().unwrap();
+        assert_eq!(u64::from_ne_bytes(seconds), ends_after);
+    }
+}
+
 #[test]
 fn messages_are_whole_netlink_messages() {
     let spec = spec();
     let inner = Flow::to("fd77::2/128".parse().unwrap());
     for message in [
         new_sa(CONTEXT, &spec, &spec.hosts, Half::In, &Sequence::default()),
-        update_sa(CONTEXT, &spec, &spec.hosts, Half::Out),
+        update_sa(CONTEXT, &spec, &spec.hosts, Half::Out, 0),
         delete_sa(spec.hosts.local.ip(), spec.spi_in),
         outbound_policy(CONTEXT, &spec, &spec.hosts, &inner, outbound_index(1), true),
         ask_for_direction(),

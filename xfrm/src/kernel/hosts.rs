@@ -100,7 +100,14 @@ impl KernelPlane {
         }
         // The kernel finds the SA by our address inbound and the peer's outbound; the latter is
         // unchanged here, the former's source address it does not check.
-        let message = encode::update_sa(self.context, spec, hosts, half);
+        let (destination, spi) = match half {
+            Half::In => (hosts.local.ip(), spec.spi_in),
+            Half::Out => (hosts.remote.ip(), spec.spi_out),
+        };
+        let Some(state) = self.state(destination, spi)? else {
+            return Err(expired(spec));
+        };
+        let message = encode::update_sa(self.context, spec, hosts, half, state.ends_after);
         self.netlink.request(&format!("change the ports of child {}", spec.id.0), message)
     }
 

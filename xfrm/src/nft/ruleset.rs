@@ -558,6 +558,10 @@ fn host_chains(text: &mut String, sites: &[SiteFilter]) {
     for (site, from_it, _) in host_pairs(sites) {
         let protected = format!("{from_it} meta ipsec exists");
         let chain = site_chain(ChainKind::Local, &site.site);
+        // Once there is a tunnel, the peer's policies lead what is open in clear through it.
+        for port in site.hosts.iter().flat_map(|hosts| &hosts.own_ports) {
+            let _ = writeln!(text, "    {protected} tcp dport {port} accept");
+        }
         let _ = writeln!(text, "    {protected} jump {chain}");
         let _ = writeln!(text, "    {protected} counter name drop_from_client drop");
     }

@@ -15,6 +15,10 @@ use thiserror::Error;
 /// The layout this program writes and the newest it can read.
 pub const STATE_VERSION: u32 = 1;
 
+/// How often, and how far apart, a lock is tried that somebody holds.
+const LOCK_TRIES: u32 = 15;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Why the state directory cannot be used. Each is one sentence with what to do.
 #[derive(Debug, Error)]
 pub enum StateError {
@@ -216,15 +220,19 @@ impl StateDir {
             .mode(0o600)
             .open(&path)
             .map_err(|e| StateError::io(&path, &e))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(StateError::Busy(self.path.display().to_string()));
+        // A process that is just ending, or a child that it has forked and that has not started its
+        // program yet, holds the lock a little longer.
+        for _ in 0..LOCK_TRIES {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    self.lock = Some(file);
+                    return Ok(());
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+                Err(error) => return Err(StateError::io(&path, &std::io::Error::from(error))),
             }
-            Err(error) => return Err(StateError::io(&path, &std::io::Error::from(error))),
         }
-        self.lock = Some(file);
-        Ok(())
+        Err(StateError::Busy(self.path.display().to_string()))
     }
 
     /// The nearest existing ancestor must let us create the directory.

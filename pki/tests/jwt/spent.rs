@@ -116,13 +116,13 @@ fn spent_tokens_are_forgotten_when_they_are_no_good_any_more() {
     for number in 0..64 {
         tokens.insert(number, later(0, &format!("n{number}")));
     }
-    later(3_000, "soon");
+    later(7_000, "soon");
     let presented = |secs| {
         let token = &tokens[&0];
         authority.lease_of_jwt(token, after(secs)).is_ok()
     };
     assert!(presented(300));
-    later(5_000, "late");
+    later(9_000, "late");
     // What is left is the lease; the token says nothing about it any more.
     assert!(!presented(300), "64 records stay for ever");
 }
